@@ -1,0 +1,86 @@
+"""One message or an array of them in one body: decoded so that a bad one does not lose the others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from contracts.base import Message, explain
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MAX_ITEMS: Final = 1000
+"""How many messages one body may carry."""
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded(Generic[M]):
+    """What a body held.
+
+    Attributes:
+        results: The messages that fit, in their order.
+        rejected: What did not fit, with a sentence that says why: the whole body, or single items of its
+            array as JSON.
+    """
+
+    results: list[M]
+    rejected: list[tuple[bytes, str]] = field(default_factory=list)
+
+
+class Batch(Generic[M]):
+    """Reads and writes bodies of one kind of message."""
+
+    def __init__(self, model: type[M]) -> None:
+        self._one = TypeAdapter(model)
+        # A type made at run time is beyond mypy; the annotation says what it is.
+        many: Any = Annotated[list[model], Field(max_length=MAX_ITEMS)]  # type: ignore[valid-type]
+        self._many: TypeAdapter[list[M]] = TypeAdapter(many)
+
+    def encode(self, messages: Sequence[M]) -> bytes:
+        """Writes messages as one array.
+
+        Raises:
+            ValueError: There are more than `MAX_ITEMS`.
+        """
+        if len(messages) > MAX_ITEMS:
+            raise ValueError(
+                f"One body carries at most {MAX_ITEMS} messages, not {len(messages)}: split them."
+            )
+        return self._many.dump_json(list(messages), warnings="error")
+
+    def decode(self, body: bytes) -> Decoded[M]:
+        """Reads a body: one JSON object, or an array of up to `MAX_ITEMS` of them."""
+        try:
+            if body.lstrip().startswith(b"{"):
+                return Decoded([self._one.validate_json(body)])
+            return Decoded(self._many.validate_json(body))
+        except ValidationError:
+            return self._decode_one_by_one(body)
+
+    def _decode_one_by_one(self, body: bytes) -> Decoded[M]:
+        # Bytes that are not UTF-8 become lone surrogates, which are refused with the item that they stand in.
+        try:
+            items = json.loads(body.decode("utf-8", "surrogateescape"))
+        except (ValueError, RecursionError) as error:
+            return Decoded([], [(body, f"The body is not JSON: {error}.")])
+        if isinstance(items, dict):
+            items = [items]
+        if not isinstance(items, list):
+            return Decoded([], [(body, "The body is neither a JSON object nor an array of objects.")])
+        if len(items) > MAX_ITEMS:
+            sentence = f"The array holds {len(items)} items; one message carries at most {MAX_ITEMS}."
+            return Decoded([], [(body, sentence)])
+        decoded: Decoded[M] = Decoded([])
+        for item in items:
+            raw = json.dumps(item, separators=(",", ":")).encode()
+            try:
+                decoded.results.append(self._one.validate_json(raw))
+            except ValidationError as error:
+                decoded.rejected.append((raw, explain(error)))
+        return decoded

@@ -1,0 +1,134 @@
+"""Commands from upstream, and the reply to them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from enum import StrEnum
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from contracts.base import ChannelName, Count, DeliveryId, Instant, Message, Name, PreparationNumber, Text
+from contracts.states import State
+
+
+class Status(StrEnum):
+    """How a command was answered."""
+
+    ACCEPTED = "accepted"
+    """It was carried out."""
+    FINALIZE = "finalize"
+    """Nothing changed: the summary is for a person to see before the definitive confirmation."""
+    REFUSED = "refused"
+    """It was understood, and the rules forbid it."""
+    INVALID = "invalid"
+    """It could not be understood."""
+
+
+class Reason(StrEnum):
+    """Why a command was refused or invalid."""
+
+    OPERATOR_UNKNOWN = "operator_unknown"
+    """No active operator has this name."""
+    ROLE_MISSING = "role_missing"
+    """The operator does not hold the role that the command needs."""
+    DELIVERY_UNKNOWN = "delivery_unknown"
+    """No delivery has this number."""
+    NOT_READY = "not_ready"
+    """The delivery is not prepared, or its preparation failed."""
+    STALE_PREPARATION = "stale_preparation"
+    """The delivery was prepared again since the operator saw it."""
+    ALREADY_CONFIRMED = "already_confirmed"
+    """The delivery was confirmed before."""
+    VALIDITY_OVER = "validity_over"
+    """The time in which it may be sent is over."""
+    NOTHING_TO_SEND = "nothing_to_send"
+    """The preparation left no recipient."""
+    WRONG_STATE = "wrong_state"
+    """The delivery's state does not allow the command."""
+    PUBLISHER_NOT_ALLOWED = "publisher_not_allowed"
+    """The broker user that published the command may not do so."""
+    MALFORMED = "malformed"
+    """The body is not JSON, or not this command's; or a required property is missing."""
+
+
+class Confirm(Message):
+    """Confirms a prepared delivery, or asks for the summary that a person sees before that."""
+
+    delivery_id: DeliveryId
+    """The delivery to confirm."""
+    operator: Name
+    """Who confirms: must be known, active, and hold `start_deliveries`."""
+    preparation: PreparationNumber | None = None
+    """The preparation that the operator saw; required when `definitive` is true."""
+    definitive: bool
+    """False asks for the summary and changes nothing; true starts the delivery."""
+
+    @model_validator(mode="after")
+    def _definitive_names_its_preparation(self) -> Self:
+        if self.definitive and self.preparation is None:
+            raise PydanticCustomError(
+                "missing_preparation", "preparation: Field required when definitive is true"
+            )
+        return self
+
+
+class Control(Message):
+    """Pauses, resumes or stops a delivery; the routing key says which."""
+
+    delivery_id: DeliveryId
+    """The delivery to act on."""
+    operator: Name
+    """Who asks: must be known, active, and hold `start_deliveries`."""
+    reason: Annotated[Text, Field(min_length=1, max_length=2000)]
+    """Why, in the operator's words; kept with the change of state."""
+
+
+class ComputeStats(Message):
+    """Asks for a delivery's KPIs, recounted."""
+
+    delivery_id: DeliveryId
+    """The delivery to count."""
+
+
+class Summary(Message):
+    """What a person must see before the definitive confirmation."""
+
+    label: Text
+    """The delivery's label."""
+    channel: ChannelName
+    """The channel that it goes over."""
+    to_deliver: Count
+    """How many recipients it goes to."""
+    excluded: dict[Text, Count]
+    """How many targets the preparation left out, by cause."""
+    contact_date: Instant | None = None
+    """When sending may start; null for as soon as confirmed."""
+    time_zone: Text | None = None
+    """The IANA time zone that the contact date was given in."""
+    valid_until: Instant | None = None
+    """Until when sending and retrying may go on; null where it is counted from the start, or unlimited."""
+    valid_for: timedelta | None = None
+    """How long sending and retrying may go on after the start (ISO 8601 duration); null for unlimited."""
+    preparation: PreparationNumber
+    """The preparation that this is the summary of: the one to name in the definitive confirmation."""
+
+
+class Reply(Message):
+    """The answer to a command: published to its `reply_to`, and always recorded."""
+
+    command_id: Text
+    """The `message_id` of the command."""
+    delivery_id: DeliveryId | None = None
+    """The delivery that the command named; null where it could not be read."""
+    status: Annotated[Status, Field(strict=False)]
+    """How the command was answered."""
+    reason: Annotated[Reason, Field(strict=False)] | None = None
+    """Why it was refused or invalid; null otherwise."""
+    message: Text
+    """A sentence for a person."""
+    state: Annotated[State, Field(strict=False)] | None = None
+    """The delivery's state after the command; null where there is no such delivery."""
+    summary: Summary | None = None
+    """What a person must see; with `finalize` only."""

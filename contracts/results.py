@@ -1,0 +1,176 @@
+"""Results: what became of one attempt for one recipient."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+from pydantic import Field, WithJsonSchema
+
+from contracts.base import AttemptNumber, DeliveryId, Instant, Message, Name, Quoted, RecipientNumber
+from contracts.batch import Batch, Decoded
+from contracts.routing import BOUNCE, ERROR, SENT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class BounceKind(StrEnum):
+    """How a bounce weighs."""
+
+    HARD = "hard"
+    """The address does not work: no further try."""
+    SOFT = "soft"
+    """It failed this time; a later try may work."""
+    IGNORED = "ignored"
+    """It says nothing about the address: an automatic answer, say."""
+
+
+class BounceReason(StrEnum):
+    """Why a message bounced. A reason that is not listed is read as `not_defined`, never refused."""
+
+    USER_UNKNOWN = "user_unknown"
+    """There is no such mailbox."""
+    ACCOUNT_DISABLED = "account_disabled"
+    """The mailbox is there and closed."""
+    MAILBOX_FULL = "mailbox_full"
+    """The mailbox takes no more for now."""
+    MOVED = "moved"
+    """The mailbox moved, without a forwarding address."""
+    INVALID_DOMAIN = "invalid_domain"
+    """The address's domain does not exist or takes no mail."""
+    UNREACHABLE = "unreachable"
+    """The recipient's server could not be reached."""
+    EXPIRED = "expired"
+    """A relay gave up after trying for as long as it may."""
+    REFUSED = "refused"
+    """The recipient's server refused, without a better reason."""
+    RATE_LIMITED = "rate_limited"
+    """Too many messages in too short a time."""
+    GREYLISTED = "greylisted"
+    """A first try is always put off; a later one is taken."""
+    SPAM = "spam"
+    """Taken for spam, or the sender's address is on a block list."""
+    AUTHENTICATION = "authentication"
+    """SPF, DKIM or DMARC failed."""
+    POLICY = "policy"
+    """Against a policy of the recipient's server."""
+    TOO_LARGE = "too_large"
+    """The message is larger than the recipient's server takes."""
+    CONTENT = "content"
+    """The message's form or media could not be handled."""
+    PROTOCOL = "protocol"
+    """The servers did not understand each other."""
+    SYSTEM = "system"
+    """The recipient's server has trouble of its own."""
+    AUTO_REPLY = "auto_reply"
+    """An automatic answer, such as an absence note."""
+    NOT_DEFINED = "not_defined"
+    """None of these, or not known."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> BounceReason | None:
+        return cls.NOT_DEFINED if isinstance(value, str) else None
+
+
+class Fault(StrEnum):
+    """Whose fault a bounce is."""
+
+    RECIPIENT = "recipient"
+    """The recipient's mailbox or address."""
+    SENDER = "sender"
+    """The sender's name, address or authentication."""
+    CONTENT = "content"
+    """The message itself."""
+    INFRASTRUCTURE = "infrastructure"
+    """The servers or the network between."""
+
+
+class Result(Message):
+    """What every result says first."""
+
+    delivery_id: DeliveryId
+    """The delivery that was sent."""
+    recipient: RecipientNumber
+    """The recipient's number in the delivery."""
+    attempt: AttemptNumber
+    """Which try this is the result of."""
+    at: Instant
+    """When the channel gave this outcome."""
+
+
+class Sent(Result):
+    """The channel took the message."""
+
+    provider_id: Quoted | None = None
+    """The channel's own identifier of the message."""
+    reply: Quoted | None = None
+    """The channel's answer, word for word; of any length."""
+
+
+class Bounce(Result):
+    """The channel or the recipient's server refused the message, or returned it later."""
+
+    kind: Annotated[BounceKind, Field(strict=False)]
+    """How the bounce weighs."""
+    reason: Annotated[
+        BounceReason,
+        Field(strict=False),
+        WithJsonSchema({"type": "string", "examples": [reason.value for reason in BounceReason]}),
+    ] = BounceReason.NOT_DEFINED
+    """Why, by one of the names under examples; any other is read as `not_defined`."""
+    status: Annotated[str, Field(pattern=r"^[245]\.[0-9]{1,3}\.[0-9]{1,3}$")] | None = None
+    """The enhanced status code (RFC 3463), where there is one."""
+    reply: Quoted | None = None
+    """The server's answer or the report's diagnosis, word for word; of any length."""
+    fault: Annotated[Fault, Field(strict=False)] | None = None
+    """Whose fault it is, where that is known."""
+
+
+class Error(Result):
+    """The message could not be handed to the channel at all."""
+
+    reason: Name
+    """Why, as a short name: `template`, `connection`, …"""
+    retryable: bool
+    """Whether a later try may work."""
+    detail: Quoted | None = None
+    """What went wrong, for a person; of any length."""
+
+
+_BATCHES: Final[dict[str, Batch[Any]]] = {SENT: Batch(Sent), BOUNCE: Batch(Bounce), ERROR: Batch(Error)}
+_KEYS: Final[dict[type[Result], str]] = {Sent: SENT, Bounce: BOUNCE, Error: ERROR}
+
+
+def routing_key(result: Sent | Bounce | Error) -> str:
+    """Names the routing key that a result is published with."""
+    return _KEYS[type(result)]
+
+
+def decode(routing_key: str, body: bytes) -> Decoded[Any]:
+    """Reads a body of results: one, or an array of up to 1,000 that share the routing key.
+
+    Args:
+        routing_key: `sent`, `bounce` or `error`.
+        body: The message's body.
+
+    Returns:
+        The results that fit (`Sent`, `Bounce` or `Error`, as the routing key says), and what did not, each
+        with the sentence that says why. Nothing is raised.
+    """
+    batch = _BATCHES.get(routing_key)
+    if batch is None:
+        return Decoded([], [(body, f"No result has the routing key {routing_key!r}.")])
+    return batch.decode(body)
+
+
+def encode(results: Sequence[Sent] | Sequence[Bounce] | Sequence[Error]) -> bytes:
+    """Writes results of one kind as an array, in compact JSON.
+
+    Raises:
+        ValueError: There are none, or more than 1,000, or they are not all of one kind.
+    """
+    kinds = {type(result) for result in results}
+    if len(kinds) != 1:
+        raise ValueError("One body carries results of exactly one kind: group them by their routing key.")
+    return _BATCHES[_KEYS[kinds.pop()]].encode(results)

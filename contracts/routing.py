@@ -1,0 +1,97 @@
+"""Every string of the wire, once: exchanges, routing keys, queues, headers, message types."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+SCHEMA_VERSION: Final = 1
+"""The version of the bodies, in the header `schema_version`; raised only when an old reader would misread."""
+
+CONTENT_TYPE: Final = "application/json"
+
+# Exchanges, all durable; direct but for EVENTS (topic) and DEAD (fanout).
+COMMANDS: Final = "sendoff.commands"
+SENDS: Final = "sendoff.sends"
+RESULTS: Final = "sendoff.results"
+TRACKING: Final = "sendoff.tracking"
+EVENTS: Final = "sendoff.events"
+DEAD: Final = "sendoff.dead"
+
+# Routing keys of COMMANDS.
+CONFIRM: Final = "delivery.confirm"
+PAUSE: Final = "delivery.pause"
+RESUME: Final = "delivery.resume"
+STOP: Final = "delivery.stop"
+COMPUTE_STATS: Final = "delivery.compute-stats"
+
+# Routing keys of RESULTS.
+SENT: Final = "sent"
+BOUNCE: Final = "bounce"
+ERROR: Final = "error"
+
+# Routing keys of TRACKING.
+OPEN: Final = "open"
+CLICK: Final = "click"
+MIRROR: Final = "mirror"
+OPTOUT: Final = "optout"
+
+# Queues.
+COMMANDS_QUEUE: Final = "sendoff.commands"
+STATS_QUEUE: Final = "sendoff.stats"
+SENT_QUEUE: Final = "sendoff.results.sent"
+BOUNCE_QUEUE: Final = "sendoff.results.bounce"
+ERROR_QUEUE: Final = "sendoff.results.error"
+TRACKING_QUEUE: Final = "sendoff.tracking"
+DEAD_QUEUE: Final = "sendoff.dead"
+
+BINDINGS: Final = {
+    COMMANDS_QUEUE: (COMMANDS, (CONFIRM, PAUSE, RESUME, STOP)),
+    STATS_QUEUE: (COMMANDS, (COMPUTE_STATS,)),
+    SENT_QUEUE: (RESULTS, (SENT,)),
+    BOUNCE_QUEUE: (RESULTS, (BOUNCE,)),
+    ERROR_QUEUE: (RESULTS, (ERROR,)),
+    TRACKING_QUEUE: (TRACKING, (OPEN, CLICK, MIRROR, OPTOUT)),
+}
+"""For each queue but the send queues and the dead queue: its exchange and its routing keys."""
+
+# Headers.
+TRACEPARENT: Final = "traceparent"
+HEADER_SCHEMA_VERSION: Final = "schema_version"
+HEADER_REASON: Final = "x-sendoff-reason"
+"""On a message in the dead queue: the sentence that says why it is there."""
+HEADER_EXCHANGE: Final = "x-sendoff-exchange"
+"""On a message in the dead queue: the exchange that it was first published to, for a replay."""
+HEADER_ROUTING_KEY: Final = "x-sendoff-routing-key"
+"""On a message in the dead queue: the routing key that it was first published with, for a replay."""
+
+# The property `type` of what has no routing key that names it; elsewhere `type` is the routing key.
+TYPE_SEND: Final = "send"
+TYPE_REPLY: Final = "reply"
+TYPE_STATS: Final = "stats"
+
+
+def send_queue(channel: str) -> str:
+    """Names the queue of a channel's send messages; its routing key in SENDS is the channel itself."""
+    return f"sendoff.send.{channel}"
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of one installation: those of this module behind its prefix.
+
+    `Names("blue").queue(SENT_QUEUE)` is `blue.sendoff.results.sent`; without a prefix they stand as here.
+    """
+
+    prefix: str = ""
+
+    def exchange(self, name: str) -> str:
+        """Names an exchange of this installation."""
+        return self._prefixed(name)
+
+    def queue(self, name: str) -> str:
+        """Names a queue of this installation."""
+        return self._prefixed(name)
+
+    def _prefixed(self, name: str) -> str:
+        return f"{self.prefix}.{name}" if self.prefix else name

@@ -1,0 +1,95 @@
+"""Statistics of a delivery: the answer to *compute stats*, by the names of the view `deployment`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from contracts.base import ChannelName, Count, DeliveryId, Instant, Message, PreparationNumber, Text
+from contracts.commands import Status
+from contracts.states import State
+
+Percentage = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+"""Rounded to two decimals; may pass 100 where recipients that bounced later had opened."""
+
+
+class Stats(Message):
+    """A delivery's KPIs in one snapshot.
+
+    They balance: `to_deliver` is the sum of `sent`, `bounced`, `errors`, `unknown`, `excluded_late`,
+    `cancelled`, `retrying`, `sending` and `pending`.
+    """
+
+    status: Literal[Status.ACCEPTED] = Status.ACCEPTED
+    """Tells this answer from the reply that refuses."""
+    delivery_id: DeliveryId
+    """The delivery that was counted."""
+    label: Text
+    """Its label."""
+    channel: ChannelName
+    """The channel that it goes over."""
+    state: Annotated[State, Field(strict=False)]
+    """Where it stands."""
+    preparation: PreparationNumber | None
+    """The preparation that was confirmed, or the newest one; null where there is none."""
+    contact_date: Instant | None
+    """When sending may start; null for as soon as confirmed."""
+    confirmed_at: Instant | None
+    """When it was confirmed."""
+    started_at: Instant | None
+    """When sending began."""
+    finished_at: Instant | None
+    """When the last recipient was accounted for."""
+    to_deliver: Count
+    """Recipients of the confirmed preparation."""
+    sent: Count
+    """Recipients whose standing outcome is sent."""
+    bounced: Count
+    """Recipients whose standing outcome is a bounce."""
+    bounced_hard: Count
+    """Of these, hard ones."""
+    bounced_soft: Count
+    """Of these, soft ones."""
+    bounced_ignored: Count
+    """Of these, ignored ones."""
+    errors: Count
+    """Recipients whose standing outcome is an error."""
+    unknown: Count
+    """Recipients of whom it is not known whether the channel took the message."""
+    excluded_late: Count
+    """Recipients left out at send time: quarantined meanwhile, say."""
+    cancelled: Count
+    """Recipients not sent because the delivery was stopped or its validity ended."""
+    retrying: Count
+    """Recipients that wait for another try."""
+    sending: Count
+    """Recipients whose try is under way."""
+    pending: Count
+    """Recipients not tried yet."""
+    opened: Count
+    """Unique recipients with any tracking event."""
+    clicked: Count
+    """Unique recipients with a click."""
+    optout: Count
+    """Unique recipients that unsubscribed."""
+    mirror: Count
+    """Unique recipients that looked at the copy on the web."""
+    sent_pct: Percentage | None
+    """`sent` of `to_deliver`; null of nothing, as all percentages."""
+    bounce_error_pct: Percentage | None
+    """`bounced + errors` of `sent + bounced + errors`."""
+    open_pct: Percentage | None
+    """`opened` of `sent`."""
+    click_pct: Percentage | None
+    """`clicked` of `sent`."""
+    excluded: dict[Text, Count]
+    """Targets that the preparation left out, by cause; outside the balance."""
+    updated_at: Instant | None
+    """When a counter last moved."""
+    as_of: Instant
+    """The moment of the snapshot."""
+    exact: bool
+    """True where the KPIs were recounted from the logs."""
+    drift: dict[Text, int]
+    """By KPI, recounted value less the live counter's, where they differed; repaired by this recount."""
