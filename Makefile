@@ -1,0 +1,66 @@
+# Everything a developer types; `make help` lists it. Needs make and Python 3.11 or newer, nothing else.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Debian's own python3 unless another is asked for: make test PYTHON=python3.13
+PYTHON ?= python3
+BIN := .venv/bin
+SERVERS := $(PYTHON) dev/servers.py
+SOURCES := contracts worker sql tests dev
+UV_COMPILE = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
+
+.PHONY: help up down venv test check format lock schemas demo bench clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: venv ## send a delivery of N recipients (N=1000) on servers of its own, which end with it
+	@$(SERVERS) run -- $(BIN)/python dev/demo.py --recipients $(or $(N),1000)
+
+test: check ## check, then run every test on servers of its own (ARGS='-k name' goes to pytest)
+	@$(SERVERS) run -- $(BIN)/pytest $(ARGS)
+
+check: venv ## check format, style, types, layers and the generated contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python dev/generate_contracts.py --check
+
+format: venv ## format the code and mend what can be mended by itself
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+up: venv ## start this checkout's RabbitMQ, Postgres and SMTP sink; use as: eval "$(make -s up)"
+	@$(SERVERS) up
+
+down: ## stop just those, and remove their data
+	@$(SERVERS) down
+
+schemas: venv ## write contracts/schemas and contracts/asyncapi.yaml from the models
+	$(BIN)/python dev/generate_contracts.py
+
+bench: venv ## measure against other frameworks doing the same job, on servers of its own
+	@$(SERVERS) run -- $(BIN)/python -m tests.bench $(ARGS)
+
+venv: .venv/built ## build .venv from the hashed lock, if it is not there or is out of date
+
+# Only a finished environment carries the mark, so that one that was interrupted is built again.
+.venv/built: requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo 'Sendoff needs Python 3.11 or newer; name one with make PYTHON=python3.12' >&2; exit 1; }
+	@$(SERVERS) install
+	@$(PYTHON) -m venv .venv >&2
+	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-dev.lock >&2
+	@$(BIN)/python -m pip install --quiet --no-deps --editable . >&2
+	@touch $@
+
+lock: ## resolve requirements.lock and requirements-dev.lock anew (needs uv)
+	$(UV_COMPILE) pyproject.toml --output-file requirements.lock
+	$(UV_COMPILE) pyproject.toml --group dev --output-file requirements-dev.lock
+
+clean: down ## stop the servers and remove everything that was built
+	rm -rf .venv .dev build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
