@@ -6,7 +6,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from contracts.base import ChannelName, Count, DeliveryId, Instant, Message, Name, PreparationNumber, Text
@@ -55,6 +55,13 @@ class Reason(StrEnum):
 
 class Confirm(Message):
     """Confirms a prepared delivery, or asks for the summary that a person sees before that."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "if": {"properties": {"definitive": {"const": True}}},
+            "then": {"required": ["preparation"], "properties": {"preparation": {"type": "integer"}}},
+        }
+    )
 
     delivery_id: DeliveryId
     """The delivery to confirm."""

@@ -1,0 +1,131 @@
+"""Bodies as they look on the wire, for the generated schemas and the AsyncAPI document."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from contracts.commands import ComputeStats, Confirm, Control, Reply
+from contracts.events import DeliveryEvent
+from contracts.results import Bounce, Error, Sent
+from contracts.sends import Send
+from contracts.stats import Stats
+from contracts.tracking import TrackingEvent
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+_AT: Final = "2026-12-01T08:00:03.250Z"
+_COMMAND: Final = {"delivery_id": 42, "operator": "ana"}
+_RESULT: Final = {"delivery_id": 42, "recipient": 17, "attempt": 1, "at": _AT}
+_COUNTS: Final = {
+    "to_deliver": 1000, "sent": 950, "bounced": 30, "bounced_hard": 20, "bounced_soft": 9,
+    "bounced_ignored": 1,
+    "errors": 5, "unknown": 0, "excluded_late": 1, "cancelled": 0, "retrying": 4, "sending": 10, "pending": 0,
+    "opened": 300, "clicked": 42, "optout": 2, "mirror": 7,
+    "sent_pct": 95.0, "bounce_error_pct": 3.55, "open_pct": 31.58, "click_pct": 4.42,
+}  # fmt: skip
+
+EXAMPLES: Final[dict[type[BaseModel], list[dict[str, Any]]]] = {
+    Confirm: [
+        {**_COMMAND, "definitive": False},
+        {**_COMMAND, "preparation": 3, "definitive": True},
+    ],
+    Control: [{**_COMMAND, "reason": "typo in the subject"}],
+    ComputeStats: [{"delivery_id": 42}],
+    Reply: [
+        {
+            "command_id": "c-1001",
+            "delivery_id": 42,
+            "status": "finalize",
+            "reason": None,
+            "message": "Delivery 42 will go to 1000 recipients by email.",
+            "state": "ready",
+            "summary": {
+                "label": "November newsletter",
+                "channel": "email",
+                "to_deliver": 1000,
+                "excluded": {"duplicate": 3, "invalid": 2},
+                "contact_date": "2026-12-01T08:00:00Z",
+                "time_zone": "Europe/Paris",
+                "valid_until": None,
+                "valid_for": "P3D",
+                "preparation": 3,
+            },
+        },
+        {
+            "command_id": "c-1002",
+            "delivery_id": 42,
+            "status": "refused",
+            "reason": "stale_preparation",
+            "message": "Delivery 42 was prepared again since: look at preparation 4 and confirm that.",
+            "state": "ready",
+            "summary": None,
+        },
+    ],
+    Stats: [
+        {
+            "status": "accepted",
+            "delivery_id": 42,
+            "label": "November newsletter",
+            "channel": "email",
+            "state": "in_progress",
+            "preparation": 3,
+            "contact_date": "2026-12-01T08:00:00Z",
+            "confirmed_at": "2026-11-30T16:12:09Z",
+            "started_at": "2026-12-01T08:00:00Z",
+            "finished_at": None,
+            **_COUNTS,
+            "excluded": {"duplicate": 3, "invalid": 2},
+            "updated_at": _AT,
+            "as_of": "2026-12-01T08:00:04Z",
+            "exact": True,
+            "drift": {},
+        }
+    ],
+    Send: [
+        {
+            "delivery_id": 42,
+            "recipient": 17,
+            "attempt": 1,
+            "channel": "email",
+            "address": "ana@example.org",
+            "variables": {"first_name": "Ana"},
+            "valid_until": "2026-12-04T08:00:00Z",
+        }
+    ],
+    Sent: [{**_RESULT, "provider_id": "4F3A1", "reply": "250 2.0.0 Ok: queued as 4F3A1"}],
+    Bounce: [
+        {
+            **_RESULT,
+            "kind": "hard",
+            "reason": "user_unknown",
+            "status": "5.1.1",
+            "reply": "550 5.1.1 User unknown",
+            "fault": "recipient",
+        }
+    ],
+    Error: [{**_RESULT, "reason": "connection", "retryable": True, "detail": "The relay did not answer."}],
+    TrackingEvent: [
+        {
+            "event_id": "e-2001",
+            "delivery_id": 42,
+            "recipient": 17,
+            "kind": "click",
+            "url": "https://example.org/offer",
+            "at": "2026-12-01T09:30:00Z",
+            "user_agent": "Mozilla/5.0",
+        }
+    ],
+    DeliveryEvent: [
+        {
+            "event_id": "d-3001",
+            "delivery_id": 42,
+            "event": "delivery.paused",
+            "state": "paused",
+            "at": "2026-12-01T08:00:05Z",
+            "operator": "ana",
+            "reason": "typo in the subject",
+        }
+    ],
+}
+"""The messages, each with bodies as they look on the wire."""
