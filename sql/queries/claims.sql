@@ -1,0 +1,99 @@
+-- Claims: the right to try one attempt, taken just before the channel is called.
+
+-- name: lock_claims
+-- Claims share this lock; pause and stop take it alone (close_claims). Unlike row locks it queues fairly, so
+-- that a stop waits for the claims before it and for none that came later.
+SELECT pg_advisory_xact_lock_shared($1);
+
+-- name: close_claims
+SELECT pg_advisory_xact_lock($1);
+
+-- name: claim
+-- Grants what nobody has: a first attempt where there is no row, a further one where its retry is due.
+-- Recipients are dense, so that "exists" is a comparison with to_deliver. An address that is quarantined by
+-- now is excluded instead of granted. The counter row of the shard comes last, to be locked for the shortest time.
+WITH asked AS (
+    SELECT a.recipient, a.attempt, q.cause
+    FROM unnest($2::int[], $3::smallint[], $4::text[]) AS a (recipient, attempt, address_key)
+    JOIN sendoff.delivery_record d ON d.delivery_id = $1
+    LEFT JOIN sendoff.quarantined_address q ON q.channel = d.channel AND q.address_key = a.address_key
+    WHERE d.state = ANY ($5::text[]) AND d.valid_until > now() AND d.cancelled_at IS NULL AND a.recipient <= d.to_deliver
+    ORDER BY a.recipient
+), granted AS (
+    INSERT INTO sendoff.outcome AS o (delivery_id, recipient, attempt, status, precedence, claimed_at, reason)
+    SELECT $1, recipient, attempt, CASE WHEN cause IS NULL THEN 'sending' ELSE 'excluded' END, attempt * 16, now(), cause
+    FROM asked
+    WHERE attempt = 1
+       OR EXISTS (SELECT FROM sendoff.outcome k WHERE k.delivery_id = $1 AND k.recipient = asked.recipient)
+    ORDER BY recipient
+    ON CONFLICT (delivery_id, recipient) DO UPDATE
+    SET attempt = excluded.attempt, status = excluded.status, was = o.status, precedence = excluded.precedence,
+        claimed_at = excluded.claimed_at, reason = excluded.reason, retry_at = NULL
+    WHERE o.status = 'retrying' AND o.attempt = excluded.attempt - 1 AND o.retry_at <= now()
+    RETURNING o.recipient, o.status, o.was
+), counted AS (
+    INSERT INTO sendoff.delivery_counter AS c (delivery_id, shard, sending, excluded_late, retrying)
+    SELECT $1, $6, count(*) FILTER (WHERE status = 'sending'), count(*) FILTER (WHERE status = 'excluded'),
+           -count(*) FILTER (WHERE was = 'retrying')
+    FROM granted
+    HAVING count(*) > 0
+    ON CONFLICT (delivery_id, shard) DO UPDATE
+    SET sending = c.sending + excluded.sending, excluded_late = c.excluded_late + excluded.excluded_late,
+        retrying = c.retrying + excluded.retrying, updated_at = now()
+)
+SELECT recipient FROM granted WHERE status = 'sending';
+
+-- name: read_refusals
+-- Why recipients were not granted: only the numbers that do not exist are of interest, all else is routine.
+SELECT a.recipient
+FROM unnest($2::int[]) AS a (recipient)
+LEFT JOIN sendoff.delivery_record d ON d.delivery_id = $1 AND d.confirmed_at IS NOT NULL
+WHERE d.delivery_id IS NULL OR a.recipient > d.to_deliver;
+
+-- name: expire_claims
+-- A claim whose lease ran out without a result: the message may have been sent, so it is never sent again by
+-- itself. The rows are locked in key order, as everywhere.
+WITH expired AS (
+    SELECT recipient
+    FROM sendoff.outcome
+    WHERE delivery_id = $1 AND recipient BETWEEN $2 AND $3 AND status = 'sending' AND claimed_at < now() - $4::interval
+    ORDER BY recipient
+    FOR NO KEY UPDATE
+), moved AS (
+    UPDATE sendoff.outcome o
+    SET status = 'unknown', was = o.status, precedence = o.attempt * 16 + 1, unknown_at = now()
+    FROM expired e
+    WHERE o.delivery_id = $1 AND o.recipient = e.recipient AND o.status = 'sending'
+    RETURNING o.recipient
+), counted AS (
+    INSERT INTO sendoff.delivery_counter AS c (delivery_id, shard, sending, unknown)
+    SELECT $1, $5, -count(*), count(*) FROM moved
+    HAVING count(*) > 0
+    ON CONFLICT (delivery_id, shard) DO UPDATE
+    SET sending = c.sending + excluded.sending, unknown = c.unknown + excluded.unknown, updated_at = now()
+)
+SELECT recipient FROM moved;
+
+-- name: cancel_remaining
+-- Ends what was not tried: at a stop, and when the validity is over. Asked with the claims closed, so that
+-- "the rest" is a number and not a race: what is neither settled nor under way. From here on, a recipient
+-- without a row, or waiting for a retry, counts as cancelled.
+WITH closed AS (
+    UPDATE sendoff.delivery_record
+    SET cancelled_at = now(), updated_at = now()
+    WHERE delivery_id = $1 AND cancelled_at IS NULL
+    RETURNING delivery_id, to_deliver
+)
+INSERT INTO sendoff.delivery_counter AS c (delivery_id, shard, cancelled, retrying)
+SELECT closed.delivery_id, $2, closed.to_deliver - s.settled, -s.retrying
+FROM closed
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(k.sent + k.bounced_hard + k.bounced_soft + k.bounced_ignored + k.errors + k.unknown
+                        + k.excluded_late + k.cancelled + k.sending), 0) AS settled,
+           coalesce(sum(k.retrying), 0) AS retrying
+    FROM sendoff.delivery_counter k
+    WHERE k.delivery_id = closed.delivery_id
+) s
+ON CONFLICT (delivery_id, shard) DO UPDATE
+SET cancelled = c.cancelled + excluded.cancelled, retrying = c.retrying + excluded.retrying, updated_at = now()
+RETURNING c.delivery_id;

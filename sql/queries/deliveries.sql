@@ -1,0 +1,111 @@
+-- The delivery, its state and its content.
+
+-- name: read_delivery_for_update
+-- Locks the one row that every command and every move of state goes through, so that they take turns.
+SELECT delivery_id, label, channel, state, preparation, to_deliver, contact_date, time_zone, valid_for, valid_until,
+       confirmed_at
+FROM sendoff.delivery_record
+WHERE delivery_id = $1
+FOR UPDATE;
+
+-- name: move_delivery
+-- The one guarded move: $2 are the states that it expects; no row back means that somebody else moved first.
+-- A pause remembers where it was paused; a start or an end is dated when it first happens.
+WITH old AS (
+    SELECT delivery_id, state
+    FROM sendoff.delivery_record
+    WHERE delivery_id = $1 AND state = ANY ($2::text[])
+    FOR UPDATE
+), moved AS (
+    UPDATE sendoff.delivery_record d
+    SET state = $3,
+        state_reason = $5,
+        paused_in = CASE WHEN $3 = 'paused' THEN old.state END,
+        started_at = CASE WHEN $3 = 'in_progress' THEN coalesce(d.started_at, now()) ELSE d.started_at END,
+        finished_at = CASE WHEN $3 IN ('finished', 'stopped', 'failed') THEN now()
+                           WHEN $3 = 'in_progress' THEN NULL
+                           ELSE d.finished_at END,
+        updated_at = now()
+    FROM old
+    WHERE d.delivery_id = old.delivery_id
+    RETURNING d.delivery_id, old.state AS from_state, d.state AS to_state
+)
+INSERT INTO sendoff.delivery_transition (delivery_id, from_state, to_state, operator, reason, command_id)
+SELECT delivery_id, from_state, to_state, $4, $5, $6
+FROM moved
+RETURNING from_state, to_state;
+
+-- name: read_paused_in
+SELECT paused_in FROM sendoff.delivery_record WHERE delivery_id = $1 AND state = 'paused';
+
+-- name: confirm_delivery
+-- Freezes what the confirmation decides; the move to start_pending comes in the same transaction.
+UPDATE sendoff.delivery_record
+SET confirmed_at = now(), confirmed_by = $2, valid_until = $3
+WHERE delivery_id = $1;
+
+-- name: finish_delivery
+-- Finished is computed: nothing is left open when the closed outcomes reach to_deliver. The sum reads at
+-- most 16 short rows, so that it may be asked after every batch.
+WITH old AS (
+    SELECT delivery_id, state
+    FROM sendoff.delivery_record d
+    WHERE delivery_id = $1 AND state = ANY ($2::text[])
+      AND d.to_deliver <= (
+          SELECT sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors + c.unknown
+                     + c.excluded_late + c.cancelled)
+          FROM sendoff.delivery_counter c
+          WHERE c.delivery_id = d.delivery_id)
+    FOR UPDATE
+), moved AS (
+    UPDATE sendoff.delivery_record d
+    SET state = 'finished', state_reason = NULL, finished_at = now(), updated_at = now()
+    FROM old
+    WHERE d.delivery_id = old.delivery_id
+    RETURNING d.delivery_id, old.state AS from_state
+)
+INSERT INTO sendoff.delivery_transition (delivery_id, from_state, to_state)
+SELECT delivery_id, from_state, 'finished'
+FROM moved
+RETURNING delivery_id;
+
+-- name: read_due_deliveries
+-- Confirmed, and their contact date is reached.
+SELECT delivery_id
+FROM sendoff.delivery_record
+WHERE state = 'start_pending' AND (contact_date IS NULL OR contact_date <= now())
+ORDER BY contact_date NULLS FIRST, delivery_id
+LIMIT 100;
+
+-- name: read_seconds_to_next_start
+-- How long a scheduler may sleep: to the next contact date; null where none is waiting.
+SELECT extract(epoch FROM min(contact_date) - now())::float8
+FROM sendoff.delivery_record
+WHERE state = 'start_pending';
+
+-- name: read_expired_deliveries
+-- Under way, and their validity is over: what was not tried is to be cancelled.
+SELECT delivery_id
+FROM sendoff.delivery_record
+WHERE state IN ('start_pending', 'in_progress', 'retry_pending', 'paused') AND valid_until <= now()
+  AND cancelled_at IS NULL
+ORDER BY delivery_id
+LIMIT 100;
+
+-- name: read_active_deliveries
+SELECT delivery_id FROM sendoff.delivery_record
+WHERE state IN ('in_progress', 'retry_pending')
+ORDER BY delivery_id;
+
+-- name: read_content
+SELECT c.content::text AS content, d.channel
+FROM sendoff.delivery_record d
+JOIN sendoff.delivery_content c ON c.delivery_id = d.delivery_id AND c.preparation = d.preparation
+WHERE d.delivery_id = $1;
+
+-- name: read_excluded_by_cause
+SELECT cause, count(*)::int AS excluded
+FROM sendoff.exclusion
+WHERE delivery_id = $1
+GROUP BY cause
+ORDER BY cause;

@@ -1,0 +1,37 @@
+-- The directory of operators.
+
+-- name: read_operator
+-- FOR SHARE of the operator's row: a revocation waits for the command that relies on the role, or comes first.
+SELECT o.name, o.active,
+       ARRAY(SELECT r.role FROM sendoff.operator_role r WHERE r.operator = o.name ORDER BY r.role) AS roles
+FROM sendoff.operator o
+WHERE o.name = $1
+FOR SHARE OF o;
+
+-- name: add_operator
+INSERT INTO sendoff.operator (name) VALUES ($1)
+ON CONFLICT (name) DO NOTHING
+RETURNING name;
+
+-- name: lock_operator
+-- Taken by grant and revoke before they touch the roles: the other side of read_operator's FOR SHARE.
+SELECT name FROM sendoff.operator WHERE name = $1 FOR UPDATE;
+
+-- name: grant_role
+INSERT INTO sendoff.operator_role (operator, role) VALUES ($1, $2)
+ON CONFLICT (operator, role) DO NOTHING
+RETURNING role;
+
+-- name: revoke_role
+DELETE FROM sendoff.operator_role WHERE operator = $1 AND role = $2
+RETURNING role;
+
+-- name: set_operator_active
+UPDATE sendoff.operator SET active = $2 WHERE name = $1 AND active <> $2
+RETURNING name;
+
+-- name: list_operators
+SELECT o.name, o.active, o.created_at,
+       ARRAY(SELECT r.role FROM sendoff.operator_role r WHERE r.operator = o.name ORDER BY r.role) AS roles
+FROM sendoff.operator o
+ORDER BY o.name;

@@ -1,0 +1,67 @@
+"""Brings the schema up to date: numbered migrations, each in its own transaction, under one advisory lock."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+
+from sql import migrations
+from worker.db.pool import OUT_OF_REACH, DatabaseUnreachable, SchemaMismatch
+
+if TYPE_CHECKING:
+    from sql import Migration
+
+_LOCK: Final = -7_365_646  # any constant below zero: the ids of deliveries are above it
+_BOOT: Final = """
+CREATE SCHEMA IF NOT EXISTS sendoff;
+CREATE TABLE IF NOT EXISTS sendoff.migration (
+    number      integer PRIMARY KEY,
+    name        text NOT NULL,
+    applied_at  timestamptz NOT NULL DEFAULT now()
+);
+"""
+
+
+async def migrate(url: str, *, timeout: float) -> list[Migration]:  # noqa: ASYNC109 - asyncpg's own
+    """Applies what is missing. Safe to run twice, and by two processes at once: the second waits.
+
+    Args:
+        url: `postgresql://…`.
+        timeout: Seconds to connect.
+
+    Returns:
+        The migrations that were applied now, in order; none where the schema was up to date.
+
+    Raises:
+        DatabaseUnreachable: there is no database at the address.
+        SchemaMismatch: the schema is newer than this code.
+    """
+    try:
+        connection = await asyncpg.connect(
+            url, timeout=timeout, server_settings={"application_name": "sendoff migrate"}
+        )
+    except (*OUT_OF_REACH, asyncpg.PostgresError, ValueError) as error:
+        raise DatabaseUnreachable(
+            f"The database is out of reach: {str(error) or type(error).__name__}"
+        ) from error
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
+        await connection.execute(_BOOT)
+        present = {row["number"] for row in await connection.fetch("SELECT number FROM sendoff.migration")}
+        known = migrations()
+        if present and max(present) > len(known):
+            raise SchemaMismatch(
+                f"The database's schema is at version {max(present)} and this Sendoff knows {len(known)}:"
+                " upgrade Sendoff."
+            )
+        applied = [m for m in known if m.number not in present]
+        for step in applied:
+            async with connection.transaction():
+                await connection.execute(step.sql)
+                await connection.execute(
+                    "INSERT INTO sendoff.migration (number, name) VALUES ($1, $2)", step.number, step.name
+                )
+        return applied
+    finally:
+        await connection.close(timeout=timeout)

@@ -1,0 +1,169 @@
+"""What is known of a recipient: facts set once, and the one that stands, by precedence and not by arrival.
+
+Facts of one recipient form a join semilattice: folding is commutative, associative and idempotent, so that
+results may come late, twice and in any order and end in the same status. DESIGN §3 gives the order: a hard
+bounce stands for good; otherwise the later attempt stands; within one attempt a bounce wins over *sent*,
+*sent* over *error*, and any of them over *unknown* and the claim.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from contracts.results import Bounce, BounceKind, Error, Sent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+REPLY_LIMIT: Final = 1_000
+"""Characters of a server's reply that are kept: an over-long reply must never break the record."""
+
+
+class OutcomeStatus(StrEnum):
+    """The status of a recipient that was claimed; none yet is *pending*."""
+
+    SENDING = "sending"
+    """Claimed: an attempt is under way."""
+    SENT = "sent"
+    """The channel took the message."""
+    BOUNCED_HARD = "bounced_hard"
+    """Refused, or returned, for good."""
+    BOUNCED_SOFT = "bounced_soft"
+    """Refused, or returned, for now."""
+    BOUNCED_IGNORED = "bounced_ignored"
+    """Something came back that says nothing about the address."""
+    ERROR = "error"
+    """The message could not be handed to the channel."""
+    UNKNOWN = "unknown"
+    """The claim ran out without a result: it may have been sent."""
+    EXCLUDED = "excluded"
+    """Left out at send time."""
+    RETRYING = "retrying"
+    """Waits for its next attempt."""
+
+
+_RANK: Final = {
+    OutcomeStatus.SENDING: 0,
+    OutcomeStatus.UNKNOWN: 1,
+    OutcomeStatus.ERROR: 2,
+    OutcomeStatus.SENT: 3,
+    OutcomeStatus.BOUNCED_IGNORED: 4,
+    OutcomeStatus.BOUNCED_SOFT: 5,
+    OutcomeStatus.BOUNCED_HARD: 6,
+}
+_HARD: Final = 1 << 20
+_BOUNCED: Final = {
+    BounceKind.HARD: OutcomeStatus.BOUNCED_HARD,
+    BounceKind.SOFT: OutcomeStatus.BOUNCED_SOFT,
+    BounceKind.IGNORED: OutcomeStatus.BOUNCED_IGNORED,
+}
+
+
+def precedence(status: OutcomeStatus, attempt: int) -> int:
+    """Weighs a fact: the greatest of a recipient's facts is the one that stands.
+
+    Args:
+        status: One of the statuses that a claim or a result gives.
+        attempt: The attempt it belongs to, 1..32767.
+
+    Returns:
+        `attempt * 16 + rank`, and above all of these for a hard bounce. 16 leaves room for further ranks;
+        the SQL of claims and of expired claims writes the same arithmetic (`attempt * 16`, `attempt * 16 + 1`).
+    """
+    weight = attempt * 16 + _RANK[status]
+    return weight | _HARD if status is OutcomeStatus.BOUNCED_HARD else weight
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that results say of one recipient: the times of each fact, and the details of the one that stands."""
+
+    attempt: int
+    status: OutcomeStatus
+    precedence: int
+    at: datetime
+    sent_at: datetime | None = None
+    bounced_at: datetime | None = None
+    error_at: datetime | None = None
+    reason: str | None = None
+    code: str | None = None
+    fault: str | None = None
+    reply: str | None = None
+    provider_id: str | None = None
+
+
+def facts(result: Sent | Bounce | Error) -> Facts:
+    """Reads one result as facts. Reply texts are cut to `REPLY_LIMIT` characters."""
+    at, attempt = result.at, result.attempt
+    if isinstance(result, Sent):
+        status = OutcomeStatus.SENT
+        weight = precedence(status, attempt)
+        reply, provider_id = _short(result.reply), _short(result.provider_id)
+        return Facts(attempt, status, weight, at, sent_at=at, reply=reply, provider_id=provider_id)
+    if isinstance(result, Bounce):
+        status = _BOUNCED[result.kind]
+        return Facts(
+            attempt,
+            status,
+            precedence(status, attempt),
+            at,
+            bounced_at=at,
+            reason=result.reason.value,
+            code=result.status,
+            fault=result.fault and result.fault.value,
+            reply=_short(result.reply),
+        )
+    status = OutcomeStatus.ERROR
+    weight = precedence(status, attempt)
+    return Facts(
+        attempt, status, weight, at, error_at=at, reason=_short(result.reason), reply=_short(result.detail)
+    )
+
+
+def join(one: Facts, other: Facts) -> Facts:
+    """Joins the facts of one recipient: the earliest time of each, the details of the one that stands."""
+    standing = max(one, other, key=_weight)
+    return Facts(
+        standing.attempt,
+        standing.status,
+        standing.precedence,
+        standing.at,
+        _earliest(one.sent_at, other.sent_at),
+        _earliest(one.bounced_at, other.bounced_at),
+        _earliest(one.error_at, other.error_at),
+        standing.reason,
+        standing.code,
+        standing.fault,
+        standing.reply,
+        standing.provider_id,
+    )
+
+
+def fold(results: Iterable[Sent | Bounce | Error]) -> dict[tuple[int, int], Facts]:
+    """Folds results, in any order and however often repeated, into facts by (delivery_id, recipient)."""
+    folded: dict[tuple[int, int], Facts] = {}
+    for result in results:
+        key = (result.delivery_id, result.recipient)
+        known = folded.get(key)
+        folded[key] = facts(result) if known is None else join(known, facts(result))
+    return folded
+
+
+def _weight(f: Facts) -> tuple[int, float, tuple[str, ...]]:
+    # Two facts of one weight (a bounce reported twice in different words) need one order too: the earlier
+    # stands, and at the same moment the lesser text does, whatever it is.
+    texts = (f.reason, f.code, f.fault, f.reply, f.provider_id)
+    return f.precedence, -f.at.timestamp(), tuple(text or "" for text in texts)
+
+
+def _earliest(one: datetime | None, other: datetime | None) -> datetime | None:
+    if one is None or other is None:
+        return one or other
+    return min(one, other)
+
+
+def _short(text: str | None) -> str | None:
+    return text[:REPLY_LIMIT] if text else None

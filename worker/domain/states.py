@@ -1,0 +1,77 @@
+"""The states of a delivery and the one table of legal moves (DESIGN §3)."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from contracts.states import State
+
+
+class Move(StrEnum):
+    """What moves a delivery from one state to another."""
+
+    PREPARE = "prepare"
+    """An operator starts a preparation."""
+    PREPARED = "prepared"
+    """The preparation is complete."""
+    PREPARATION_FAILED = "preparation_failed"
+    """The preparation found errors, or its process died."""
+    CONFIRM = "confirm"
+    """An operator gave the definitive OK."""
+    START = "start"
+    """The contact date is reached, or there is none."""
+    AWAIT_RETRIES = "await_retries"
+    """Only recipients that wait for a retry are left."""
+    FINISH = "finish"
+    """Nothing is left open."""
+    PAUSE = "pause"
+    """An operator, the circuit breaker or a revoked role holds it."""
+    RESUME = "resume"
+    """An operator lets it go on; the state it goes back to is the one it was paused in."""
+    STOP = "stop"
+    """An operator ends it for good."""
+    FAIL = "fail"
+    """It cannot go on for any recipient."""
+    RESEND = "resend"
+    """An operator has unknown outcomes sent again."""
+
+
+_RUNNING: Final = (State.START_PENDING, State.IN_PROGRESS, State.RETRY_PENDING)
+
+MOVES: Final[dict[Move, tuple[tuple[State, ...], tuple[State, ...]]]] = {
+    Move.PREPARE: ((State.EDITING, State.READY, State.PREPARATION_FAILED), (State.PREPARING,)),
+    Move.PREPARED: ((State.PREPARING,), (State.READY,)),
+    Move.PREPARATION_FAILED: ((State.PREPARING,), (State.PREPARATION_FAILED,)),
+    Move.CONFIRM: ((State.READY,), (State.START_PENDING,)),
+    Move.START: ((State.START_PENDING,), (State.IN_PROGRESS,)),
+    Move.AWAIT_RETRIES: ((State.IN_PROGRESS,), (State.RETRY_PENDING,)),
+    Move.FINISH: ((State.IN_PROGRESS, State.RETRY_PENDING), (State.FINISHED,)),
+    Move.PAUSE: (_RUNNING, (State.PAUSED,)),
+    Move.RESUME: ((State.PAUSED,), _RUNNING),
+    Move.STOP: ((State.READY, *_RUNNING, State.PAUSED), (State.STOPPED,)),
+    Move.FAIL: (_RUNNING, (State.FAILED,)),
+    Move.RESEND: ((State.FINISHED,), (State.IN_PROGRESS,)),
+}
+"""For each move: the states that it may start from, and the states that it may lead to."""
+
+CLAIMABLE: Final = (State.IN_PROGRESS, State.RETRY_PENDING)
+"""The states in which a claim may be granted."""
+
+CONFIRMED: Final = (*_RUNNING, State.PAUSED, State.FINISHED, State.STOPPED, State.FAILED)
+"""The states after the definitive OK (*stopped* also without it)."""
+
+
+def sources(move: Move) -> tuple[State, ...]:
+    """Returns the states that a move may start from: what its guarded update names."""
+    return MOVES[move][0]
+
+
+def target(move: Move) -> State:
+    """Returns the one state that a move leads to.
+
+    Raises:
+        ValueError: the move leads back to one of several states (*resume*).
+    """
+    (only,) = MOVES[move][1]
+    return only
