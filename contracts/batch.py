@@ -66,19 +66,16 @@ class Batch(Generic[M]):
     def _decode_one_by_one(self, body: bytes) -> Decoded[M]:
         # Bytes that are not UTF-8 become lone surrogates, which are refused with the item that they stand in.
         try:
-            items = json.loads(body.decode("utf-8", "surrogateescape"))
+            read = json.loads(body.decode("utf-8", "surrogateescape"))
+            items = read if isinstance(read, list) else [read]
+            if len(items) > MAX_ITEMS:
+                sentence = f"The array holds {len(items)} items; one message carries at most {MAX_ITEMS}."
+                return Decoded([], [(body, sentence)])
+            raws = [json.dumps(item, separators=(",", ":")).encode() for item in items]
         except (ValueError, RecursionError) as error:
-            return Decoded([], [(body, f"The body is not JSON: {error}.")])
-        if isinstance(items, dict):
-            items = [items]
-        if not isinstance(items, list):
-            return Decoded([], [(body, "The body is neither a JSON object nor an array of objects.")])
-        if len(items) > MAX_ITEMS:
-            sentence = f"The array holds {len(items)} items; one message carries at most {MAX_ITEMS}."
-            return Decoded([], [(body, sentence)])
+            return Decoded([], [(body, f"The body is not JSON that can be read: {error}.")])
         decoded: Decoded[M] = Decoded([])
-        for item in items:
-            raw = json.dumps(item, separators=(",", ":")).encode()
+        for raw in raws:
             try:
                 decoded.results.append(self._one.validate_json(raw))
             except ValidationError as error:

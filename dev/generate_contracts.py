@@ -94,12 +94,13 @@ _PROPERTIES: Final = {
     routing.TRACEPARENT: "Header: the trace that the message belongs to (W3C Trace Context).",
 }
 
-_PREAMBLE: Final = """\
-Sendoff carries out the *confirm send* step of campaign messaging. This document is written from its side:
-it receives commands, results and tracking events, and sends send messages, replies and events.
-Bodies are JSON in UTF-8; unknown fields are ignored, missing or wrong ones refused.
-A configured prefix stands before every exchange and queue, with a dot.
-"""
+_PREAMBLE: Final = (
+    "Sendoff carries out the *confirm send* step of campaign messaging. "
+    "This document is written from its side: "
+    "it receives commands, results and tracking events, and sends send messages, replies and events. "
+    "Bodies are JSON in UTF-8; unknown fields are ignored, missing or wrong ones refused. "
+    "A configured prefix stands before every exchange and queue, with a dot."
+)
 
 
 class _Schema(GenerateJsonSchema):
