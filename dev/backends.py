@@ -7,13 +7,17 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import probes
 from instance import CHECKOUT, Instance
-from programs import Programs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from programs import Programs
 
 PYTHON = CHECKOUT / ".venv" / "bin" / "python"
 COMPOSE_FILE = CHECKOUT / "dev" / "compose.yaml"
@@ -131,10 +135,12 @@ def _rabbitmq(instance: Instance, sbin: Path) -> list[Server]:
         RABBITMQ_MNESIA_BASE=str(folder / "data"),
         RABBITMQ_LOG_BASE=str(folder),
         RABBITMQ_LOGS="-",
-        # With "input allowed" the start script becomes the broker instead of keeping it as a child, so that signals
-        # and the end of the supervisor reach the broker itself; -noinput takes the shell away again.
+        # With "input allowed" the start script becomes the broker instead of keeping it as a child, so that
+        # signals and the end of the supervisor reach the broker itself; -noinput takes the shell away again.
         RABBITMQ_ALLOW_INPUT="1",
-        RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="-noinput -start_epmd false -kernel inet_dist_use_interface {127,0,0,1}",
+        RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=(
+            "-noinput -start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
+        ),
     )
 
     def prepare() -> None:

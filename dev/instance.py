@@ -22,15 +22,15 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 FIRST_PORT, BLOCKS, BLOCK_SIZE = 20000, 1500, 8
 
 
-class NoPorts(Exception):
+class NoPortsError(Exception):
     """Every block of ports is taken."""
 
 
 def base_folder() -> Path:
     """Returns this user's folder for all instances, made if it is not there.
 
-    It lies outside the checkout, because Postgres never runs as root and the user `postgres` cannot reach into
-    `/root`; others may pass through it, not list it.
+    It lies outside the checkout, because Postgres never runs as root and the user `postgres` cannot reach
+    into `/root`; others may pass through it, not list it.
 
     Raises:
         PermissionError: somebody else made a folder, or a link, of that name.
@@ -50,31 +50,31 @@ def checkout_key() -> str:
     return hashlib.sha256(str(CHECKOUT).encode()).hexdigest()[:10]
 
 
-def lock(folder: Path, *, wait: bool = False) -> int | None:
+def lock(folder: Path) -> int | None:
     """Takes the advisory lock on a folder.
 
     Returns:
-        The file descriptor that holds it until it is closed by everybody who inherited it, or none if the folder
-        is not there or another process holds the lock.
+        The file descriptor that holds it until it is closed by everybody who inherited it, or none if the
+        folder is not there or another process holds the lock.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         return None
     return descriptor
 
 
-def sweep(base: Path) -> None:
-    """Removes what `run` left behind where its supervisor was killed outright."""
-    for folder in base.glob("*-run-*"):
-        held = lock(folder)
+def sweep(folder: Path) -> None:
+    """Removes what `run` left beside a checkout's folder where its supervisor was killed outright."""
+    for left in folder.parent.glob(f"{folder.name}-run-*"):
+        held = lock(left)
         if held is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(left, ignore_errors=True)
             os.close(held)
 
 
@@ -145,13 +145,13 @@ def load(folder: Path) -> tuple[Instance, dict[str, int]] | None:
 
 
 def claim(folder: Path) -> tuple[Instance, socket.socket | None]:
-    """Picks free ports for an instance: those it had before, or the first free ones from a place given by its name.
+    """Picks free ports: those the instance had before, or the next free ones from where its name points.
 
     Returns:
-        The instance, and what marks its ports as taken, in the eyes of all checkouts and users, until it is closed.
+        The instance, and what marks its ports as taken for all checkouts and users until it is closed.
 
     Raises:
-        NoPorts: nothing is free.
+        NoPortsError: nothing is free.
     """
     before = load(folder)
     start = int(hashlib.sha256(folder.name.encode()).hexdigest(), 16) % BLOCKS
@@ -171,7 +171,9 @@ def claim(folder: Path) -> tuple[Instance, socket.socket | None]:
             return Instance(folder, port, before[0].secret if before else secrets.token_hex(16)), mark
         if mark:
             mark.close()
-    raise NoPorts(f"No {BLOCK_SIZE} ports in a row are free between {FIRST_PORT} and 32000 on 127.0.0.1.")
+    raise NoPortsError(
+        f"No {BLOCK_SIZE} ports in a row are free between {FIRST_PORT} and 32000 on 127.0.0.1."
+    )
 
 
 def _is_free(port: int) -> bool:

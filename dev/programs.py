@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import importlib.util
 import os
 import shutil
@@ -15,7 +14,7 @@ HERE = Path(__file__).resolve().parent
 INSTALL_SECONDS = 1800
 
 
-class Unavailable(Exception):
+class UnavailableError(Exception):
     """What is needed is not on this machine and cannot be put there; the message says what to do."""
 
 
@@ -25,8 +24,8 @@ class Programs:
 
     Attributes:
         postgres: the folder that holds `initdb`, `postgres` and `psql`.
-        rabbitmq: the `sbin` folder of the RabbitMQ release itself. Debian's `/usr/sbin/rabbitmq-server` is a wrapper
-            that changes to the user `rabbitmq` and to the system's own node, so it is passed by.
+        rabbitmq: the `sbin` folder of the RabbitMQ release itself. Debian's `/usr/sbin/rabbitmq-server` is a
+            wrapper that changes to the user `rabbitmq` and to the system's own node, so it is passed by.
     """
 
     postgres: Path
@@ -35,15 +34,15 @@ class Programs:
 
 def find() -> Programs | None:
     """Looks for both servers; none if one of them is missing."""
-    postgres = _folder_with("initdb", "/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin")
+    postgres = _folder_with("initdb", "usr/lib/postgresql/*/bin", "usr/pgsql-*/bin")
     rabbitmq = _folder_with(
-        "rabbitmq-env", "/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin", "/opt/rabbitmq/sbin"
+        "rabbitmq-env", "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin", "opt/rabbitmq/sbin"
     )
     return Programs(postgres, rabbitmq) if postgres and rabbitmq and shutil.which("epmd") else None
 
 
 def _folder_with(program: str, *patterns: str) -> Path | None:
-    folders = [Path(folder) for pattern in patterns for folder in glob.glob(pattern)]
+    folders = [folder for pattern in patterns for folder in Path("/").glob(pattern)]
     on_path = shutil.which(program)
     if on_path:
         folders.append(Path(on_path).resolve().parent)
@@ -74,7 +73,7 @@ def install(*, servers: bool) -> None:
         servers: RabbitMQ and Postgres are wanted; otherwise only what building `.venv` needs.
 
     Raises:
-        Unavailable: this machine has no apt, or the installation failed.
+        UnavailableError: this machine has no apt, or the installation failed.
     """
     missing = []
     if importlib.util.find_spec("ensurepip") is None:
@@ -85,13 +84,13 @@ def install(*, servers: bool) -> None:
         return
     names = " ".join(missing)
     if not shutil.which("apt-get"):
-        raise Unavailable(
-            f"Sendoff's local servers need {names}. This machine has no apt to install them with: install them "
-            "with its own package manager, or install Docker with its compose plugin, and try again.",
+        raise UnavailableError(
+            f"Sendoff's local servers need {names}, and there is no apt to install them. Use this machine's "
+            "own package manager, or install Docker with its compose plugin, and try again.",
         )
     sudo = [] if os.geteuid() == 0 else ["sudo"]
     if sudo and not shutil.which("sudo"):
-        raise Unavailable(
+        raise UnavailableError(
             f"Installing {names} needs root and there is no sudo: as root, run apt-get install {names}"
         )
     print(f"installing {names} (their system services stay off)", file=sys.stderr, flush=True)
@@ -100,9 +99,9 @@ def install(*, servers: bool) -> None:
         status = installer.wait(INSTALL_SECONDS)
     except subprocess.TimeoutExpired:
         installer.terminate()
-        raise Unavailable(f"apt did not finish within {INSTALL_SECONDS // 60} minutes.") from None
+        raise UnavailableError(f"apt did not finish within {INSTALL_SECONDS // 60} minutes.") from None
     except BaseException:
         installer.wait(INSTALL_SECONDS)  # dpkg must not be left half-way; Ctrl-C reached it as well
         raise
     if status != 0:
-        raise Unavailable(f"Installing {names} failed (status {status}); its reason stands above.")
+        raise UnavailableError(f"Installing {names} failed (status {status}); its reason stands above.")

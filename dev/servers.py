@@ -1,14 +1,14 @@
 """The local servers that the demo and the tests run on: a private RabbitMQ, Postgres and SMTP sink.
 
-    python3 dev/servers.py up              start them for this checkout, or find them running; print their settings
-    python3 dev/servers.py down            stop just those and remove their data
-    python3 dev/servers.py env             print the settings of those that are up
-    python3 dev/servers.py run -- COMMAND  run a command on fresh servers of its own, which end with it
-    python3 dev/servers.py install         install what `.venv` needs and Debian leaves out of Python
+    up              start them for this checkout, or find them running; print their settings
+    down            stop just those and remove their data
+    env             print the settings of those that are up
+    run -- COMMAND  run a command on fresh servers of its own, which end with it
+    install         install what `.venv` needs and Debian leaves out of Python
 
-Settings go to standard output as `export` lines, everything else to standard error. `up` leaves servers behind only
+Settings go to standard output as `export` lines, all else to standard error. `up` leaves servers behind only
 once all are ready: interrupted or killed before that, it takes them along. `run` never touches those of `up`.
-Needs nothing but Python 3.11; the sink needs `.venv`, which `make up` and `make test` build.
+Nothing is needed but Python 3.11; the sink needs `.venv`, which the Makefile builds.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import backends
 import instance
 import programs
 from supervisor import START_SECONDS, die_with_parent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 LOCK_SECONDS = 300
 READY_SECONDS = START_SECONDS + 30
@@ -37,7 +40,7 @@ STOP_SECONDS = 60
 GRACE_SECONDS = 20
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What was asked for cannot be done; the message says why."""
 
 
@@ -73,7 +76,9 @@ def checkout_lock() -> Iterator[None]:
             say("waiting for another up or down of this checkout")
             told = True
         if time.monotonic() > deadline:
-            raise Refused("Another up or down of this checkout is still at work; wait for it or stop it.")
+            raise RefusedError(
+                "Another up or down of this checkout is still at work; wait for it or stop it."
+            )
         check_parent()
         time.sleep(0.1)
     try:
@@ -107,7 +112,7 @@ class Starting:
         """Waits until every server is ready.
 
         Raises:
-            Refused: they do not start; the message gives the reason.
+            RefusedError: they do not start; the message gives the reason.
         """
         deadline = time.monotonic() + READY_SECONDS
         text = b""
@@ -117,16 +122,16 @@ class Starting:
                 continue
             part = os.read(self._status, 65536)
             if not part:
-                raise Refused("The servers ended while they started.")
+                raise RefusedError("The servers ended while they started.")
             *lines, text = (text + part).split(b"\n")
             for line in lines:
                 words = line.decode(errors="replace")
                 if words == "ready":
                     return
                 if words.startswith("failed: "):
-                    raise Refused(words.removeprefix("failed: "))
+                    raise RefusedError(words.removeprefix("failed: "))
                 say(words)
-        raise Refused(f"The servers were not ready within {READY_SECONDS} seconds.")
+        raise RefusedError(f"The servers were not ready within {READY_SECONDS} seconds.")
 
     def release(self) -> None:
         """Lets the servers go on when this process ends."""
@@ -139,16 +144,18 @@ class Starting:
 
 
 def start(folder: Path) -> Starting:
-    """Makes an instance's folder and starts its supervisor; what is missing on the machine is installed first."""
+    """Makes an instance's folder and starts its supervisor; installs first what is missing on the machine."""
     if not backends.PYTHON.exists():
-        raise Refused("The SMTP sink needs .venv, which is not there: run make venv first.")
+        raise RefusedError("The SMTP sink needs .venv, which is not there: run make venv first.")
     if programs.find() is None and not (shutil.which("apt-get") is None and programs.has_compose()):
         programs.install(servers=True)
     folder.mkdir(mode=0o711, exist_ok=True)
     folder.chmod(0o711)
-    held = instance.lock(folder)
-    if held is None:
-        raise Refused(f"Another process is using {folder}.")
+    deadline = time.monotonic() + 1
+    while (held := instance.lock(folder)) is None:  # somebody may be just asking whether it is taken
+        if time.monotonic() > deadline:
+            raise RefusedError(f"Another process is using {folder}.")
+        time.sleep(0.01)
     return Starting(folder, held)
 
 
@@ -169,7 +176,7 @@ def print_settings(found: instance.Instance) -> None:
 def up(folder: Path) -> int:
     """Starts this checkout's servers unless they run, and prints their settings."""
     with checkout_lock():
-        instance.sweep(folder.parent)
+        instance.sweep(folder)
         began = time.monotonic()
         if is_up(folder):
             wait_answering(folder)
@@ -184,7 +191,7 @@ def up(folder: Path) -> int:
             say(f"ready after {time.monotonic() - began:.1f} s; logs in {folder}")
         found = instance.load(folder)
         if found is None:
-            raise Refused("The servers went away while their settings were read; try again.")
+            raise RefusedError("The servers went away while their settings were read; try again.")
         note = instance.CHECKOUT / ".dev"
         with contextlib.suppress(OSError):  # a convenience, and the checkout may be read-only
             note.mkdir(exist_ok=True)
@@ -198,18 +205,20 @@ def wait_answering(folder: Path) -> None:
     """Waits until servers that are running already, or being started again by their supervisor, answer.
 
     Raises:
-        Refused: one of them does not.
+        RefusedError: one of them does not.
     """
     found = instance.load(folder)
     if found is None:
-        raise Refused("The servers are just being stopped; try again.")
+        raise RefusedError("The servers are just being stopped; try again.")
     native = programs.find()
     waiting = backends.native(found[0], native) if native else backends.compose(found[0])
     deadline = time.monotonic() + READY_SECONDS
     while waiting := [server for server in waiting if not server.ready()]:
         check_parent()
         if time.monotonic() > deadline:
-            raise Refused(f"{waiting[0].name} does not answer; see {folder}, then run make down and make up.")
+            raise RefusedError(
+                f"{waiting[0].name} does not answer; see {folder}, then run make down and make up."
+            )
         time.sleep(0.1)
 
 
@@ -228,7 +237,7 @@ def down(folder: Path) -> int:
                 if not is_up(folder):
                     break
             else:
-                raise Refused(f"The supervisor, process {supervisor}, could not be stopped.")
+                raise RefusedError(f"The supervisor, process {supervisor}, could not be stopped.")
             say("stopped")
         else:
             say("nothing is running")
@@ -242,22 +251,22 @@ def env(folder: Path) -> int:
     """Prints the settings of this checkout's servers."""
     found = instance.load(folder)
     if not found or not is_up(folder):
-        raise Refused("No servers are running for this checkout: run make up.")
+        raise RefusedError("No servers are running for this checkout: run make up.")
     print_settings(found[0])
     return 0
 
 
 def run(folder: Path, command: list[str]) -> int:
     """Runs a command on servers of its own and returns its status, 128 + n where signal n ended it."""
-    instance.sweep(folder.parent)
-    folder = folder.with_name(f"{folder.name}-run-{os.getpid()}")
     with checkout_lock():
+        instance.sweep(folder)
+        folder = folder.with_name(f"{folder.name}-run-{os.getpid()}")
         starting = start(folder)
     try:
         starting.wait_ready()
         found = instance.load(folder)
         if found is None:
-            raise Refused("The servers went away while the command was to start.")
+            raise RefusedError("The servers went away while the command was to start.")
         settings = {**os.environ, **found[0].settings(), "SENDOFF_DEV_RUN": str(folder)}
         return _supervise(command, settings)
     finally:
@@ -265,15 +274,10 @@ def run(folder: Path, command: list[str]) -> int:
 
 
 def _supervise(command: list[str], settings: dict[str, str]) -> int:
-    """Runs a command in the foreground; a signal that ends this process ends the command first."""
-    deadline = float("inf")
-    interrupted = False
-
-    def interrupt(*_: object) -> None:
-        nonlocal interrupted
-        interrupted = True  # the terminal sent it to the command as well, which ends in its own way
-
-    signal.signal(signal.SIGINT, interrupt)
+    """Runs a command in the foreground; what ends this process ends the command first."""
+    interrupted: list[float] = []
+    # The terminal sends an interrupt to the command as well, which then ends in its own way and time.
+    signal.signal(signal.SIGINT, lambda *_: interrupted.append(time.monotonic()))
     try:
         child = subprocess.Popen(
             command,
@@ -281,25 +285,23 @@ def _supervise(command: list[str], settings: dict[str, str]) -> int:
             preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - there are no threads here
         )
     except OSError as error:
-        raise Refused(f"The command cannot be started: {error}") from error
+        raise RefusedError(f"The command cannot be started: {error}") from error
     try:
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                status = child.wait(0.2)
-                return status if status >= 0 else 128 - status
+        while child.poll() is None and not (
+            interrupted and time.monotonic() > interrupted[0] + GRACE_SECONDS
+        ):
             check_parent()
-            if interrupted:
-                deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
-            if time.monotonic() > deadline:
-                raise SystemExit(130)
-    except SystemExit:
-        child.terminate()
-        try:
-            child.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        raise
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(0.2)
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            try:
+                child.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.kill()
+        status = child.wait()
+    return status if status >= 0 else 128 - status
 
 
 def main() -> int:
@@ -316,20 +318,14 @@ def main() -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
+        if given.action == "install":
+            programs.install(servers=False)
+            return 0
         folder = instance.base_folder() / instance.checkout_key()
-        match given.action:
-            case "up":
-                return up(folder)
-            case "down":
-                return down(folder)
-            case "env":
-                return env(folder)
-            case "run":
-                return run(folder, command)
-            case _:
-                programs.install(servers=False)
-                return 0
-    except (Refused, programs.Unavailable, instance.NoPorts, PermissionError) as error:
+        if given.action == "run":
+            return run(folder, command)
+        return {"up": up, "down": down, "env": env}[given.action](folder)
+    except (RefusedError, programs.UnavailableError, PermissionError) as error:
         say(str(error))
         return 1
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""An SMTP server that keeps every message it accepts and delivers none: `python dev/sink.py --port P --dir D`.
+"""An SMTP server that keeps what it accepts and delivers nothing: `python dev/sink.py --port P --dir D`.
 
 What happens is decided by the recipient's local part, so that a test or the demo can ask for any fate:
 
@@ -6,14 +6,14 @@ What happens is decided by the recipient's local part, so that a test or the dem
     full-…                452 4.2.2 at RCPT
     down-…                421 4.3.2 at RCPT, and the connection is closed
     spam-…                554 5.7.1 after DATA
-    slow-…                accepted, but the answer to DATA takes two seconds; slow-7-… takes seven (60 at most)
+    slow-…                accepted, but the answer to DATA takes 2 seconds; slow-7-… takes 7 (60 at most)
     drop-…                accepted, but the connection is closed after DATA without an answer
     anything else         accepted
 
-Each accepted message is a file `<folder>/<number>.eml` below the directory: as received, after the three lines
-`X-MailFrom:`, `X-RcptTo:` and `X-Received-At:`. `index.jsonl` has one line per message and recipient,
-`{"recipient", "sender", "message_id", "file", "at"}`, `at` in Unix seconds; it is written before the answer is given,
-so that whoever got a 250 finds the line there.
+Each accepted message is a file `<folder>/<number>.eml` below the directory: as received, after the lines
+`X-MailFrom:`, `X-RcptTo:` and `X-Received-At:`. `index.jsonl` has a line per message and recipient,
+`{"recipient", "sender", "message_id", "file", "at"}`, `at` in Unix seconds. The line is there before the
+answer is given.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Sink:
     async def handle_EHLO(  # noqa: N802 - aiosmtpd's name
         self, _server: SMTP, session: Session, _envelope: Envelope, hostname: str, responses: list[str]
     ) -> list[str]:
-        """Announces what aiosmtpd does but does not say: it reads command after command from a buffer (RFC 2920)."""
+        """Announces pipelining too: aiosmtpd reads one command after another from its buffer (RFC 2920)."""
         session.host_name = hostname
         return [*responses[:-1], "250-PIPELINING", "250-ENHANCEDSTATUSCODES", responses[-1]]
 
@@ -87,17 +87,17 @@ class Sink:
             envelope.rcpt_options.extend(options)
             return "250 2.1.5 Recipient accepted"
         if refusal.startswith("421"):
-            asyncio.get_running_loop().call_soon(server.transport.close)
+            asyncio.get_running_loop().call_soon(_transport(server).close)
         return refusal
 
     async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
-        """Refuses by content, or keeps the message and answers, late or not at all where that is asked for."""
+        """Refuses as spam, or keeps the message and answers, late or not at all where that is asked for."""
         fates = {fate[1].lower(): fate[2] for fate in map(FATE.match, envelope.rcpt_tos) if fate}
         if "spam" in fates:
             return "554 5.7.1 Message refused as spam"
         name = self._keep(envelope)
         if "drop" in fates:
-            server.transport.abort()
+            _transport(server).abort()
         elif "slow" in fates:
             await asyncio.sleep(min(int(fates["slow"] or DEFAULT_DELAY), LONGEST_DELAY))
         return f"250 2.0.0 Kept as {name}"
@@ -109,7 +109,7 @@ class Sink:
         path = self._folder / name
         if number == 0:
             path.parent.mkdir()
-        content, sender, at = envelope.original_content, envelope.mail_from, time.time()
+        content, sender, at = envelope.original_content or b"", envelope.mail_from, time.time()
         recipients = ", ".join(envelope.rcpt_tos)
         trace = f"X-MailFrom: {sender}\r\nX-RcptTo: {recipients}\r\nX-Received-At: {at:.6f}\r\n"
         path.write_bytes(trace.encode("utf-8", "surrogateescape") + content)
@@ -123,6 +123,12 @@ class Sink:
         lines = [json.dumps({"recipient": recipient, **entry}) + "\n" for recipient in envelope.rcpt_tos]
         os.write(self._index, "".join(lines).encode())
         return name
+
+
+def _transport(server: SMTP) -> asyncio.Transport:
+    if not isinstance(server.transport, asyncio.Transport):
+        raise TypeError("there is no connection to close")
+    return server.transport
 
 
 async def serve(port: int, folder: Path) -> None:

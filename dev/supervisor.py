@@ -1,9 +1,9 @@
 """Keeps the servers of one instance running; started by `servers.py`, never by hand.
 
-It is the parent of every server and the only thing that starts or stops one. Its standard input is a leash, a pipe
-that whoever started it holds: when that end closes, for whatever reason, the servers go and the folder with them,
-unless the word `release` came first. Its standard output reports progress, then `ready` or `failed: <why>`. Should
-the supervisor itself be killed, the kernel ends its children (PR_SET_PDEATHSIG).
+It is the parent of every server and the only thing that starts or stops one. Its standard input is a leash,
+a pipe that whoever started it holds: when that end closes, for whatever reason, the servers go and the folder
+with them, unless the word `release` came first. Its standard output reports progress, then `ready` or
+`failed: <why>`. Should the supervisor itself be killed, the kernel ends its children (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ RESTARTS, RESTART_WINDOW = 5, 60.0
 PR_SET_PDEATHSIG = 1
 
 
-class Stop(Exception):
+class Stop(Exception):  # noqa: N818 - not an error
     """The leash was let go or a signal came."""
 
 
-class Failed(Exception):
+class StartError(Exception):
     """A server did not come up."""
 
 
 def die_with_parent(number: signal.Signals) -> Callable[[], None]:
-    """Returns what a child calls before its program so that the kernel sends it a signal when its parent ends."""
+    """Returns what a child calls first, to be sent a signal by the kernel when its parent ends."""
     parent = os.getpid()
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -68,8 +68,8 @@ class Supervisor:
         self.leash: int | None = sys.stdin.fileno()
         self.stopping = False
         self.wake, waker = socket.socketpair()
-        waker.setblocking(False)
-        self.wake.setblocking(False)
+        for end in (self.wake, waker):
+            end.setblocking(False)  # noqa: FBT003 - positional only
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
         self.waker = waker
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -90,9 +90,9 @@ class Supervisor:
         Raises:
             Stop: the servers are to end.
         """
-        sources = [self.wake] if self.leash is None else [self.wake, self.leash]
+        sources = [self.wake.fileno()] if self.leash is None else [self.wake.fileno(), self.leash]
         readable, _, _ = select.select(sources, [], [], seconds)
-        if self.wake in readable:
+        if self.wake.fileno() in readable:
             with contextlib.suppress(BlockingIOError):
                 self.wake.recv(4096)
         if self.leash in readable and self.leash is not None:
@@ -128,7 +128,7 @@ class Supervisor:
         """Starts every server and waits until each is ready.
 
         Raises:
-            Failed: one of them ended, or was not ready in time.
+            StartError: one of them ended, or was not ready in time.
         """
         deadline = time.monotonic() + START_SECONDS
         for server in self.servers:
@@ -139,12 +139,11 @@ class Supervisor:
         while waiting:
             for server in waiting:
                 if self.running[server.name].poll() is not None:
-                    raise Failed(f"{server.name} ended while it started. {self.last_words(server)}")
+                    raise StartError(f"{server.name} ended while it started. {self.last_words(server)}")
             waiting = [server for server in waiting if not server.ready()]
             if waiting and time.monotonic() > deadline:
-                raise Failed(
-                    f"{waiting[0].name} was not ready within {START_SECONDS} seconds. {self.last_words(waiting[0])}",
-                )
+                late = waiting[0]
+                raise StartError(f"{late.name} was not ready in {START_SECONDS} s. {self.last_words(late)}")
             self.pause(0.05 if waiting else 0)
 
     def last_words(self, server: backends.Server) -> str:
@@ -163,9 +162,7 @@ class Supervisor:
                 if self.running[server.name].poll() is None or len(recent) > RESTARTS:
                     continue
                 if not recent or now - recent[-1] > 2 ** len(recent) / 4:
-                    log(
-                        f"{server.name} died (status {self.running[server.name].returncode}); starting it again"
-                    )
+                    log(f"{server.name} died ({self.running[server.name].returncode}); starting it again")
                     self.start(server)
 
     def stop(self) -> None:
@@ -203,17 +200,13 @@ def end_commands(folder: Path) -> None:
                     pids.append(int(path.parent.name))
         return pids
 
-    deadline = time.monotonic() + COMMAND_SECONDS
-    number = signal.SIGTERM
-    while pids := found():
-        for pid in pids:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in found():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
-        number = signal.SIGKILL if time.monotonic() > deadline else signal.Signals(0)
-        if time.monotonic() > deadline + COMMAND_SECONDS:
-            log(f"these processes could not be ended: {pids}")
-            return
-        time.sleep(0.05)
+        deadline = time.monotonic() + COMMAND_SECONDS
+        while found() and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 def report(line: str) -> None:
@@ -229,28 +222,27 @@ def log(line: str) -> None:
 
 def main(folder: Path) -> int:
     """Runs one instance from its start to its end."""
-    home, mark = instance.claim(folder)
-    found = programs.find()
-    supervisor = Supervisor(home, backends.native(home, found) if found else backends.compose(home))
-    status = 0
+    supervisor = None
     try:
+        home, _mark = instance.claim(folder)
+        found = programs.find()
+        supervisor = Supervisor(home, backends.native(home, found) if found else backends.compose(home))
         supervisor.start_all()
         report("ready")
         supervisor.watch()
     except Stop:
         log("stopping")
-    except (Failed, OSError, subprocess.SubprocessError) as error:
+    except (StartError, instance.NoPortsError, OSError, subprocess.SubprocessError) as error:
         log(str(error))
         report(f"failed: {error}")
-        status = 1
+        return 1
     finally:
-        end_commands(folder)
-        supervisor.stop()
-        if not supervisor.released:
+        if supervisor:
+            end_commands(folder)
+            supervisor.stop()
+        if not (supervisor and supervisor.released):
             shutil.rmtree(folder, ignore_errors=True)
-        if mark:
-            mark.close()
-    return status
+    return 0
 
 
 if __name__ == "__main__":
