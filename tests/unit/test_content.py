@@ -1,0 +1,101 @@
+"""What may stand in the `[email]` table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from worker.domain.content import EmailContent
+from worker.domain.mailbox import Mailbox, MailboxInvalid, mailbox, named_mailbox
+
+GOOD: dict[str, Any] = {"from": "News <news@example.org>", "subject": "Hello {{ first_name }}", "text": "Hi"}
+
+
+def test_the_table_becomes_a_content_and_back() -> None:
+    table = GOOD | {
+        "html": "<p>Hi</p>",
+        "reply_to": "answers@example.org",
+        "headers": {"List-Unsubscribe": "<https://example.org/u/{{ recipient }}>"},
+    }
+    content = EmailContent.model_validate(table)
+    assert list(content.parts) == ["subject", "text", "html", "headers.List-Unsubscribe"]
+    assert EmailContent.model_validate(content.model_dump(mode="json", exclude_none=True)) == content
+    assert content.model_dump(exclude_none=True) == table
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"text": None}, "give `text`, `html` or both"),
+        ({"text": "  \n"}, "blank"),
+        ({"subject": ""}, "blank"),
+        ({"subject": "Hello\r\nBcc: all@example.org"}, "one line"),
+        ({"subject": "Hello\x85"}, "one line"),
+        ({"subject": "Hello\u2028"}, "one line"),
+        ({"to_name": "a\nb"}, "one line"),
+        ({"htlm": "<p>"}, "htlm"),
+        ({"from": "News"}, "not a mail address"),
+        ({"from": "a@example.org, b@example.org"}, "not one mail address"),
+        ({"from": "News\r\nBcc: x@example.org <news@example.org>"}, "control character"),
+        ({"from": "{{ who }} <news@{{ domain }}>"}, "mail address"),
+        ({"reply_to": ""}, "not one mail address"),
+        ({"headers": {"X Y": "1"}}, "not a header name"),
+        ({"headers": {"X:Y": "1"}}, "not a header name"),
+        ({"headers": {"X\r\nBcc": "1"}}, "not a header name"),
+        ({"headers": {"": "1"}}, "not a header name"),
+        ({"headers": {"Bcc": "all@example.org"}}, "leave it out"),
+        ({"headers": {"MESSAGE-ID": "1"}}, "leave it out"),
+        ({"headers": {"Content-Type": "text/plain"}}, "leave it out"),
+        ({"headers": {"X-A": "1", "x-a": "2"}}, "twice"),
+        ({"headers": {"X-A": "1\r\nBcc: all@example.org"}}, "one line"),
+        ({"headers": {"X-A": " "}}, "blank"),
+    ],
+)
+def test_what_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        EmailContent.model_validate(GOOD | change)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ana@example.org", Mailbox("", "ana@example.org")),
+        ("o'hara+tag@mail.example.co.uk", Mailbox("", "o'hara+tag@mail.example.co.uk")),
+        ("root@localhost", Mailbox("", "root@localhost")),
+        ("ana@bücher.example", Mailbox("", "ana@xn--bcher-kva.example")),
+        ("δοκιμή@παράδειγμα.gr", Mailbox("", "δοκιμή@παράδειγμα.gr", smtputf8=True)),
+        ('"a b"@example.org', Mailbox("", '"a b"@example.org')),
+    ],
+)
+def test_addresses_in_the_form_of_the_wire(text: str, expected: Mailbox) -> None:
+    assert mailbox(text) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "ana", "@example.org", "ana@", "a b@example.org", "a@b@c", "ana@example.org>", "<ana@example.org>",
+     "ana@example.org\r\nRCPT TO:<eve@example.org>", "Ana <ana@example.org>", "ana@example.org SIZE=1",
+     "ana@exa\x00mple.org", "a..b@example.org", "ana@-example.org"],
+)  # fmt: skip
+def test_what_is_no_bare_address(text: str) -> None:
+    with pytest.raises(MailboxInvalid):
+        mailbox(text)
+
+
+@given(st.text())
+def test_an_address_that_is_taken_fits_into_a_command(text: str) -> None:
+    try:
+        found = mailbox(text)
+    except MailboxInvalid:
+        return
+    assert found.address.isprintable()
+    assert found.smtputf8 is not found.address.isascii()
+
+
+def test_a_display_name() -> None:
+    assert named_mailbox('"News, daily" <news@example.org>') == Mailbox("News, daily", "news@example.org")
+    assert named_mailbox("Übersicht <news@bücher.example>").domain == "xn--bcher-kva.example"

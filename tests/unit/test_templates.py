@@ -1,0 +1,173 @@
+"""Templates: what is found wrong before sending, and what cannot go wrong while sending."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.domain.content import EmailContent
+from worker.domain.templates import Rendered, Renderer, RenderFailed, check
+
+COLUMNS = ("address", "first_name", "orders")
+
+
+def content(**parts: object) -> EmailContent:
+    return EmailContent.model_validate(
+        {"from": "news@example.org", "subject": "Hello", "text": "Hi"} | parts,
+    )
+
+
+def render(variables: dict[str, Any] | None = None, **parts: object) -> Rendered:
+    return Renderer(content(**parts)).render(variables or {})
+
+
+class TestCheck:
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "{{ first_name }} {{ address }} {{ recipient }} {{ delivery_id }}",
+            "{% set x = 1 %}{{ x }}",
+            "{% for n in orders %}{{ loop.index }}{{ n }}{% endfor %}",
+            "{% for n in range(3) %}{{ n }}{% endfor %}",
+            "{% macro m(x) %}{{ x }}{% endmacro %}{{ m(1) }}",
+            "{{ nick | default('friend') }}",
+            "{% if nick is defined %}{{ nick }}{% endif %}",
+            "{{ nick if nick is defined else first_name }}",
+            "no template at all, 100 % {plain}",
+        ],
+    )
+    def test_nothing_to_say(self, text: str) -> None:
+        assert check(content(text=text), COLUMNS) == []
+
+    def test_an_unknown_variable_is_named_with_its_part_and_line(self) -> None:
+        problems = check(
+            content(subject="{{ frist_name }}", html="<p>\n\n{{ last_name }}{{ frist_name }}"), COLUMNS
+        )
+        assert problems == [
+            f"{where}: unknown variable “{name}”; the recipients file has: address, first_name, orders, and "
+            f"address, recipient, delivery_id are always there."
+            for where, name in (
+                ("subject, line 1", "frist_name"),
+                ("html, line 3", "last_name"),
+                ("html, line 3", "frist_name"),
+            )
+        ]
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("a\n{{ first_name", "text, line 2: unexpected end of template"),
+            ("\n{% if x %}", "text, line 2: Unexpected end of template"),
+            ("\n\n{{ first_name | shout }}", "text, line 3: No filter named 'shout'."),
+            ("{{ first_name is shouting }}", "No test named 'shouting'."),
+            ("\n{% include 'other' %}", "text, line 2: “include” needs another template"),
+            ("{% extends 'other' %}", "“extends” needs another template"),
+            ("{% from 'other' import x %}", "“from … import” needs another template"),
+            ("{{ lipsum() }}", "unknown variable “lipsum”"),
+        ],
+    )
+    def test_what_is_wrong(self, text: str, words: str) -> None:
+        (problem,) = check(content(text=text), COLUMNS)
+        assert words in problem
+        assert problem.endswith(".")
+
+    def test_all_parts_are_looked_at(self) -> None:
+        wrong = "{{ nobody }}"
+        problems = check(
+            content(subject=wrong, text=wrong, html=wrong, to_name=wrong, headers={"X-A": wrong}), COLUMNS
+        )
+        assert [problem.split(",")[0] for problem in problems] == [
+            "subject",
+            "to_name",
+            "text",
+            "html",
+            "headers.X-A",
+        ]
+
+    def test_a_column_hidden_by_a_built_in_variable(self) -> None:
+        (problem,) = check(content(text="{{ recipient }}"), (*COLUMNS, "recipient"))
+        assert "the column “recipient” cannot be used in templates" in problem
+        assert check(content(text="{{ address }}"), (*COLUMNS, "recipient")) == []
+
+
+class TestRender:
+    def test_every_part(self) -> None:
+        rendered = render(
+            {"name": "Zoë & Bob"},
+            subject="Hi {{ name }}",
+            text="Dear {{ name }},\n",
+            html="<b>{{ name }}</b>",
+            to_name="{{ name }}",
+            headers={"X-Who": " {{ name }} "},
+        )
+        assert rendered.subject == "Hi Zoë & Bob"
+        assert rendered.text == "Dear Zoë & Bob,\n"
+        assert rendered.html == "<b>Zoë &amp; Bob</b>"
+        assert rendered.to_name == "Zoë & Bob"
+        assert rendered.headers == {"X-Who": "Zoë & Bob"}
+
+    @given(st.text(st.characters(exclude_categories=["Cs"])))
+    def test_values_are_never_templates(self, value: str) -> None:
+        hostile = "{{ 7 * 7 }}{% for x in y %}" + value
+        rendered = render({"v": hostile}, text="[{{ v }}]", html="[{{ v }}]")
+        assert rendered.text == f"[{hostile}]"
+        assert rendered.html is not None
+        assert "<" not in rendered.html
+        assert "{{ 7 * 7 }}" in rendered.html
+
+    @given(st.text())
+    def test_no_value_breaks_out_of_a_header(self, value: str) -> None:
+        try:
+            rendered = render({"v": value}, subject="{{ v }}", headers={"X-A": "{{ v }}"})
+        except RenderFailed:
+            return
+        for line in (rendered.subject, rendered.headers["X-A"]):
+            assert len(line.splitlines()) <= 1
+            line.encode()
+
+    @pytest.mark.parametrize(
+        "value", ["a\r\nBcc: eve@example.org", "a\n", "a\r", "a\x00", "a\x0b", "a\x85", "a\u2029"]
+    )
+    def test_line_breaks_in_a_header_are_refused(self, value: str) -> None:
+        for part in ({"subject": "{{ v }}"}, {"to_name": "{{ v }}"}, {"headers": {"X-A": "{{ v }}"}}):
+            with pytest.raises(RenderFailed, match="must not stand in a header"):
+                render({"v": value}, **part)
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("\n{{ missing }}", "text, line 2: 'missing' is undefined."),
+            ("{{ v.nothing }}", "no attribute 'nothing'."),
+            (
+                "\n\n{{ v.__class__.__mro__ }}",
+                "text, line 3: access to attribute '__class__' of 'str' object is unsafe.",
+            ),
+            ("{{ ''.__class__.__base__.__subclasses__() }}", "unsafe"),
+            ("{{ '{0.__class__}'.format(v) }}", "unsafe"),
+            ("{{ items.append(1) }}", "unsafe"),
+            ("{% for i in range(10**7) %}{% endfor %}", "Range too big"),
+            ("{{ 10 ** 10000 }}", "the result of ** is too large."),
+            ("{{ v * 10000000 }}", "the result of * is too large."),
+            ("{{ 10000000 * items }}", "the result of * is too large."),
+            ("{{ 1 / 0 }}", "division by zero."),
+            ("{{ v + 1 }}", "text, line 1: "),
+            ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
+            ("{{ lone }}", "surrogates not allowed"),
+        ],
+    )
+    def test_what_fails_becomes_one_sentence(self, text: str, words: str) -> None:
+        with pytest.raises(RenderFailed) as failure:
+            render({"v": "x", "items": [1], "lone": "\ud800"}, text=text)
+        assert words in str(failure.value)
+        assert str(failure.value).startswith("text")
+
+    def test_ordinary_arithmetic(self) -> None:
+        rendered = render({"v": "ab", "n": 3}, text="{{ v * n }} {{ n * 2.5 }} {{ 2 ** n }} {{ -n * v }}")
+        assert rendered.text == "ababab 7.5 8 "
+
+    def test_a_broken_template_is_not_compiled(self) -> None:
+        with pytest.raises(RenderFailed, match="html, line 2"):
+            Renderer(content(html="\n{% if %}"))

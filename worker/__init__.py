@@ -1,0 +1,3 @@
+"""The Sendoff worker: confirms, fans out, sends and records deliveries."""
+
+from __future__ import annotations

@@ -1,0 +1,124 @@
+"""The content of an email delivery: the `[email]` table of its file."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from worker.domain.mailbox import named_mailbox
+
+_FIELD_NAME: Final = re.compile(r"[!-9;-~]+")
+"""A header's name: printable ASCII without the colon (RFC 5322 section 2.2)."""
+
+_BUILT: Final = frozenset(
+    {"bcc", "cc", "date", "from", "message-id", "mime-version", "reply-to", "sender", "subject", "to"}
+)
+"""Headers that the message building writes itself, or that would name further recipients."""
+
+_TRANSIT: Final = (
+    "content-",
+    "resent-",
+    "arc-",
+    "dkim-",
+    "received",
+    "return-path",
+    "authentication-results",
+)
+"""Beginnings of the names of headers that describe the body, or that only servers on the way may write."""
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Whatever some program on the way may take for the end of a header line."""
+
+
+def _one_mailbox(value: str) -> str:
+    named_mailbox(value)
+    return value
+
+
+def _one_line(value: str) -> str:
+    if _CONTROL.search(value):
+        raise ValueError("it must be one line, without line breaks or other control characters")
+    return value
+
+
+def _not_blank(value: str) -> str:
+    if not value.strip():
+        raise ValueError("it must not be blank")
+    return value
+
+
+Line = Annotated[str, AfterValidator(_one_line), AfterValidator(_not_blank)]
+"""A template of one line."""
+Body = Annotated[str, AfterValidator(_not_blank)]
+"""A template of any number of lines."""
+Address = Annotated[str, AfterValidator(_one_mailbox)]
+"""One address, with or without a display name; not a template."""
+
+
+class ContentInvalid(ValueError):  # noqa: N818 - named for what it is, as a verdict is
+    """A content cannot be sent to anybody; the message says why."""
+
+
+class EmailContent(BaseModel):
+    """What an email delivery says, and in whose name.
+
+    `subject`, `text`, `html`, `to_name` and the values of `headers` are templates. `from` and `reply_to` are
+    not: who speaks is checked once, when the delivery is prepared, and must not hang on a value in the
+    recipients file, which would put the sender's name and domain (SPF, DKIM, DMARC) into the hands of whoever
+    filled that in.
+
+    An unknown field is refused: a misspelt `htlm` would otherwise be left out without a word.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True, validate_by_name=True)
+
+    sender: Address = Field(alias="from")
+    """The author's mailbox; also the envelope sender, to which returned mail goes."""
+    subject: Line
+    """The subject, as a template."""
+    text: Body | None = None
+    """The plain text, as a template."""
+    html: Body | None = None
+    """The HTML, as a template whose values are escaped."""
+    to_name: Line | None = None
+    """The display name beside the recipient's address, as a template; without it the address stands alone."""
+    reply_to: Address | None = None
+    """Where answers go, if not to the author."""
+    headers: dict[str, Line] = Field(default_factory=dict)
+    """Further headers by name, such as `List-Unsubscribe` (RFC 2369); their values are templates."""
+
+    @field_validator("headers")
+    @classmethod
+    def _check_headers(cls, headers: dict[str, str]) -> dict[str, str]:
+        seen: set[str] = set()
+        for name in headers:
+            lower = name.lower()
+            if not _FIELD_NAME.fullmatch(name):
+                raise ValueError(f"{name!r} is not a header name: printable ASCII without spaces and colons")
+            if lower in _BUILT or lower.startswith(_TRANSIT):
+                raise ValueError(f"the header {name} is written by Sendoff or by mail servers; leave it out")
+            if lower in seen:
+                raise ValueError(f"the header {name} is there twice")
+            seen.add(lower)
+        return headers
+
+    @model_validator(mode="after")
+    def _check_body(self) -> Self:
+        if self.text is None and self.html is None:
+            raise ValueError("the message is empty: give `text`, `html` or both")
+        return self
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """Every template by the name that people know it by: `subject`, or `headers.List-Unsubscribe`."""
+        parts = {"subject": self.subject, "to_name": self.to_name, "text": self.text, "html": self.html}
+        parts |= {f"headers.{name}": value for name, value in self.headers.items()}
+        return {name: source for name, source in parts.items() if source is not None}
+
+
+def control_character(value: str) -> str | None:
+    """Finds a line break or another control character, which may not stand in a header."""
+    found = _CONTROL.search(value)
+    return found.group() if found else None

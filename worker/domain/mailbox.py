@@ -1,0 +1,77 @@
+"""Mail addresses in the form in which they go on the wire."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from email.utils import getaddresses
+from typing import Final
+
+from email_validator import EmailNotValidError, validate_email
+
+_ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_PLAIN: Final = re.compile(rf"{_ATEXT}(?:\.{_ATEXT})*@{_LABEL}(?:\.{_LABEL})*")
+"""A dot-atom address in ASCII (RFC 5321 section 4.1.2): nearly all of them, and in need of no rewriting."""
+
+
+class MailboxInvalid(ValueError):  # noqa: N818 - named for what happened, as `RenderFailed` is
+    """The text is not a mail address; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mailbox:
+    """An address that SMTP commands and header lines can carry as it is."""
+
+    name: str
+    """The display name; empty for none."""
+    address: str
+    """ASCII, its domain in A-labels (RFC 5891), unless `smtputf8`."""
+    smtputf8: bool = False
+    """The local part is not ASCII, so that every server on the way needs SMTPUTF8 (RFC 6531)."""
+
+    @property
+    def domain(self) -> str:
+        """The part after the last `@`."""
+        return self.address.rpartition("@")[2]
+
+
+def mailbox(address: str, name: str = "") -> Mailbox:
+    """Reads a bare address.
+
+    A domain that is not ASCII is written in A-labels, which every server takes; only a local part that is not
+    ASCII asks for SMTPUTF8.
+
+    Raises:
+        MailboxInvalid: It is not an address that an SMTP command may carry.
+    """
+    if _PLAIN.fullmatch(address):
+        return Mailbox(name, address)
+    try:
+        valid = validate_email(
+            address,
+            check_deliverability=False,
+            globally_deliverable=False,
+            allow_quoted_local=True,
+            allow_domain_literal=True,
+        )
+    except EmailNotValidError as invalid:
+        raise MailboxInvalid(f"{address!r} is not a mail address: {invalid}") from invalid
+    if valid.ascii_email is not None:
+        return Mailbox(name, valid.ascii_email)
+    return Mailbox(name, valid.normalized, smtputf8=True)
+
+
+def named_mailbox(text: str) -> Mailbox:
+    """Reads one address with or without a display name: `News <news@example.org>` or `news@example.org`.
+
+    Raises:
+        MailboxInvalid: It is none, or more than one, or carries a control character.
+    """
+    if not text.isprintable():
+        raise MailboxInvalid(f"{text!r} holds a line break or another control character.")
+    found = getaddresses([text])
+    if len(found) != 1 or not found[0][1]:
+        raise MailboxInvalid(f"{text!r} is not one mail address such as “News <news@example.org>”.")
+    name, address = found[0]
+    return mailbox(address, name)

@@ -1,0 +1,111 @@
+"""The email channel, as the send service uses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from contracts.base import explain
+from contracts.sends import message_id
+from worker.domain.content import ContentInvalid, EmailContent
+from worker.domain.mailbox import MailboxInvalid, mailbox
+from worker.domain.templates import Renderer, RenderFailed
+from worker.domain.verdicts import Failed
+from worker.email.message import MessageBuilder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from contracts.sends import Send
+    from worker.domain.verdicts import Verdict
+    from worker.email.smtp import SmtpPool
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A delivery's content, made ready for any number of recipients."""
+
+    renderer: Renderer
+    builder: MessageBuilder
+
+
+class EmailChannel:
+    """Sends over SMTP."""
+
+    def __init__(self, pool: SmtpPool) -> None:
+        """Takes the pool over: closing the channel closes it.
+
+        Args:
+            pool: The connections to send over.
+        """
+        self._pool = pool
+
+    @property
+    def concurrency(self) -> int:
+        """How many sends make sense at a time: one for each connection."""
+        return self._pool.size
+
+    async def ready(self) -> None:
+        """Returns once the SMTP server answers; to be awaited before recipients are claimed.
+
+        Raises:
+            SmtpUnreachable: It does not.
+        """
+        await self._pool.ready()
+
+    def prepare(self, content: Mapping[str, Any]) -> Compiled:
+        """Compiles a content, once per preparation.
+
+        Args:
+            content: The `[email]` table as it was prepared.
+
+        Raises:
+            ContentInvalid: Nobody can be sent this content; the message says why.
+        """
+        try:
+            checked = EmailContent.model_validate(content)
+            return Compiled(Renderer(checked), MessageBuilder(checked))
+        except ValidationError as error:
+            raise ContentInvalid(explain(error)) from error
+        except RenderFailed as error:
+            raise ContentInvalid(str(error)) from error
+
+    async def send(self, compiled: Compiled, send: Send) -> Verdict:
+        """Renders the content for one recipient, builds the message and hands it over.
+
+        Args:
+            compiled: What `prepare` made of the delivery's content.
+            send: Whom it goes to, with the values for the templates.
+
+        Returns:
+            What became of it. A template that fails with these values is `Failed("template")`, an address
+            that no SMTP command can carry `Failed("invalid_address")`; neither is retryable.
+        """
+        attempt = message_id(send.delivery_id, send.recipient, send.attempt)
+        own = {"address": send.address, "recipient": send.recipient, "delivery_id": send.delivery_id}
+        try:
+            rendered = compiled.renderer.render({**send.variables, **own})
+            recipient = mailbox(send.address, rendered.to_name)
+            message = compiled.builder.build(
+                rendered,
+                recipient,
+                message_id=compiled.builder.message_id(attempt),
+                at=datetime.now(UTC),
+            )
+        except RenderFailed as error:
+            return Failed("template", retryable=False, detail=str(error))
+        except MailboxInvalid as error:
+            return Failed("invalid_address", retryable=False, detail=str(error))
+        return await self._pool.send(
+            compiled.builder.sender.address,
+            recipient.address,
+            message,
+            smtputf8=compiled.builder.smtputf8(recipient),
+        )
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._pool.close()

@@ -1,0 +1,194 @@
+"""Messages as bytes: MIME (RFC 2045 to 2047) around a rendered content.
+
+A campaign's messages differ in a few places only, so a message is put together from ready lines instead of a
+tree of objects, which costs several times as much. The encodings themselves are the standard library's, and
+the tests read every message back with its `email` package.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import secrets
+from email.header import Header
+from email.utils import format_datetime
+from typing import TYPE_CHECKING, Final
+
+from worker.domain.mailbox import named_mailbox
+from worker.domain.templates import RenderFailed
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from worker.domain.content import EmailContent
+    from worker.domain.mailbox import Mailbox
+    from worker.domain.templates import Rendered
+
+_CRLF: Final = b"\r\n"
+_LONGEST_LINE: Final = 998
+"""Octets of a line without its end (RFC 5322 section 2.1.1)."""
+_FOLD_AT: Final = 78
+"""Characters that a header line should not pass (the same section)."""
+_PHRASE_SPECIALS: Final = re.compile(r'[()<>@,:;".\[\]\\]|  ')
+"""What makes a display name need quotes (RFC 5322 section 3.2.3); spaces would run together without."""
+_NOT_7BIT: Final = re.compile(rb"[^\t\n -~]")
+"""What does not travel well as it is: anything but printable ASCII, tabs and line ends."""
+_BASE64_ABOVE: Final = 1 / 6
+"""Share of octets beyond ASCII from which base64 (4/3) is shorter than quoted-printable (3 each)."""
+
+
+class MessageBuilder:
+    """Builds the messages of one content."""
+
+    def __init__(self, content: EmailContent) -> None:
+        """Prepares what all messages of the content share.
+
+        Args:
+            content: The content as it was prepared.
+        """
+        self.sender: Final = named_mailbox(content.sender)
+        """The author's mailbox and the envelope sender."""
+        self._reply_to = named_mailbox(content.reply_to) if content.reply_to else None
+        self._from_line = _mailbox_line("From", self.sender)
+        self._reply_line = _mailbox_line("Reply-To", self._reply_to) if self._reply_to else None
+        # Numbers of deliveries begin anew with every database, and mail systems drop a message whose id they
+        # have seen; the digest keeps a rehearsal's ids apart from the real delivery's.
+        digest = hashlib.sha256(content.model_dump_json().encode()).hexdigest()[:12]
+        self._id_tail = f".{digest}@{self.sender.domain}"
+
+    def smtputf8(self, recipient: Mailbox) -> bool:
+        """Says whether a message to the recipient needs SMTPUTF8 (RFC 6531) all the way."""
+        return self.sender.smtputf8 or recipient.smtputf8 or bool(self._reply_to and self._reply_to.smtputf8)
+
+    def message_id(self, attempt: str) -> str:
+        """Names the message of an attempt, equal each time it is asked (RFC 5322 section 3.6.4).
+
+        Args:
+            attempt: The send message's `message_id`: `<delivery>-<recipient>-<attempt>`.
+        """
+        return f"<{attempt}{self._id_tail}>"
+
+    def build(self, rendered: Rendered, recipient: Mailbox, *, message_id: str, at: datetime) -> bytes:
+        """Builds one message.
+
+        Args:
+            rendered: The content filled in for the recipient.
+            recipient: Whom it goes to, with the display name to show, if any.
+            message_id: The message's name in angle brackets.
+            at: The time for the Date header, with its zone.
+
+        Returns:
+            The whole message in lines that end with CRLF, of at most 998 octets. It is ASCII, but for
+            addresses in headers when `smtputf8` is true for the recipient.
+
+        Raises:
+            RenderFailed: A header's value cannot be put into lines of that length.
+        """
+        lines = [self._from_line, _mailbox_line("To", recipient)]
+        if self._reply_line:
+            lines.append(self._reply_line)
+        lines += [
+            _header_line("Subject", rendered.subject),
+            f"Date: {format_datetime(at)}",
+            f"Message-ID: {message_id}",
+            "MIME-Version: 1.0",
+        ]
+        lines += [_header_line(name, value) for name, value in rendered.headers.items()]
+        parts = [
+            _part(subtype, body)
+            for subtype, body in (("plain", rendered.text), ("html", rendered.html))
+            if body is not None
+        ]
+        head = "\r\n".join(lines).encode()
+        if len(parts) == 1:
+            return head + _CRLF + parts[0]
+        # Drawn after the bodies were made, so that no value in them can have foreseen it.
+        boundary = f"=_{secrets.token_hex(12)}"
+        mark = f"\r\n--{boundary}".encode()
+        kind = f'\r\nContent-Type: multipart/alternative; boundary="{boundary}"\r\n'.encode()
+        return head + kind + b"".join(mark + _CRLF + part for part in parts) + mark + b"--\r\n"
+
+
+def _part(subtype: str, body: str) -> bytes:
+    """A part's headers and body, in the first of 7bit, quoted-printable and base64 that fits it well."""
+    text = body.replace("\r\n", "\n").replace("\r", "\n").encode()
+    if not text.endswith(b"\n"):
+        text += b"\n"
+    encoding = "7bit"
+    charset = "us-ascii"
+    encoded = text
+    if _NOT_7BIT.search(text) or max(map(len, text.split(b"\n"))) > _LONGEST_LINE:
+        charset = "utf-8"
+        beyond_ascii = len(text) - len(text.decode().encode("ascii", "ignore"))
+        if beyond_ascii > len(text) * _BASE64_ABOVE:
+            # The canonical form of text, which base64 hides from the way, has CRLF (RFC 2045 section 6.8).
+            encoding, encoded = "base64", base64.encodebytes(text.replace(b"\n", _CRLF))
+        else:
+            encoding, encoded = "quoted-printable", binascii.b2a_qp(text, istext=True)
+    head = (
+        f'Content-Type: text/{subtype}; charset="{charset}"\r\nContent-Transfer-Encoding: {encoding}\r\n\r\n'
+    )
+    return head.encode() + encoded.replace(b"\n", _CRLF)
+
+
+def _header_line(name: str, value: str) -> str:
+    """A header of free text, folded, in encoded words (RFC 2047) where it is not plain ASCII.
+
+    Raises:
+        ValueError: The value holds a line break.
+        RenderFailed: A word of it is longer than a line may be.
+    """
+    _refuse_line_breaks(name, value)
+    line = f"{name}: {value}"
+    plain = value.isascii() and "=?" not in value  # what looks like an encoded word would be read as one
+    if plain and len(line) <= _FOLD_AT:
+        return line
+    folded = _folded(line) if plain else _encoded_words(name, value)
+    if max(map(len, folded.split("\r\n"))) > _LONGEST_LINE:
+        raise RenderFailed(
+            f"{name}: it holds a word of more than {_LONGEST_LINE} characters, which no line can carry."
+        )
+    return folded
+
+
+def _mailbox_line(name: str, mailbox: Mailbox) -> str:
+    """A header of one mailbox; its display name is quoted or in encoded words where it needs to be."""
+    if not mailbox.name:
+        return f"{name}: {mailbox.address}"
+    shown = mailbox.name
+    _refuse_line_breaks(name, shown + mailbox.address)
+    if not shown.isascii() or "=?" in shown or len(name) + len(shown) > _FOLD_AT - len(': "" ') * 2:
+        line = _encoded_words(name, shown)
+    elif _PHRASE_SPECIALS.search(shown):
+        escaped = shown.replace("\\", "\\\\").replace('"', '\\"')
+        line = f'{name}: "{escaped}"'
+    else:
+        line = f"{name}: {shown}"
+    last = line.rpartition("\r\n")[2]
+    space = " " if len(last) + len(mailbox.address) + len(" <>") <= _FOLD_AT else "\r\n "
+    return f"{line}{space}<{mailbox.address}>"
+
+
+def _refuse_line_breaks(name: str, value: str) -> None:
+    """Holds the last line against header injection; rendering refuses line breaks long before."""
+    if "\r" in value or "\n" in value:
+        raise ValueError(f"The header {name} must not hold a line break.")
+
+
+def _folded(line: str) -> str:
+    """Breaks a line before words that one space parts (RFC 5322 section 2.2.3), never after the name."""
+    name, first, *words = line.split(" ")
+    lines = [f"{name} {first}"]
+    for word in words:
+        if word and not lines[-1].endswith(" ") and len(lines[-1]) + len(word) >= _FOLD_AT:
+            lines.append(f" {word}")
+        else:
+            lines[-1] += f" {word}"
+    return "\r\n".join(lines)
+
+
+def _encoded_words(name: str, value: str) -> str:
+    header = Header(value, "utf-8", maxlinelen=_FOLD_AT, header_name=name)
+    return f"{name}: " + header.encode(linesep="\r\n")

@@ -1,0 +1,183 @@
+"""A pool of connections to the SMTP server, and what became of each message as a value."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import aiosmtplib
+
+from worker.domain.verdicts import Failed, Unsure
+from worker.email.session import ConnectionLost, Session, in_words
+from worker.email.url import SmtpUrl
+
+if TYPE_CHECKING:
+    from worker.domain.verdicts import Verdict
+
+_TRIES: Final = 2
+"""Connections tried for one message, before its recipient is left for a later attempt."""
+_FRESH_SECONDS: Final = 1.0
+"""How long after its last reply the server counts as reachable without being asked."""
+_NEVER: Final = float("-inf")
+
+
+class SmtpUnreachable(Exception):  # noqa: N818 - named for what happened, as a verdict is
+    """No connection to the SMTP server can be used; the message is a sentence that says why."""
+
+
+class SmtpPool:
+    """Connections to one SMTP server, opened when needed and kept for the next message.
+
+    Safe to use from any number of tasks; as many messages are under way at once as there are connections.
+    """
+
+    def __init__(self, url: str, *, size: int, timeout: float, messages_per_connection: int = 1000) -> None:
+        """Reads the settings; connects to nothing yet.
+
+        Args:
+            url: Where the server is; see `worker.email.url.SmtpUrl`.
+            size: The most connections at a time.
+            timeout: Seconds to connect in, TLS and login included, and to wait for any one reply.
+            messages_per_connection: After so many messages a connection is replaced, as many servers end
+                long sessions, and a balancer in front of several can share them out anew.
+
+        Raises:
+            ValueError: The URL is not one for SMTP; the message says why.
+        """
+        self.size: Final = size
+        self._url = SmtpUrl.parse(url)
+        self._timeout = timeout
+        self._messages_per_connection = messages_per_connection
+        self._slots = asyncio.Semaphore(size)
+        self._idle: list[Session] = []
+        self._heard_at = _NEVER
+        self._closed = False
+
+    async def ready(self) -> None:
+        """Returns once the server has answered over one of the connections.
+
+        To be awaited before recipients are claimed, so that an outage costs none of them an attempt.
+
+        Raises:
+            SmtpUnreachable: It does not answer.
+        """
+        if asyncio.get_running_loop().time() - self._heard_at < _FRESH_SECONDS:
+            return
+        try:
+            async with asyncio.timeout(self._timeout):
+                await self._slots.acquire()
+        except TimeoutError as error:
+            raise SmtpUnreachable(
+                f"The SMTP server {self._url} has not answered on any connection for {self._timeout:g} s."
+            ) from error
+        try:
+            await self._give_back(await self._checked())
+        finally:
+            self._slots.release()
+
+    async def send(self, sender: str, recipient: str, message: bytes, *, smtputf8: bool = False) -> Verdict:
+        """Hands one message to the server.
+
+        Args:
+            sender: The envelope sender, as in `Mailbox.address`.
+            recipient: The envelope recipient, likewise.
+            message: The message, headers and body.
+            smtputf8: An address or header in it is not ASCII (RFC 6531).
+
+        Returns:
+            `Accepted` after a 2yz reply to the whole message; `Bounced` after a refusal of it; `Unsure` if no
+            reply came after the final dot; `Failed` if nothing was sent for a reason on our side. A
+            connection lost before the final dot is replaced once, and then given up as `Failed`, retryable.
+        """
+        async with self._slots:
+            session = self._take()
+            lost = ""
+            for _ in range(_TRIES):
+                try:
+                    session = session or await self._open()
+                    verdict = await self._over(session, sender, recipient, message, smtputf8=smtputf8)
+                except SmtpUnreachable as error:
+                    return Failed("connection", retryable=True, detail=str(error))
+                except ConnectionLost as error:
+                    session, lost, self._heard_at = None, str(error), _NEVER
+                    continue
+                if not isinstance(verdict, Unsure):
+                    self._heard()
+                return verdict
+            detail = (
+                f"The connection to the SMTP server {self._url} was lost before anything was sent: {lost}."
+            )
+            return Failed("connection", retryable=True, detail=detail)
+
+    async def _over(
+        self, session: Session, sender: str, recipient: str, message: bytes, *, smtputf8: bool
+    ) -> Verdict:
+        try:
+            return await session.send(sender, recipient, message, smtputf8=smtputf8)
+        finally:
+            await self._give_back(session)
+
+    def _take(self) -> Session | None:
+        """The session used last that is still open: the others may rest until the server ends them."""
+        while self._idle:
+            session = self._idle.pop()
+            if session.usable:
+                return session
+            session.abort()
+        return None
+
+    async def _give_back(self, session: Session) -> None:
+        if not session.usable:
+            session.abort()
+        elif self._closed or session.messages >= self._messages_per_connection:
+            await session.quit()
+        else:
+            self._idle.append(session)
+
+    async def _checked(self) -> Session:
+        """A session over which the server has just answered."""
+        while (session := self._take()) is not None:
+            try:
+                await session.check()
+            except ConnectionLost:
+                continue
+            finally:
+                if not session.usable:
+                    session.abort()
+            self._heard()
+            return session
+        return await self._open()
+
+    async def _open(self) -> Session:
+        smtp = self._url.client(self._timeout)
+        try:
+            async with asyncio.timeout(self._timeout):
+                await smtp.connect()
+                if smtp.is_ehlo_or_helo_needed:
+                    await smtp.ehlo()
+            session = Session(smtp, self._timeout)
+        except BaseException as error:
+            smtp.close()
+            self._heard_at = _NEVER
+            if isinstance(error, aiosmtplib.SMTPAuthenticationError):
+                raise SmtpUnreachable(
+                    f"The SMTP server {self._url} refused the login: {in_words(error)}; "
+                    f"check the user and the password in the SMTP URL."
+                ) from error
+            if isinstance(error, aiosmtplib.SMTPException | OSError | ConnectionLost):
+                raise SmtpUnreachable(
+                    f"The SMTP server {self._url} cannot be used: {in_words(error)}; "
+                    f"check that it runs and that the SMTP URL is right."
+                ) from error
+            raise
+        self._heard()
+        return session
+
+    def _heard(self) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+
+    async def close(self) -> None:
+        """Ends all sessions; one that is still sending ends when its message is done."""
+        self._closed = True
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(session.quit() for session in idle))
