@@ -95,11 +95,20 @@ class Database:
                 raise SchemaMismatch(
                     f"The database's schema is at version {present}, this Sendoff needs {needed}: {advice}."
                 )
-            for name, text in self._queries.items():
-                try:
-                    await connection.prepare(text)
-                except asyncpg.PostgresError as error:
-                    raise SchemaMismatch(f"The query “{name}” does not fit the schema: {error}") from error
+            trial = connection.transaction()
+            await trial.start()
+            try:
+                # Some queries speak of this table, which is temporary and goes with the trial.
+                await connection.execute(self._queries["create_staged_target"])
+                for name, text in self._queries.items():
+                    try:
+                        await connection.prepare(text)
+                    except asyncpg.PostgresError as error:
+                        raise SchemaMismatch(
+                            f"The query “{name}” does not fit the schema: {error}"
+                        ) from error
+            finally:
+                await trial.rollback()
 
     async def close(self, timeout: float = 5) -> None:  # noqa: ASYNC109 - asyncpg's close has none
         """Closes every connection; what is still busy after `timeout` seconds is cut off."""

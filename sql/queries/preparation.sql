@@ -1,0 +1,90 @@
+-- Preparation: the audience goes through a temporary table of the session into the delivery.
+
+-- name: create_staged_target
+-- Rows as the recipients file has them, judged one by one. Temporary: a process that dies leaves nothing, and
+-- nothing of it is written to the log. Keys are compared byte by byte, which sorts a million in half the time.
+CREATE TEMPORARY TABLE IF NOT EXISTS staged_target (
+    line         integer NOT NULL,
+    address      text,
+    address_key  text COLLATE "C",
+    profile_id   text,
+    variables    text,
+    cause        text,
+    detail       text
+);
+
+-- name: empty_staged_target
+-- A pooled session may have prepared another delivery before.
+TRUNCATE pg_temp.staged_target;
+
+-- name: analyze_staged_target
+-- No autovacuum sees a temporary table; without this the planner thinks it is small.
+ANALYZE pg_temp.staged_target;
+
+-- name: lock_preparation
+-- One preparation of a delivery at a time; held by the session, so that it ends with the process. Below the
+-- ids of deliveries, which claims lock, and below the key of the migrations.
+SELECT pg_try_advisory_lock(-1000000000 - $1::bigint);
+
+-- name: create_delivery
+INSERT INTO sendoff.delivery_record (label, channel, created_by) VALUES ($1, $2, $3)
+RETURNING delivery_id;
+
+-- name: drop_audience
+-- What the preparation before has left.
+WITH recipients AS (
+    DELETE FROM sendoff.recipient WHERE delivery_id = $1
+), exclusions AS (
+    DELETE FROM sendoff.exclusion WHERE delivery_id = $1
+)
+DELETE FROM sendoff.delivery_content WHERE delivery_id = $1;
+
+-- name: exclude_duplicates
+-- The first line with an address wins. The sort is of keys and lines alone, not of whole rows.
+UPDATE pg_temp.staged_target t
+SET cause = $1, detail = 'the same address as in line ' || d.first
+FROM (
+    SELECT line, min(line) OVER (PARTITION BY address_key) AS first
+    FROM pg_temp.staged_target
+    WHERE cause IS NULL
+) d
+WHERE t.line = d.line AND d.line > d.first;
+
+-- name: exclude_quarantined
+UPDATE pg_temp.staged_target t
+SET cause = $2, detail = q.cause
+FROM sendoff.quarantined_address q
+WHERE t.cause IS NULL AND q.channel = $1 AND q.address_key = t.address_key;
+
+-- name: insert_exclusions
+INSERT INTO sendoff.exclusion (delivery_id, line, address, profile_id, cause, detail)
+SELECT $1, line, address, profile_id, cause, detail
+FROM pg_temp.staged_target
+WHERE cause IS NOT NULL
+ORDER BY line;
+
+-- name: insert_recipients
+-- Numbered densely in the order of the file.
+INSERT INTO sendoff.recipient (delivery_id, recipient, profile_id, address, variables)
+SELECT $1, row_number() OVER (ORDER BY line), profile_id, address, variables::json
+FROM pg_temp.staged_target
+WHERE cause IS NULL
+ORDER BY line;
+
+-- name: complete_preparation
+-- The next snapshot: what the confirmation shows, and what it will freeze.
+UPDATE sendoff.delivery_record d
+SET label = $2, channel = $3, contact_date = $4, time_zone = $5, valid_for = $6, preparation = d.preparation + 1,
+    to_deliver = s.to_deliver, excluded = s.excluded, prepared_at = now(), updated_at = now()
+FROM (
+    SELECT count(*) FILTER (WHERE cause IS NULL) AS to_deliver, count(cause) AS excluded
+    FROM pg_temp.staged_target
+) s
+WHERE d.delivery_id = $1;
+
+-- name: insert_content
+INSERT INTO sendoff.delivery_content (delivery_id, preparation, content)
+SELECT delivery_id, preparation, $2::json FROM sendoff.delivery_record WHERE delivery_id = $1;
+
+-- name: read_preparation
+SELECT preparation, to_deliver FROM sendoff.delivery_record WHERE delivery_id = $1;

@@ -1,0 +1,61 @@
+"""What the commands share: the database, and how they say no."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from worker.db.pool import OUT_OF_REACH, DatabaseUnreachable, open_database
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from worker.db.pool import Database
+    from worker.settings import Settings
+
+_REFUSES = (
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.TransactionRollbackError,
+    asyncpg.ReadOnlySQLTransactionError,
+)
+"""What Postgres raises when nothing is wrong with the statement: it cannot or may not carry it out now."""
+
+
+class CommandRefused(Exception):  # noqa: N818 - the name is the sentence
+    """What was asked for cannot be done; the message is a sentence for the person who asked."""
+
+
+@asynccontextmanager
+async def database(settings: Settings, *, command_timeout: float | None = None) -> AsyncIterator[Database]:
+    """Opens the database for one command, its schema checked.
+
+    Args:
+        settings: The settings.
+        command_timeout: Seconds for one statement, where the settings' are not enough.
+
+    Raises:
+        DatabaseUnreachable: it is not there, went away in the middle, or will not serve us now.
+        SchemaMismatch: `sendoff migrate` has to run, or Sendoff has to be upgraded.
+    """
+    db = await open_database(
+        settings.database_url,
+        size=2,
+        connect_timeout=settings.connect_timeout,
+        command_timeout=command_timeout or settings.command_timeout,
+        application="sendoff",
+    )
+    try:
+        await db.check()
+        yield db
+    except OUT_OF_REACH as error:
+        raise DatabaseUnreachable(
+            f"The database went out of reach: {str(error) or type(error).__name__}"
+        ) from error
+    except _REFUSES as error:
+        raise DatabaseUnreachable(f"The database cannot do it now: {error}") from error
+    finally:
+        await db.close()

@@ -1,0 +1,82 @@
+"""What a preparation reads and writes, on the one connection that it holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Final
+
+from worker.db import deliveries
+from worker.domain.audience import Cause, Target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker.db.pool import Transaction
+    from worker.domain.delivery_file import DeliveryFile
+
+_COPY_ROWS: Final = 20_000
+"""Rows of one COPY: each is a statement with its own timeout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What a preparation came to."""
+
+    preparation: int
+    to_deliver: int
+    excluded: dict[str, int]
+    """By cause."""
+
+
+async def stage(session: Transaction, rows: Iterator[Target]) -> None:
+    """Puts the rows into the session's temporary table, by COPY, in constant memory."""
+    await session.execute("create_staged_target")
+    await session.execute("empty_staged_target")
+    while (first := next(rows, None)) is not None:
+        await session.connection.copy_records_to_table(
+            "staged_target",
+            schema_name="pg_temp",
+            columns=Target._fields,
+            records=chain([first], islice(rows, _COPY_ROWS - 1)),
+        )
+    await session.execute("analyze_staged_target")
+
+
+async def lock_preparation(session: Transaction, delivery_id: int) -> bool:
+    """Takes the one right to prepare a delivery until the session ends; False if another session has it."""
+    return bool(await session.fetchval("lock_preparation", delivery_id))
+
+
+async def create_delivery(tx: Transaction, definition: DeliveryFile, operator: str) -> int:
+    """Adds a delivery in *editing* and returns its number."""
+    return int(await tx.fetchval("create_delivery", definition.label, definition.channel, operator))
+
+
+async def replace_audience(tx: Transaction, delivery_id: int, definition: DeliveryFile) -> Counts:
+    """Makes the staged rows the delivery's audience, and the definition its content and schedule."""
+    await tx.execute("drop_audience", delivery_id)
+    await tx.execute("exclude_duplicates", Cause.DUPLICATE)
+    await tx.execute("exclude_quarantined", definition.channel, Cause.QUARANTINED)
+    await tx.execute("insert_exclusions", delivery_id)
+    await tx.execute("insert_recipients", delivery_id)
+    await tx.execute(
+        "complete_preparation",
+        delivery_id,
+        definition.label,
+        definition.channel,
+        definition.schedule.instant,
+        definition.schedule.zone,
+        definition.valid_for,
+    )
+    await tx.execute("insert_content", delivery_id, definition.content)
+    return await read_counts(tx, delivery_id)
+
+
+async def read_counts(tx: Transaction, delivery_id: int) -> Counts:
+    """Returns what the standing preparation of a delivery came to."""
+    row = await tx.fetchrow("read_preparation", delivery_id)
+    if row is None:
+        raise LookupError(f"There is no delivery {delivery_id}.")
+    excluded = await deliveries.excluded_by_cause(tx, delivery_id)
+    return Counts(row["preparation"], row["to_deliver"], excluded)

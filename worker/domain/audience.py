@@ -1,0 +1,128 @@
+"""Who is written to and who is left out: addresses, and the rows of a recipients file as targets."""
+
+from __future__ import annotations
+
+import re
+from enum import StrEnum
+from json import JSONEncoder
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from email_validator import SPECIAL_USE_DOMAIN_NAMES, EmailNotValidError, validate_email
+from email_validator.rfc_constants import CASE_INSENSITIVE_MAILBOX_NAMES
+
+from worker.domain.recipients_file import TRIMMED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from worker.domain.recipients_file import RecipientsFile
+
+_LONGEST_ADDRESS: Final = 1_000
+"""Characters of what stands in the address column that are looked at and kept: about four addresses."""
+_LABEL = r"(?!..--)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
+_ATEXT = r"[a-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_PLAIN: Final = re.compile(rf"({_ATEXT}(?:\.{_ATEXT})*)@(?:{_LABEL}\.)+([a-z]{{2,63}})")
+_LONGEST_MAIL_ADDRESS: Final = 254
+_RESERVED: Final = frozenset(name.rpartition(".")[2] for name in SPECIAL_USE_DOMAIN_NAMES)
+_ONE_CASE: Final = frozenset(CASE_INSENSITIVE_MAILBOX_NAMES)
+
+
+class Cause(StrEnum):
+    """Why a target was left out of a preparation."""
+
+    EMPTY = "empty"
+    """Its address is empty."""
+    INVALID = "invalid"
+    """Its address is none."""
+    DUPLICATE = "duplicate"
+    """A row before it has the same address."""
+    QUARANTINED = "quarantined"
+    """Its address is in quarantine on the channel."""
+    MALFORMED = "malformed"
+    """Its row does not fit the header, or cannot be read."""
+
+
+class AddressInvalid(ValueError):  # noqa: N818 - the name is the sentence
+    """The text is not an address; the message says why."""
+
+
+class Target(NamedTuple):
+    """A row of the recipients file, judged by itself alone."""
+
+    line: int
+    """The row's first line in the file, from 1."""
+    address: str | None
+    """In its normal form, or as it was written where it is left out; None for a malformed row."""
+    address_key: str | None
+    """What duplicates and quarantine go by; None where it is left out."""
+    profile_id: str | None
+    variables: str | None
+    """The values of all columns but the address, as a JSON object; None where it is left out."""
+    cause: Cause | None
+    detail: str | None
+
+
+def address_key(address: str) -> str:
+    """Returns what two addresses share that reach the same mailbox in practice: they differ in case alone."""
+    return address.lower()
+
+
+def mail_address(text: str) -> str:
+    """Returns a mail address in its normal form: Unicode composed (NFC), the domain in lower case, U-labels.
+
+    Addresses in plain ASCII, which are nearly all, are checked by one expression; it accepts less than
+    email-validator and gives the same form, at 1 µs instead of 30.
+
+    Raises:
+        AddressInvalid: It is not one address of the public internet.
+    """
+    if text.isascii() and len(text) <= _LONGEST_MAIL_ADDRESS:
+        key = text.lower()
+        plain = _PLAIN.fullmatch(key)
+        if plain and plain[2] not in _RESERVED:
+            local = plain.end(1)
+            return key if plain[1] in _ONE_CASE else text[:local] + key[local:]
+    try:
+        return validate_email(text, check_deliverability=False).normalized
+    except EmailNotValidError as error:
+        raise AddressInvalid(str(error)) from None
+
+
+def any_address(text: str) -> str:
+    """Returns the address of a channel whose addresses only its sender knows to judge: as it is."""
+    return text
+
+
+def address_rule(channel: str) -> Callable[[str], str]:
+    """Returns what checks the addresses of a channel; a rehearsal over `null` checks what `email` would."""
+    return mail_address if channel in {"email", "null"} else any_address
+
+
+def targets(file: RecipientsFile, rule: Callable[[str], str]) -> Iterator[Target]:
+    """Judges each row of a recipients file by itself.
+
+    Every column but the address becomes a variable, `profile_id` too; one whose name is not an identifier
+    reaches the senders, but a template cannot name it.
+
+    Args:
+        file: The file, its header read.
+        rule: Returns an address in its normal form, or raises AddressInvalid.
+    """
+    columns = file.columns
+    encode = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+    for line, fields, fault in file:
+        if fault is not None:
+            yield Target(line, None, None, None, None, Cause.MALFORMED, fault)
+            continue
+        values = dict(zip(columns, fields, strict=True))
+        profile_id = values.get("profile_id", "").strip(TRIMMED) or None
+        written = values.pop("address").strip(TRIMMED)[:_LONGEST_ADDRESS]
+        if not written:
+            yield Target(line, "", None, profile_id, None, Cause.EMPTY, None)
+            continue
+        try:
+            address = rule(written)
+        except AddressInvalid as error:
+            yield Target(line, written, None, profile_id, None, Cause.INVALID, str(error))
+            continue
+        yield Target(line, address, address_key(address), profile_id, encode(values), None, None)

@@ -1,0 +1,153 @@
+"""The recipients file: CSV (RFC 4180) with a header, read row by row; a bad row never costs another one."""
+
+from __future__ import annotations
+
+import csv
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+LONGEST_ROW: Final = 131_072
+"""Characters that a row may have, over all its lines: the csv module's own limit for one field."""
+
+TRIMMED: Final = (
+    "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+)
+"""Cut off at both ends of names and addresses: white space, the no-break and zero-width kinds, and the marks
+of writing direction that spreadsheets leave behind."""
+
+
+class RecipientsFileInvalid(Exception):  # noqa: N818 - the name is the sentence
+    """The file as a whole cannot be used; the message says why."""
+
+
+class _RowTooLong(Exception):  # noqa: N818 - the name is the sentence
+    """A row goes on beyond `LONGEST_ROW`."""
+
+
+class _Lines:
+    """Feeds lines to a csv reader and remembers those of the present row, to be read again.
+
+    A quote that is never closed makes a reader take in everything that follows. Its first line is what is
+    wrong; the others are given back, so that they count as the rows that they are.
+    """
+
+    def __init__(self, readline: Callable[[int], str]) -> None:
+        self._readline = readline
+        self._again: deque[str] = deque()
+        self._row: list[str] = []
+        self._length = 0
+        self.number = 0
+        """Lines given out so far."""
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._again.popleft() if self._again else self._readline(LONGEST_ROW)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self._row.append(line)
+        self._length += len(line)
+        if self._length >= LONGEST_ROW:
+            raise _RowTooLong
+        return line
+
+    def peek(self) -> str:
+        """Returns the next line without giving it out."""
+        if not self._again:
+            self._again.append(self._readline(LONGEST_ROW))
+        return self._again[0]
+
+    def start_row(self) -> None:
+        """Forgets the lines of the row before."""
+        self._row.clear()
+        self._length = 0
+
+    def drop_first(self) -> None:
+        """Leaves out the first line of the present row and gives the others back."""
+        first, *others = self._row
+        self.number -= len(others)
+        self._again.extendleft(reversed(others))
+        while not self._again and first and first[-1] not in "\r\n":  # its end was beyond the limit
+            first = self._readline(LONGEST_ROW)
+
+
+class RecipientsFile:
+    """The rows below a header.
+
+    Columns are separated by commas or, where the header has a semicolon and no comma, by semicolons, as
+    spreadsheets write them in many countries. Blank lines are no rows.
+    """
+
+    def __init__(self, readline: Callable[[int], str]) -> None:
+        """Reads the header.
+
+        Args:
+            readline: Returns the next line with its end, or at most so many characters of it; "" at the end.
+
+        Raises:
+            RecipientsFileInvalid: The file is empty, or its header is not usable.
+        """
+        self._lines = _Lines(readline)
+        while (first := self._lines.peek()) and not first.strip():
+            next(self._lines)
+        self._lines.start_row()
+        delimiter = ";" if ";" in first and "," not in first else ","
+        self._reader = csv.reader(self._lines, strict=True, delimiter=delimiter)
+        try:
+            header = next(self._reader)
+        except StopIteration:
+            raise RecipientsFileInvalid("it is empty; its first line must name the columns") from None
+        except (csv.Error, _RowTooLong) as error:
+            raise RecipientsFileInvalid(f"its header cannot be read: {_words(error)}") from None
+        self.columns = _check_header([name.strip(TRIMMED) for name in header])
+        """The names of the columns, trimmed."""
+
+    def __iter__(self) -> Iterator[tuple[int, list[str], str | None]]:
+        """Yields each row: the number of its first line, its fields, and what is wrong with it, if anything.
+
+        A row that has something wrong with it has no fields.
+        """
+        width = len(self.columns)
+        while True:
+            self._lines.start_row()
+            line = self._lines.number + 1
+            try:
+                fields = next(self._reader)
+            except StopIteration:
+                return
+            except (csv.Error, _RowTooLong) as error:
+                self._lines.drop_first()
+                yield line, [], _words(error)
+                continue
+            if not fields:
+                continue
+            if len(fields) != width:
+                yield line, [], f"it has {len(fields)} fields where the header has {width}"
+            elif "\0" in "".join(fields):
+                yield line, [], "it holds a NUL character"
+            else:
+                yield line, fields, None
+
+
+def _check_header(names: list[str]) -> tuple[str, ...]:
+    for place, name in enumerate(names, 1):
+        if not name or not name.isprintable():
+            raise RecipientsFileInvalid(f"column {place} has no name that can be read")
+        if name in names[: place - 1]:
+            raise RecipientsFileInvalid(f"two columns are named “{name}”")
+    if "address" not in names:
+        raise RecipientsFileInvalid(f"it has no column “address”; its header names {', '.join(names)}")
+    return tuple(names)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, _RowTooLong):
+        return f"it is longer than {LONGEST_ROW} characters, or a quote is not closed"
+    if str(error) == "unexpected end of data":
+        return "a quote is not closed"
+    return f"its quotes cannot be read: {error}"

@@ -1,0 +1,187 @@
+"""Prepares a delivery: from its file and a recipients file to a frozen audience that can be confirmed.
+
+1. Operator and delivery are looked at, so that what cannot be is refused at once.
+2. The recipients file is streamed, row by row, into a temporary table; until it is read to its end without
+   fault, nothing else has changed.
+3. One short transaction moves the delivery, a new one or the given one, to *preparing*.
+4. One transaction replaces audience, content and schedule from the temporary table and ends in *ready*.
+
+A lock that ends with the session covers all of it, so a delivery that is found in *preparing* and can be
+locked was left by a process that died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from contracts.states import State
+from worker.db import commands, deliveries, preparation
+from worker.db.pool import COLLIDED, OUT_OF_REACH
+from worker.domain import templates
+from worker.domain.audience import address_rule, targets
+from worker.domain.delivery_file import DeliveryFileInvalid, parse_delivery_file
+from worker.domain.preparation import refuse_operator, refuse_state
+from worker.domain.recipients_file import RecipientsFile, RecipientsFileInvalid
+from worker.domain.states import Move
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from worker.db.pool import Database, Transaction
+    from worker.domain.audience import Target
+    from worker.domain.delivery_file import DeliveryFile
+
+
+class PreparationRefused(Exception):  # noqa: N818 - the name is the sentence
+    """It cannot be prepared, and nothing has changed; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be prepared, and for whom."""
+
+    file: Path
+    """The delivery file."""
+    recipients: Path
+    """The recipients file."""
+    operator: str
+    """Who asks."""
+    delivery_id: int | None
+    """The delivery to prepare again; None for a new one."""
+    channels: tuple[str, ...]
+    """The channels of this installation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What became of it."""
+
+    delivery_id: int
+    state: State
+    """*ready*, or *preparation_failed*."""
+    counts: preparation.Counts
+    """Of the snapshot that stands: the new one, or where it failed that of the time before."""
+    problems: tuple[str, ...] = ()
+    """Why it failed, in sentences."""
+
+
+async def prepare(db: Database, request: Request) -> Prepared:
+    """Prepares a delivery, or prepares it again.
+
+    Raises:
+        PreparationRefused: the operator may not, the delivery is in no state for it or in other hands, or a
+            file is missing or broken. Nothing has changed.
+    """
+    with _refusing(request.file), request.file.open("rb") as file:
+        definition = parse_delivery_file(file.read(), request.channels)
+    with contextlib.ExitStack() as stack:
+        with _refusing(request.recipients):
+            text = stack.enter_context(request.recipients.open(encoding="utf-8-sig", newline=""))
+            recipients = RecipientsFile(text.readline)
+        problems = templates.check(definition.email, recipients.columns) if definition.email else []
+        async with db.session() as session:
+            async with session.connection.transaction():
+                await _guard(session, request)
+            if not problems:
+                rows = targets(recipients, address_rule(definition.channel))
+                await preparation.stage(session, _refusing_rows(request.recipients, rows))
+            delivery_id = await _begin(session, request, definition)
+            return await _complete(session, request, delivery_id, definition, problems)
+
+
+async def _guard(tx: Transaction, request: Request) -> State:
+    operator = await commands.read_operator(tx, request.operator)
+    refusal = refuse_operator(operator, request.operator)
+    if refusal is not None:
+        raise PreparationRefused(refusal)
+    if request.delivery_id is None:
+        return State.EDITING
+    delivery = await deliveries.read_for_update(tx, request.delivery_id)
+    if delivery is None:
+        raise PreparationRefused(f"There is no delivery {request.delivery_id}.")
+    refusal = refuse_state(request.delivery_id, delivery.state)
+    if refusal is not None:
+        raise PreparationRefused(refusal)
+    await _lock(tx, request.delivery_id)
+    return delivery.state
+
+
+async def _lock(tx: Transaction, delivery_id: int) -> None:
+    if not await preparation.lock_preparation(tx, delivery_id):
+        raise PreparationRefused(
+            f"The delivery {delivery_id} is being prepared by another process; wait until that is done."
+        )
+
+
+async def _begin(session: Transaction, request: Request, definition: DeliveryFile) -> int:
+    async with session.connection.transaction():
+        state = await _guard(session, request)
+        delivery_id = request.delivery_id
+        if delivery_id is None:
+            delivery_id = await preparation.create_delivery(session, definition, request.operator)
+            await _lock(session, delivery_id)
+        elif state is State.PREPARING:
+            reason = "The process that prepared it ended before it was done."
+            await deliveries.move(session, delivery_id, Move.PREPARATION_FAILED, reason=reason)
+        await deliveries.move(session, delivery_id, Move.PREPARE, operator=request.operator)
+    return delivery_id
+
+
+async def _complete(
+    session: Transaction, request: Request, delivery_id: int, definition: DeliveryFile, problems: list[str]
+) -> Prepared:
+    if problems:
+        standing = await _fail(session, request, delivery_id, " ".join(problems))
+        return Prepared(delivery_id, State.PREPARATION_FAILED, standing, tuple(problems))
+    try:
+        async with session.connection.transaction():
+            counts = await preparation.replace_audience(session, delivery_id, definition)
+            await deliveries.move(session, delivery_id, Move.PREPARED, operator=request.operator)
+    except BaseException as error:
+        # Interrupted, or the database could not. Where it is gone altogether, the next preparation finds out.
+        with contextlib.suppress(*OUT_OF_REACH, *COLLIDED):
+            await _fail(session, request, delivery_id, f"It broke off: {str(error) or 'it was interrupted'}.")
+        raise
+    return Prepared(delivery_id, State.READY, counts)
+
+
+async def _fail(session: Transaction, request: Request, delivery_id: int, reason: str) -> preparation.Counts:
+    async with session.connection.transaction():
+        await deliveries.move(
+            session, delivery_id, Move.PREPARATION_FAILED, operator=request.operator, reason=reason
+        )
+        return await preparation.read_counts(session, delivery_id)
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turns what is wrong with a file into a refusal."""
+    try:
+        yield
+    except OSError as error:
+        raise PreparationRefused(f"{path} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        raise PreparationRefused(
+            f"{path} is not UTF-8 text: {_fault(path, error)}. Save it as UTF-8."
+        ) from None
+    except (DeliveryFileInvalid, RecipientsFileInvalid) as error:
+        raise PreparationRefused(f"{path}: {error}.") from None
+
+
+def _fault(path: Path, error: UnicodeDecodeError) -> str:
+    """Says where the first byte is that is not UTF-8; the decoder knows its place in a block only."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as found:
+                return f"line {number} holds the byte 0x{line[found.start]:02x}"
+    return error.reason
+
+
+def _refusing_rows(path: Path, rows: Iterator[Target]) -> Iterator[Target]:
+    with _refusing(path):
+        yield from rows
