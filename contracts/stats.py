@@ -83,8 +83,10 @@ class Stats(Message):
     """`opened` of `sent`."""
     click_pct: Percentage | None
     """`clicked` of `sent`."""
-    excluded: dict[Text, Count]
-    """Targets that the preparation left out, by cause; outside the balance."""
+    excluded: Count
+    """Targets that the preparation left out; outside the balance."""
+    excluded_by_cause: dict[Text, Count]
+    """The same by cause."""
     updated_at: Instant | None
     """When a counter last moved."""
     as_of: Instant

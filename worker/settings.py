@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     """Send messages that are claimed together at most."""
     claim_lease: Annotated[float, Field(gt=0)] = 300
     """How long a claim may be without a result before the recipient becomes unknown."""
+    page_look_after: Annotated[float, Field(gt=0)] = 30
+    """How often a published page is looked at, until all its recipients have an outcome."""
     redelivery_after: Annotated[float, Field(gt=0)] = 900
     """When a published page whose recipients nobody claimed is published again, however full the queue."""
     smtp_connections: Annotated[int, Field(ge=1, le=500)] = 10

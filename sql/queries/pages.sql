@@ -25,7 +25,7 @@ WITH picked AS (
         LIMIT 1
         FOR UPDATE SKIP LOCKED
     ) p
-    WHERE d.state IN ('in_progress', 'retry_pending') AND d.channel <> ALL ($5::text[])
+    WHERE d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL AND d.channel <> ALL ($5::text[])
     ORDER BY d.delivery_id <= $1, d.delivery_id
     LIMIT $2
 )
@@ -64,7 +64,9 @@ WHERE delivery_id = $1 AND page = $2 AND state = 'open' AND leased_by = $3
 RETURNING page;
 
 -- name: read_deliveries_to_inspect
-SELECT DISTINCT p.delivery_id, d.channel, d.state
+SELECT DISTINCT p.delivery_id, d.channel,
+       d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL AS running,
+       d.state IN ('finished', 'stopped', 'failed') OR d.cancelled_at IS NOT NULL AS over
 FROM sendoff.delivery_page p
 JOIN sendoff.delivery_record d ON d.delivery_id = p.delivery_id
 WHERE p.state = 'published' AND p.look_at <= now()
@@ -88,7 +90,7 @@ WITH due AS (
     WHERE p.delivery_id = due.delivery_id AND p.page = due.page
     RETURNING p.page
 )
-SELECT due.page, due.first, due.last, due.published_at,
+SELECT due.page, due.first, due.last, extract(epoch FROM now() - due.published_at)::float8 AS age,
        due.last - due.first + 1 - count(o.recipient) AS unclaimed,
        count(*) FILTER (WHERE o.status = 'sending') AS sending,
        count(*) FILTER (WHERE o.status = 'retrying') AS retrying,

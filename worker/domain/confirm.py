@@ -79,7 +79,7 @@ def authorise(operator: Operator | None, name: str, action: str) -> Refused | No
     return None
 
 
-def check_confirm(
+def check_confirm(  # noqa: PLR0911 - one return for each rule, in their order
     command: Confirm, operator: Operator | None, delivery: Delivery | None, now: datetime
 ) -> Refused | None:
     """Says why a confirm must be refused, or None where it may go on.

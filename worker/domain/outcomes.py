@@ -71,7 +71,7 @@ def precedence(status: OutcomeStatus, attempt: int) -> int:
 
     Returns:
         `attempt * 16 + rank`, and above all of these for a hard bounce. 16 leaves room for further ranks;
-        the SQL of claims and of expired claims writes the same arithmetic (`attempt * 16`, `attempt * 16 + 1`).
+        claims and expired claims write the same arithmetic in SQL (`attempt * 16`, `attempt * 16 + 1`).
     """
     weight = attempt * 16 + _RANK[status]
     return weight | _HARD if status is OutcomeStatus.BOUNCED_HARD else weight
@@ -79,7 +79,7 @@ def precedence(status: OutcomeStatus, attempt: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """All that results say of one recipient: the times of each fact, and the details of the one that stands."""
+    """All that results say of one recipient: each fact's time, and the details of the one that stands."""
 
     attempt: int
     status: OutcomeStatus

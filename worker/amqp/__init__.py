@@ -1,0 +1,1 @@
+"""RabbitMQ: connections, topology, batches of publishes with confirms, batches of deliveries."""

@@ -1,0 +1,92 @@
+"""The broker: two connections, one to consume and one to publish.
+
+The broker stops reading from a connection that publishes when it is short of memory or disk, and
+acknowledgements must never wait behind that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import aio_pika
+import aiormq.exceptions
+from aio_pika.exceptions import CONNECTION_EXCEPTIONS
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractRobustConnection
+
+RECONNECT_INTERVAL: Final = 1
+"""Seconds between attempts to connect again."""
+
+OUT_OF_REACH: Final = (*CONNECTION_EXCEPTIONS, TimeoutError)
+"""What aio-pika raises when the broker is not there."""
+
+
+class BrokerUnreachable(Exception):  # noqa: N818 - the name is the sentence
+    """The broker cannot be reached."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broker:
+    """A connection to consume from and one to publish with; both reconnect by themselves."""
+
+    consuming: AbstractRobustConnection
+    publishing: AbstractRobustConnection
+
+    @property
+    def connected(self) -> bool:
+        """Whether both connections stand at this moment."""
+        return all(c.connected.is_set() for c in (self.consuming, self.publishing))
+
+    async def close(self) -> None:
+        """Closes both."""
+        await asyncio.gather(self.publishing.close(), self.consuming.close(), return_exceptions=True)
+
+
+async def open_broker(url: str, *, name: str, timeout: float) -> Broker:  # noqa: ASYNC109 - passed on
+    """Connects twice.
+
+    Args:
+        url: `amqp://…` or `amqps://…`.
+        name: What operators see in the broker's list of connections.
+        timeout: Seconds for each attempt.
+
+    Raises:
+        BrokerUnreachable: there is no broker at the address, or it does not let us in.
+    """
+    consuming = await _connect(url, f"{name} consume", timeout)
+    try:
+        publishing = await _connect(url, f"{name} publish", timeout)
+    except BrokerUnreachable:
+        await consuming.close()
+        raise
+    return Broker(consuming, publishing)
+
+
+async def open_connection(url: str, *, name: str, timeout: float) -> AbstractRobustConnection:  # noqa: ASYNC109
+    """Connects once, for a short conversation.
+
+    Raises:
+        BrokerUnreachable: as `open_broker`.
+    """
+    return await _connect(url, name, timeout)
+
+
+async def _connect(url: str, name: str, timeout: float) -> AbstractRobustConnection:  # noqa: ASYNC109
+    try:
+        async with asyncio.timeout(timeout):
+            return await aio_pika.connect_robust(
+                url,
+                timeout=timeout,
+                client_properties={"connection_name": name},
+                reconnect_interval=RECONNECT_INTERVAL,
+            )
+    except aiormq.exceptions.AuthenticationError as error:
+        raise BrokerUnreachable(
+            f"The broker refuses the user or password of SENDOFF_AMQP_URL: {error}"
+        ) from error
+    except (*OUT_OF_REACH, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise BrokerUnreachable(f"The broker is out of reach: {reason}") from error

@@ -1,0 +1,211 @@
+"""Consuming: deliveries are gathered into batches, and acknowledged by range from one task.
+
+The callback only puts a delivery into the buffer: aio-pika cancels callbacks when a channel is lost, and work
+on a message must outlive that. A delivery tag dies with its channel, so what is settled after a reconnect is
+dropped: the broker delivers it again, and every consumer of ours takes a message twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from worker.amqp.connection import OUT_OF_REACH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from aio_pika.abc import (
+        AbstractIncomingMessage,
+        AbstractRobustChannel,
+        AbstractRobustConnection,
+        AbstractRobustQueue,
+    )
+    from aiormq.abc import AbstractChannel
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Incoming:
+    """A delivery: the body and the properties that anybody here reads."""
+
+    body: bytes
+    exchange: str
+    routing_key: str
+    message_id: str | None
+    correlation_id: str | None
+    reply_to: str | None
+    user_id: str | None
+    headers: Mapping[str, Any]
+    tag: int
+    channel: AbstractChannel
+
+
+class Consumer:
+    """Consumes one queue."""
+
+    def __init__(self, connection: AbstractRobustConnection, queue: str, *, prefetch: int) -> None:
+        """Takes the connection; `start` begins.
+
+        Args:
+            connection: The one that only consumes.
+            queue: Its full name.
+            prefetch: The most deliveries that are unacknowledged at once; twice a batch is enough.
+        """
+        self._connection = connection
+        self.queue = queue
+        self._prefetch = prefetch
+        self._buffer: deque[Incoming] = deque()
+        self._arrived = asyncio.Event()
+        self._ledger = _Ledger(gap_limit=max(prefetch // 4, 1))
+        self._stopping = False
+        self._tag = ""
+        self._channel: AbstractRobustChannel
+        self._source: AbstractRobustQueue
+        self._acker: asyncio.Task[None]
+
+    async def start(self) -> None:
+        """Opens a channel and consumes."""
+        channel = self._connection.channel(publisher_confirms=False)
+        self._channel = channel
+        await self._channel.initialize()
+        await self._channel.set_qos(prefetch_count=self._prefetch)
+        # Declared passively, so that a reconnect restores the consumer and never alters the queue.
+        self._source = await self._channel.declare_queue(self.queue, passive=True)
+        self._acker = asyncio.create_task(self._ledger.run(), name=f"acknowledge {self.queue}")
+        self._tag = await self._source.consume(self._take)
+
+    @property
+    def lost(self) -> bool:
+        """Whether the broker does not know this consumer at the moment: for the readiness probe."""
+        return not self._connection.connected.is_set() or self._channel.is_closed
+
+    async def batch(self, size: int, age: float = 0) -> list[Incoming]:
+        """Waits for deliveries.
+
+        Args:
+            size: The most to return.
+            age: Seconds to wait, once the first is there, for the batch to fill.
+
+        Returns:
+            At least one delivery, in their order; none only once `stop` was called.
+        """
+        while not self._buffer:
+            if self._stopping:
+                return []
+            self._arrived.clear()
+            await self._arrived.wait()
+        if age and len(self._buffer) < size and not self._stopping:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(age):
+                    while len(self._buffer) < size and not self._stopping:
+                        self._arrived.clear()
+                        await self._arrived.wait()
+        return [self._buffer.popleft() for _ in range(min(size, len(self._buffer)))]
+
+    def settle(self, messages: Iterable[Incoming]) -> None:
+        """Says that messages are dealt with: they are acknowledged soon, in ranges where possible."""
+        self._ledger.settle(messages)
+
+    async def stop(self) -> None:
+        """Stops consuming. What waits in the buffer goes back to the queue when the channel closes."""
+        self._stopping = True
+        self._buffer.clear()
+        self._arrived.set()
+        if self._tag:
+            with contextlib.suppress(*OUT_OF_REACH):
+                await self._source.cancel(self._tag, timeout=5)
+            self._tag = ""
+        self._buffer.clear()
+
+    async def close(self) -> None:
+        """Sends the last acknowledgements and closes the channel."""
+        await self._ledger.finish()
+        with contextlib.suppress(*OUT_OF_REACH):
+            await self._acker
+            await self._channel.close()
+
+    async def _take(self, message: AbstractIncomingMessage) -> None:
+        tag = message.delivery_tag
+        if tag is None or self._stopping:
+            return
+        incoming = Incoming(
+            message.body,
+            message.exchange or "",
+            message.routing_key or "",
+            message.message_id,
+            message.correlation_id,
+            message.reply_to,
+            message.user_id,
+            message.headers,
+            tag,
+            message.channel,
+        )
+        self._ledger.delivered(incoming)
+        self._buffer.append(incoming)
+        self._arrived.set()
+
+
+class _Ledger:
+    """Which deliveries of the present channel are open, and the one task that acknowledges.
+
+    One task, because acknowledgements of ranges must leave in order: an older range after a newer one names
+    unknown tags, and the broker closes the channel for it.
+    """
+
+    def __init__(self, gap_limit: int) -> None:
+        self._gap_limit = gap_limit
+        self._channel: AbstractChannel | None = None
+        self._open: deque[int] = deque()
+        self._settled: set[int] = set()
+        self._wake = asyncio.Event()
+        self._finished = False
+
+    def delivered(self, message: Incoming) -> None:
+        if message.channel is not self._channel:
+            self._channel = message.channel
+            self._open.clear()
+            self._settled.clear()
+        self._open.append(message.tag)
+
+    def settle(self, messages: Iterable[Incoming]) -> None:
+        self._settled.update(m.tag for m in messages if m.channel is self._channel)
+        self._wake.set()
+
+    async def finish(self) -> None:
+        self._finished = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        while not self._finished:
+            await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._acknowledge()
+            except OUT_OF_REACH as error:
+                # The channel is gone and with it the tags; the broker delivers again.
+                log.debug("acknowledgement lost with its channel", because=str(error))
+                self._settled.clear()
+
+    async def _acknowledge(self) -> None:
+        channel, upto = self._channel, 0
+        if channel is None:
+            return
+        while self._open and self._open[0] in self._settled:
+            upto = self._open.popleft()
+            self._settled.discard(upto)
+        if upto:
+            await channel.basic_ack(upto, multiple=True)
+        # One slow message must not hold the window shut behind it.
+        if self._finished or len(self._settled) > self._gap_limit:
+            alone = sorted(self._settled)
+            self._settled.clear()
+            self._open = deque(tag for tag in self._open if tag not in set(alone))
+            for tag in alone:
+                await channel.basic_ack(tag)

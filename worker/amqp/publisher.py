@@ -1,0 +1,143 @@
+"""Publishing: persistent, mandatory, confirmed, many at once within a window; an outage is waited for."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from aio_pika import DeliveryMode, Message
+from aio_pika.exceptions import DeliveryError, PublishError
+
+from contracts.routing import CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
+from worker.amqp.connection import OUT_OF_REACH, RECONNECT_INTERVAL
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aio_pika.abc import AbstractExchange, AbstractRobustChannel, AbstractRobustConnection
+
+log = structlog.get_logger(__name__)
+
+APP_ID: Final = "sendoff"
+
+
+class Unroutable(Exception):  # noqa: N818 - the name is the sentence
+    """The broker has no queue for a message; the topology is not what it was at the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A message to publish. `type` names the kind of message (AMQP's property of that name)."""
+
+    body: bytes
+    type: str
+    message_id: str | None = None
+    correlation_id: str | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Publisher:
+    """Publishes over one channel with confirms; may be used by any number of tasks."""
+
+    def __init__(self, connection: AbstractRobustConnection, *, window: int, timeout: float) -> None:
+        """Takes the connection; `start` opens the channel.
+
+        Args:
+            connection: The one that only publishes.
+            window: The most publishes that wait for their confirm at once.
+            timeout: Seconds for one confirm; after them the publish is tried again, since nobody knows.
+        """
+        self._connection = connection
+        self._window = asyncio.Semaphore(window)
+        self._timeout = timeout
+        self._channel: AbstractRobustChannel
+        self._exchanges: dict[str, AbstractExchange] = {}
+
+    async def start(self) -> None:
+        """Opens the channel."""
+        channel = self._connection.channel(publisher_confirms=True, on_return_raises=True)
+        self._channel = channel
+        await self._channel.initialize(timeout=self._timeout)
+
+    async def publish(
+        self, exchange: str, routing_key: str, messages: Sequence[Outgoing], *, mandatory: bool = True
+    ) -> None:
+        """Publishes messages; returns when the broker has confirmed every one.
+
+        What a lost connection leaves in doubt is published again: consumers take a message twice.
+
+        Args:
+            exchange: Its full name; "" is the default exchange, whose routing key is a queue's name.
+            routing_key: The same for all.
+            messages: Any number.
+            mandatory: Whether a message that no queue takes is an error.
+
+        Raises:
+            Unroutable: no queue took one of them.
+        """
+        target = await self._exchange(exchange)
+        rest = messages
+        # Bounded by the caller: a shutdown cancels it, until then there is nothing better to do than to wait.
+        while rest:
+            results = await asyncio.gather(
+                *(self._one(target, routing_key, m, mandatory=mandatory) for m in rest),
+                return_exceptions=True,
+            )
+            again = []
+            fault: BaseException | None = None
+            for message, result in zip(rest, results, strict=True):
+                if isinstance(result, PublishError):
+                    raise Unroutable(f"No queue takes {exchange!r} with the key {routing_key!r}.") from result
+                if isinstance(result, (DeliveryError, *OUT_OF_REACH)):
+                    again.append(message)
+                    fault = result
+                elif isinstance(result, BaseException):
+                    raise result
+            if again:
+                log.warning(
+                    "publishing again",
+                    exchange=exchange,
+                    messages=len(again),
+                    because=str(fault) or repr(fault),
+                )
+                await asyncio.sleep(RECONNECT_INTERVAL)
+                await self._channel.ready()
+            rest = again
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close()
+
+    async def _one(
+        self, exchange: AbstractExchange, routing_key: str, message: Outgoing, *, mandatory: bool
+    ) -> None:
+        async with self._window:
+            await exchange.publish(
+                Message(
+                    message.body,
+                    content_type=CONTENT_TYPE,
+                    delivery_mode=DeliveryMode.PERSISTENT,
+                    app_id=APP_ID,
+                    type=message.type,
+                    message_id=message.message_id,
+                    correlation_id=message.correlation_id,
+                    timestamp=datetime.now(UTC),
+                    headers={HEADER_SCHEMA_VERSION: SCHEMA_VERSION, **message.headers},
+                ),
+                routing_key,
+                mandatory=mandatory,
+                timeout=self._timeout,
+            )
+
+    async def _exchange(self, name: str) -> AbstractExchange:
+        if name not in self._exchanges:
+            await self._channel.ready()
+            self._exchanges[name] = (
+                await self._channel.get_exchange(name, ensure=False)
+                if name
+                else self._channel.default_exchange
+            )
+        return self._exchanges[name]

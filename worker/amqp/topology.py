@@ -1,0 +1,125 @@
+"""Exchanges, queues and bindings: the only place that declares them. Workers only look for them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from aio_pika import ExchangeType
+from aio_pika.exceptions import AMQPChannelError
+
+from contracts import routing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aio_pika.abc import AbstractChannel, AbstractConnection
+    from pamqp.common import FieldTable
+
+    from contracts.routing import Names
+
+DELIVERY_LIMIT: Final = 50
+"""How often a message may come back before the broker gives it to the dead queue. A safety net,
+no count of attempts: on RabbitMQ 3.10 to 4.2 each restart of a worker that had it prefetched counts too."""
+
+_ANSWER_SECONDS: Final = 10
+
+_EXCHANGES: Final = {
+    routing.COMMANDS: ExchangeType.DIRECT,
+    routing.SENDS: ExchangeType.DIRECT,
+    routing.RESULTS: ExchangeType.DIRECT,
+    routing.TRACKING: ExchangeType.DIRECT,
+    routing.EVENTS: ExchangeType.TOPIC,
+    routing.DEAD: ExchangeType.FANOUT,
+}
+
+
+class TopologyMismatch(Exception):  # noqa: N818 - the name is the sentence
+    """The broker does not have the exchanges and queues that this code needs."""
+
+
+async def declare(connection: AbstractConnection, names: Names, channels: Sequence[str]) -> list[str]:
+    """Declares everything; what is there already stays as it is.
+
+    Args:
+        connection: To the broker.
+        names: The installation's names.
+        channels: The sending channels: each has a send queue.
+
+    Returns:
+        The names of the queues.
+
+    Raises:
+        TopologyMismatch: something of the same name is there with other properties.
+    """
+    try:
+        async with connection.channel() as channel:
+            exchanges = {
+                name: await channel.declare_exchange(names.exchange(name), kind, durable=True)
+                for name, kind in _EXCHANGES.items()
+            }
+            dead = await channel.declare_queue(
+                names.queue(routing.DEAD_QUEUE), durable=True, arguments={"x-queue-type": "quorum"}
+            )
+            await dead.bind(exchanges[routing.DEAD], "")
+            arguments: FieldTable = {
+                "x-queue-type": "quorum",
+                "x-delivery-limit": DELIVERY_LIMIT,
+                "x-dead-letter-exchange": names.exchange(routing.DEAD),
+            }
+            for queue_name, (exchange, keys) in _queues(channels).items():
+                queue = await channel.declare_queue(
+                    names.queue(queue_name), durable=True, arguments=arguments
+                )
+                for key in keys:
+                    await queue.bind(exchanges[exchange], key)
+    except AMQPChannelError as error:
+        raise TopologyMismatch(
+            f"The broker has something of ours with other properties: {error}."
+            " Delete it, or choose another SENDOFF_QUEUE_PREFIX."
+        ) from error
+    return [names.queue(q) for q in (*_queues(channels), routing.DEAD_QUEUE)]
+
+
+async def check(connection: AbstractConnection, names: Names, channels: Sequence[str]) -> None:
+    """Looks whether everything is there.
+
+    Raises:
+        TopologyMismatch: an exchange or a queue is missing.
+    """
+    try:
+        async with connection.channel() as channel:
+            for name in _EXCHANGES:
+                await channel.get_exchange(names.exchange(name), ensure=True)
+            for name in (*_queues(channels), routing.DEAD_QUEUE):
+                await channel.get_queue(names.queue(name), ensure=True)
+    except AMQPChannelError as error:
+        raise TopologyMismatch(f"The broker is not set up: {error}. Run “sendoff migrate”.") from error
+
+
+class QueueDepth:
+    """Tells how many messages wait in a queue."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        """Takes a connection; the channel is opened at the first question."""
+        self._connection = connection
+        self._channel: AbstractChannel | None = None
+
+    async def ready(self, queue: str) -> int:
+        """Returns how many messages wait in a queue, by its full name, without those that consumers hold.
+
+        Raises:
+            One of `worker.amqp.connection.OUT_OF_REACH`: the broker is away, or does not answer in time.
+        """
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            if self._channel is None or self._channel.is_closed:
+                self._channel = self._connection.channel(publisher_confirms=False)
+                await self._channel.initialize()
+            underlay = await self._channel.get_underlay_channel()
+            declared = await underlay.queue_declare(queue, passive=True)
+        return declared.message_count or 0
+
+
+def _queues(channels: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    sends = {routing.send_queue(channel): (routing.SENDS, (channel,)) for channel in channels}
+    return {**routing.BINDINGS, **sends}

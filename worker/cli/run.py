@@ -1,0 +1,37 @@
+"""`sendoff run`."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Annotated
+
+import typer
+
+from worker.bootstrap import SERVICES
+from worker.bootstrap import run as run_worker
+from worker.settings import read_settings
+from worker.telemetry import logs
+
+
+def run(
+    services: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[SERVICE]...", help=f"Which to run: {', '.join(SERVICES)}. None means all."),
+    ] = None,
+) -> None:
+    """Run services in one process, until SIGTERM or Ctrl-C."""
+    chosen = list(dict.fromkeys(services or SERVICES))
+    unknown = [name for name in chosen if name not in SERVICES]
+    if unknown:
+        raise typer.BadParameter(
+            f"There is no service {', '.join(unknown)}. The services are {', '.join(SERVICES)}."
+        )
+    settings = read_settings()
+    logs.configure(settings.log_format, settings.log_level)
+    if sys.platform == "win32":
+        asyncio.run(run_worker(settings, chosen))
+    else:
+        import uvloop  # noqa: PLC0415 - not on every platform
+
+        uvloop.run(run_worker(settings, chosen))

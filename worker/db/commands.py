@@ -1,0 +1,57 @@
+"""Commands: each is answered once, and the answer is kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from contracts.commands import Reply
+from worker.domain.confirm import Operator, Role
+
+if TYPE_CHECKING:
+    from worker.db.pool import Transaction
+
+else:
+    from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A command that was answered before."""
+
+    command: str
+    body: str
+    reply: Reply
+
+
+async def recorded(tx: Transaction, command_id: str) -> Recorded | None:
+    """Looks an answer up; until the transaction ends, nobody else answers the same command."""
+    await tx.execute("lock_command", command_id)
+    row = await tx.fetchrow("read_answer", command_id)
+    return Recorded(row["command"], row["body"], Reply.model_validate_json(row["reply"])) if row else None
+
+
+async def record(
+    tx: Transaction, *, command: str, operator: str | None, publisher: str | None, body: str, reply: Reply
+) -> None:
+    """Records a command with its answer."""
+    await tx.execute(
+        "record_answer",
+        reply.command_id,
+        command,
+        reply.delivery_id,
+        operator,
+        publisher,
+        body,
+        reply.status.value,
+        reply.reason and reply.reason.value,
+        reply.model_dump_json(),
+    )
+
+
+async def read_operator(tx: Transaction, name: str) -> Operator | None:
+    """Reads an operator; a revocation that is under way is waited for, one that comes later waits for us."""
+    row = await tx.fetchrow("read_operator", name)
+    if row is None:
+        return None
+    return Operator(row["name"], row["active"], frozenset(Role(r) for r in row["roles"]))

@@ -1,0 +1,85 @@
+"""Deliveries: their row, their moves, their content."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from contracts.states import State
+from worker.domain.confirm import Delivery
+from worker.domain.states import Move, sources, target
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from worker.db.pool import Database, Transaction
+
+
+async def read_for_update(tx: Transaction, delivery_id: int) -> Delivery | None:
+    """Reads and locks a delivery's row; None where there is none."""
+    row = await tx.fetchrow("read_delivery_for_update", delivery_id)
+    if row is None:
+        return None
+    return Delivery(**{**row, "state": State(row["state"])})
+
+
+async def move(
+    tx: Transaction,
+    delivery_id: int,
+    by: Move,
+    *,
+    to: State | None = None,
+    operator: str | None = None,
+    reason: str | None = None,
+    command_id: str | None = None,
+) -> State | None:
+    """Moves a delivery by one legal move and records it.
+
+    Args:
+        tx: The transaction.
+        delivery_id: The delivery.
+        by: The move; its sources are what the guarded update expects.
+        to: The target, for the one move (*resume*) that has several.
+        operator: Who, where it was a person.
+        reason: Why, in words.
+        command_id: The command that asked for it.
+
+    Returns:
+        The new state; None where the delivery was in none of the move's sources: somebody moved first.
+    """
+    goal = to if to is not None else target(by)
+    expected = [s.value for s in sources(by)]
+    row = await tx.fetchrow("move_delivery", delivery_id, expected, goal.value, operator, reason, command_id)
+    return State(row["to_state"]) if row else None
+
+
+async def paused_in(tx: Transaction, delivery_id: int) -> State | None:
+    """Returns the state that a paused delivery goes back to."""
+    state = await tx.fetchval("read_paused_in", delivery_id)
+    return State(state) if state else None
+
+
+async def confirm(tx: Transaction, delivery_id: int, operator: str, valid_until: datetime) -> None:
+    """Records who confirmed, when, and the validity that follows."""
+    await tx.execute("confirm_delivery", delivery_id, operator, valid_until)
+
+
+async def excluded_by_cause(tx: Transaction, delivery_id: int) -> dict[str, int]:
+    """Counts what the preparation left out."""
+    return {r["cause"]: r["excluded"] for r in await tx.fetch("read_excluded_by_cause", delivery_id)}
+
+
+async def content(db: Database, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
+    """Reads a delivery's channel and content; None where it was never prepared."""
+    row = await db.fetchrow("read_content", delivery_id)
+    return (row["channel"], json.loads(row["content"])) if row else None
+
+
+async def finish(db: Database, delivery_id: int) -> bool:
+    """Finishes a delivery if the accounts say that nothing is open; closes its pages with it."""
+    async with db.transaction() as tx:
+        expected = [s.value for s in sources(Move.FINISH)]
+        done = await tx.fetchval("finish_delivery", delivery_id, expected)
+        if done is not None:
+            await tx.execute("close_all_pages", delivery_id)
+    return done is not None

@@ -1,0 +1,105 @@
+"""Claims and outcomes: the statements that the accounts rest on."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from worker.domain.states import CLAIMABLE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from worker.db.pool import Database, Transaction
+    from worker.domain.outcomes import Facts
+
+
+async def claim(db: Database, delivery_id: int, asked: Mapping[int, tuple[int, str]], shard: int) -> set[int]:
+    """Claims one attempt for each of a delivery's recipients, in one statement.
+
+    Args:
+        db: The database.
+        delivery_id: The delivery.
+        asked: By recipient, the attempt and the key of the address (see `worker.domain.audience`).
+        shard: The counter row to move.
+
+    Returns:
+        The recipients that were granted. The others must not be sent to: they are claimed or done already,
+        the delivery does not run, its validity is over, or the address is quarantined.
+    """
+    numbers = sorted(asked)
+    async with db.transaction() as tx:
+        await tx.execute("lock_claims", delivery_id)
+        rows = await tx.fetch(
+            "claim",
+            delivery_id,
+            numbers,
+            [asked[n][0] for n in numbers],
+            [asked[n][1] for n in numbers],
+            [s.value for s in CLAIMABLE],
+            shard,
+        )
+    return {r["recipient"] for r in rows}
+
+
+async def strangers(db: Database, delivery_id: int, recipients: Sequence[int]) -> set[int]:
+    """Returns those numbers that are no recipients of a confirmed delivery."""
+    return {r["recipient"] for r in await db.fetch("read_refusals", delivery_id, list(recipients))}
+
+
+async def record(db: Database, delivery_id: int, folded: Mapping[int, Facts], shard: int) -> int:
+    """Records facts of a delivery's recipients and moves the counters with them.
+
+    Args:
+        db: The database.
+        delivery_id: The delivery.
+        folded: Facts by recipient.
+        shard: The counter row to move.
+
+    Returns:
+        How many recipients changed their status; doubled and outdated facts change nothing.
+    """
+    numbers = sorted(folded)
+    rows = [folded[n] for n in numbers]
+    async with db.transaction() as tx:
+        # Shared with claims: a stop counts "the rest" with this lock alone, so that nobody is counted twice.
+        await tx.execute("lock_claims", delivery_id)
+        moved: int = await tx.fetchval(
+            "record_outcomes",
+            delivery_id,
+            numbers,
+            [f.attempt for f in rows],
+            [f.status.value for f in rows],
+            [f.precedence for f in rows],
+            [f.sent_at for f in rows],
+            [f.bounced_at for f in rows],
+            [f.error_at for f in rows],
+            [f.reason for f in rows],
+            [f.code for f in rows],
+            [f.fault for f in rows],
+            [f.reply for f in rows],
+            [f.provider_id for f in rows],
+            shard,
+        )
+    return moved
+
+
+async def audience_size(db: Database, delivery_id: int) -> int:
+    """Returns how many recipients a confirmed delivery has; 0 where there is no such delivery."""
+    return await db.fetchval("read_audience_size", delivery_id) or 0
+
+
+async def expire(db: Database, delivery_id: int, first: int, last: int, *, lease: float, shard: int) -> int:
+    """Makes claims of a range `unknown` whose lease of so many seconds ran out; returns how many."""
+    rows = await db.fetch("expire_claims", delivery_id, first, last, timedelta(seconds=lease), shard)
+    return len(rows)
+
+
+async def close_claims(tx: Transaction, delivery_id: int) -> None:
+    """Waits for the claims under way and lets no other in until the transaction ends."""
+    await tx.execute("close_claims", delivery_id)
+
+
+async def cancel_remaining(tx: Transaction, delivery_id: int, shard: int) -> None:
+    """Counts what was not tried as cancelled; call `close_claims` first."""
+    await tx.execute("cancel_remaining", delivery_id, shard)

@@ -1,0 +1,138 @@
+"""Pages: leased by the fan-out, looked at again by the scheduler."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from worker.db.pool import Database, Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A leased page: recipients `first` to `last`, both included."""
+
+    delivery_id: int
+    page: int
+    first: int
+    last: int
+    channel: str
+    valid_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class SendBody:
+    """A send message as the database wrote it."""
+
+    recipient: int
+    attempt: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PagesDue:
+    """A delivery whose pages are due for a look: whether claims are granted, or none ever will be."""
+
+    delivery_id: int
+    channel: str
+    running: bool
+    over: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """A published page, and what has become of its recipients."""
+
+    page: int
+    first: int
+    last: int
+    age: float
+    """Seconds since it was published."""
+    unclaimed: int
+    sending: int
+    retrying: int
+    retry_at: datetime | None
+
+
+async def create(tx: Transaction, delivery_id: int, to_deliver: int, page_size: int) -> None:
+    """Creates a delivery's pages and wakes the fan-out when the transaction commits."""
+    await tx.execute("create_pages", delivery_id, to_deliver, page_size)
+    await wake(tx, delivery_id)
+
+
+async def wake(tx: Transaction, delivery_id: int) -> None:
+    """Wakes the fan-out when the transaction commits."""
+    await tx.execute("notify_pages", str(delivery_id))
+
+
+async def lease(
+    db: Database, *, after: int, limit: int, seconds: float, owner: str, full_channels: Sequence[str]
+) -> list[Page]:
+    """Leases one open page of each running delivery.
+
+    Args:
+        db: The database.
+        after: The delivery served last: those with higher numbers come first, then round again.
+        limit: The most pages.
+        seconds: How long the lease holds.
+        owner: Who leases: only the owner may say that the page is published.
+        full_channels: Channels whose send queue is full; their deliveries are left out.
+    """
+    rows = await db.fetch("lease_pages", after, limit, timedelta(seconds=seconds), owner, list(full_channels))
+    return [Page(**row) for row in rows]
+
+
+async def read_sends(db: Database, page: Page) -> list[SendBody]:
+    """Reads the send messages of a page: of all its recipients that are still to be tried."""
+    valid_until = json.dumps(page.valid_until.isoformat()) if page.valid_until else "null"
+    rows = await db.fetch(
+        "read_sends", page.delivery_id, page.first, page.last, json.dumps(page.channel), valid_until
+    )
+    return [SendBody(r["recipient"], r["attempt"], r["body"].encode()) for r in rows]
+
+
+async def published(db: Database, page: Page, owner: str, look_after: float) -> bool:
+    """Says that every message of the page is confirmed; false where the lease had been lost."""
+    look = timedelta(seconds=look_after)
+    return await db.fetchval("page_published", page.delivery_id, page.page, owner, look) is not None
+
+
+async def release(db: Database, page: Page, owner: str) -> None:
+    """Gives a lease back."""
+    await db.fetchval("release_page", page.delivery_id, page.page, owner)
+
+
+async def to_inspect(db: Database) -> list[PagesDue]:
+    """Lists the deliveries with published pages that are to be looked at."""
+    return [PagesDue(**row) for row in await db.fetch("read_deliveries_to_inspect")]
+
+
+async def inspect(db: Database, delivery_id: int, again_after: float, limit: int) -> list[Inspected]:
+    """Counts what has become of a delivery's published pages, and puts off their next look."""
+    rows = await db.fetch("inspect_pages", delivery_id, timedelta(seconds=again_after), limit)
+    return [Inspected(**row) for row in rows]
+
+
+async def close(db: Database, delivery_id: int, pages: Sequence[int]) -> None:
+    """Closes pages whose recipients all have a standing outcome."""
+    await db.fetch("close_pages", delivery_id, list(pages))
+
+
+async def reopen(
+    db: Database, delivery_id: int, pages: Sequence[int], due_at: datetime | None = None
+) -> None:
+    """Has pages published again, at a time or at once."""
+    async with db.transaction() as tx:
+        await tx.fetch("reopen_pages", delivery_id, list(pages), due_at)
+        await wake(tx, delivery_id)
+
+
+async def reopen_all(tx: Transaction, delivery_id: int) -> None:
+    """Has every published page published again: their messages were refused meanwhile."""
+    await tx.fetch("reopen_all_pages", delivery_id)
+    await wake(tx, delivery_id)

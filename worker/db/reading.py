@@ -1,0 +1,45 @@
+"""What people read: the live deployment and the sending log."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    import asyncpg
+
+    from worker.db.pool import Database
+
+_RANGE: Final = 2_000
+"""Recipients that one statement looks at: some hundred kilobytes."""
+
+
+async def deployment(db: Database, delivery_id: int) -> dict[str, Any] | None:
+    """Returns the row of the view `deployment`; None where there is no such delivery."""
+    row = await db.fetchrow("read_deployment", delivery_id)
+    return dict(row) if row else None
+
+
+async def recipient_count(db: Database, delivery_id: int) -> int | None:
+    """Returns how many recipients a delivery has; None where there is no such delivery."""
+    count: int | None = await db.fetchval("read_recipient_count", delivery_id)
+    return count
+
+
+async def sending_log(
+    db: Database, delivery_id: int, recipients: int, status: str | None = None
+) -> AsyncIterator[asyncpg.Record]:
+    """Yields the rows of the view `sending_log` by recipient, in constant memory.
+
+    A row is as it stood when its range of recipients was read; nobody is left out or comes twice.
+
+    Args:
+        db: The database.
+        delivery_id: The delivery.
+        recipients: How many it has.
+        status: Only those with this status; None for all.
+    """
+    for first in range(1, recipients + 1, _RANGE):
+        for row in await db.fetch("read_sending_log", delivery_id, first, first + _RANGE - 1, status):
+            yield row

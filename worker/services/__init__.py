@@ -1,0 +1,1 @@
+"""The running services, one file each."""

@@ -1,0 +1,232 @@
+"""The commands of an operator: confirm, pause, resume, stop. Each is carried out once and answered for good.
+
+The role, the state and the answer are read and written in one transaction, so that a command is either wholly
+done and answered, or not done at all and delivered again.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from pydantic import ValidationError
+
+from contracts import routing
+from contracts.base import explain
+from contracts.commands import Confirm, Control, Reason, Reply, Status
+from worker.amqp.publisher import Outgoing
+from worker.db import commands, deliveries, outcomes, pages
+from worker.db.outage import outlast
+from worker.domain.confirm import (
+    Refused,
+    authorise,
+    check_confirm,
+    summary,
+    unknown_delivery,
+    validity_end,
+    words,
+)
+from worker.domain.states import Move, sources
+from worker.lifecycle import on_stop
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from worker.amqp.consumer import Consumer, Incoming
+    from worker.amqp.publisher import Publisher
+    from worker.db.pool import Database, Transaction
+    from worker.domain.confirm import Delivery
+
+log = structlog.get_logger(__name__)
+
+_MOVES: Final = {routing.PAUSE: Move.PAUSE, routing.RESUME: Move.RESUME, routing.STOP: Move.STOP}
+_DONE: Final = {Move.PAUSE: "paused", Move.RESUME: "resumed", Move.STOP: "stopped"}
+_BODY_KEPT: Final = 10_000
+
+
+class ConfirmService:
+    """Consumes commands, one after the other."""
+
+    name = "confirm"
+
+    def __init__(
+        self, consumer: Consumer, publisher: Publisher, db: Database, *, page_size: int, shard: int
+    ) -> None:
+        """Takes its parts; `page_size` is in recipients."""
+        self._consumer = consumer
+        self._publisher = publisher
+        self._db = db
+        self._page_size = page_size
+        self._shard = shard
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Answers commands until `stop`."""
+        await self._consumer.start()
+        async with on_stop(stop, self._consumer.stop):
+            while batch := await self._consumer.batch(1):
+                await self._handle(batch[0])
+                self._consumer.settle(batch)
+        await self._consumer.close()
+
+    async def _handle(self, message: Incoming) -> None:
+        reply = await outlast(lambda: self._answer(message), f"answering {message.routing_key}")
+        log.info(
+            "command",
+            command=message.routing_key,
+            command_id=reply.command_id,
+            delivery_id=reply.delivery_id,
+            status=reply.status.value,
+            reason=reply.reason and reply.reason.value,
+        )
+        if message.reply_to:
+            await reply_to(self._publisher, message, reply.model_dump_json().encode(), routing.TYPE_REPLY)
+
+    async def _answer(self, message: Incoming) -> Reply:
+        command_id = (message.message_id or "").replace("\x00", "\ufffd")[:200]
+        body = message.body.decode("utf-8", "replace").replace("\x00", "\ufffd")[:_BODY_KEPT]
+        async with self._db.transaction() as tx:
+            if not command_id:
+                command_id = f"unidentified-{uuid.uuid4()}"
+                reply = _malformed(command_id, "The message_id is missing: it makes a repeated command safe.")
+                command = None
+            else:
+                known = await commands.recorded(tx, command_id)
+                if known is not None:
+                    return _again(known, message.routing_key, body)
+                command, reply = _read(command_id, message)
+            if command is not None:
+                reply = await self._carry_out(tx, command_id, message.routing_key, command)
+            await commands.record(
+                tx,
+                command=message.routing_key,
+                operator=command.operator if command else None,
+                publisher=message.user_id,
+                body=body,
+                reply=reply,
+            )
+        return reply
+
+    async def _carry_out(
+        self, tx: Transaction, command_id: str, routing_key: str, command: Confirm | Control
+    ) -> Reply:
+        operator = await commands.read_operator(tx, command.operator)
+        if isinstance(command, Confirm):
+            delivery = await deliveries.read_for_update(tx, command.delivery_id)
+            now = datetime.now(UTC)
+            refused = check_confirm(command, operator, delivery, now)
+            if refused is not None or delivery is None:
+                return _refused(command_id, command, refused, delivery)
+            if not command.definitive:
+                return await self._summarise(tx, command_id, delivery, now)
+            return await self._confirm(tx, command_id, command, delivery, now)
+        move = _MOVES[routing_key]
+        refused = authorise(operator, command.operator, f"{move.value} a delivery")
+        # Before the row's lock: claims hold this lock and then read the row.
+        await outcomes.close_claims(tx, command.delivery_id)
+        delivery = await deliveries.read_for_update(tx, command.delivery_id)
+        if refused is None and delivery is None:
+            refused = unknown_delivery(command.delivery_id)
+        if refused is not None or delivery is None:
+            return _refused(command_id, command, refused, delivery)
+        return await self._control(tx, command_id, command, delivery, move)
+
+    async def _summarise(self, tx: Transaction, command_id: str, delivery: Delivery, now: datetime) -> Reply:
+        excluded = await deliveries.excluded_by_cause(tx, delivery.delivery_id)
+        return Reply(
+            command_id=command_id,
+            delivery_id=delivery.delivery_id,
+            status=Status.FINALIZE,
+            message=f"“{delivery.label}” goes to {delivery.to_deliver} recipients. Confirm to send it.",
+            state=delivery.state,
+            summary=summary(delivery, excluded, now),
+        )
+
+    async def _confirm(
+        self, tx: Transaction, command_id: str, command: Confirm, delivery: Delivery, now: datetime
+    ) -> Reply:
+        who, number = command.operator, delivery.delivery_id
+        await deliveries.confirm(tx, number, who, validity_end(delivery, now))
+        state = await deliveries.move(tx, number, Move.CONFIRM, operator=who, command_id=command_id)
+        await pages.create(tx, number, delivery.to_deliver, self._page_size)
+        sentence = "Confirmed: sending begins at the contact date."
+        if delivery.contact_date is None or delivery.contact_date <= now:
+            state = await deliveries.move(tx, number, Move.START)
+            sentence = "Confirmed: sending has begun."
+        return Reply(
+            command_id=command_id, delivery_id=number, status=Status.ACCEPTED, message=sentence, state=state
+        )
+
+    async def _control(
+        self, tx: Transaction, command_id: str, command: Control, delivery: Delivery, move: Move
+    ) -> Reply:
+        number = delivery.delivery_id
+        to = await deliveries.paused_in(tx, number) if move is Move.RESUME else None
+        state = None
+        if delivery.state in sources(move):
+            state = await deliveries.move(
+                tx,
+                number,
+                move,
+                to=to,
+                operator=command.operator,
+                reason=command.reason,
+                command_id=command_id,
+            )
+        if state is None:
+            refused = Refused(
+                Reason.WRONG_STATE, f"It cannot be {_DONE[move]}: the delivery is {words(delivery.state)}."
+            )
+            return _refused(command_id, command, refused, delivery)
+        if move is Move.STOP:
+            await outcomes.cancel_remaining(tx, number, self._shard)
+        if move is Move.RESUME:
+            await pages.reopen_all(tx, number)
+        return Reply(
+            command_id=command_id,
+            delivery_id=number,
+            status=Status.ACCEPTED,
+            message=f"The delivery is {_DONE[move]}.",
+            state=state,
+        )
+
+
+async def reply_to(publisher: Publisher, message: Incoming, body: bytes, kind: str) -> None:
+    """Publishes an answer to a message's `reply_to` with its `correlation_id`; nobody there is no error."""
+    answer = Outgoing(body, kind, correlation_id=message.correlation_id or message.message_id)
+    await publisher.publish("", message.reply_to or "", [answer], mandatory=False)
+
+
+def _read(command_id: str, message: Incoming) -> tuple[Confirm | Control | None, Reply]:
+    model = Confirm if message.routing_key == routing.CONFIRM else Control
+    try:
+        return model.model_validate_json(message.body), _malformed(command_id, "")
+    except ValidationError as error:
+        return None, _malformed(command_id, f"The command could not be read: {explain(error)}")
+
+
+def _again(known: commands.Recorded, command: str, body: str) -> Reply:
+    if known.command == command and known.body == body:
+        return known.reply
+    return _malformed(
+        known.reply.command_id, "Another command was sent with this message_id. Give each its own."
+    )
+
+
+def _malformed(command_id: str, sentence: str) -> Reply:
+    return Reply(command_id=command_id, status=Status.INVALID, reason=Reason.MALFORMED, message=sentence)
+
+
+def _refused(
+    command_id: str, command: Confirm | Control, refused: Refused | None, delivery: Delivery | None
+) -> Reply:
+    verdict = refused or unknown_delivery(command.delivery_id)
+    return Reply(
+        command_id=command_id,
+        delivery_id=command.delivery_id,
+        status=Status.REFUSED,
+        reason=verdict.reason,
+        message=verdict.message,
+        state=delivery.state if delivery else None,
+    )

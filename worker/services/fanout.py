@@ -1,0 +1,133 @@
+"""Fan-out: open pages are leased, and one send message per recipient is published with confirms.
+
+A page that is published twice, because a lease ran out or a confirm was lost, is harmless: claims decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from contracts import routing
+from contracts.sends import message_id
+from worker.amqp.connection import OUT_OF_REACH
+from worker.amqp.publisher import Outgoing
+from worker.db import pages
+from worker.db.outage import outlast
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from contracts.routing import Names
+    from worker.amqp.publisher import Publisher
+    from worker.amqp.topology import QueueDepth
+    from worker.db.listen import Wakener
+    from worker.db.pages import Page
+    from worker.db.pool import Database
+
+log = structlog.get_logger(__name__)
+
+_PAGES_AT_ONCE: Final = 4
+"""Pages published side by side: the database reads one while the broker confirms another."""
+
+
+class FanoutService:
+    """Leases pages and publishes them."""
+
+    name = "fanout"
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        depth: QueueDepth,
+        wakener: Wakener,
+        db: Database,
+        names: Names,
+        *,
+        channels: Sequence[str],
+        owner: str,
+        lease: float,
+        look_after: float,
+        high_water: int,
+        idle: float,
+    ) -> None:
+        """Takes its parts.
+
+        Args:
+            publisher: For the send messages.
+            depth: Tells how many messages wait in a queue.
+            wakener: Tells when a confirmation made new pages.
+            db: The database.
+            names: The installation's names.
+            channels: The sending channels.
+            owner: Names this process in its leases.
+            lease: Seconds that a lease holds.
+            look_after: Seconds after which the scheduler looks at a published page.
+            high_water: Messages in a send queue above which its deliveries wait.
+            idle: Seconds between two looks for pages when nobody wakes us.
+        """
+        self._publisher = publisher
+        self._depth = depth
+        self._wakener = wakener
+        self._db = db
+        self._names = names
+        self._channels = channels
+        self._owner = owner
+        self._lease = lease
+        self._look_after = look_after
+        self._high_water = high_water
+        self._idle = idle
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Publishes pages until `stop`; the pages in hand are finished first."""
+        last = 0
+        async with self._wakener.listening():
+            while not stop.is_set():
+                full = await self._full_channels()
+                leased = await outlast(lambda a=last, f=full: self._take(a, f), "leasing pages")  # type: ignore[misc]
+                if leased:
+                    last = leased[-1].delivery_id
+                    await asyncio.gather(*(self._publish(page) for page in leased))
+                else:
+                    await self._wakener.wait(stop, self._idle)
+
+    async def _take(self, after: int, full: list[str]) -> list[Page]:
+        return await pages.lease(
+            self._db,
+            after=after,
+            limit=_PAGES_AT_ONCE,
+            seconds=self._lease,
+            owner=self._owner,
+            full_channels=full,
+        )
+
+    async def _publish(self, page: Page) -> None:
+        sends = await outlast(lambda: pages.read_sends(self._db, page), "reading a page")
+        messages = [
+            Outgoing(s.body, routing.TYPE_SEND, message_id(page.delivery_id, s.recipient, s.attempt))
+            for s in sends
+        ]
+        try:
+            await self._publisher.publish(self._names.exchange(routing.SENDS), page.channel, messages)
+        except asyncio.CancelledError:
+            with contextlib.suppress(Exception):  # the lease runs out by itself too
+                await pages.release(self._db, page, self._owner)
+            raise
+        await outlast(
+            lambda: pages.published(self._db, page, self._owner, self._look_after), "checkpointing a page"
+        )
+        log.debug("page published", delivery_id=page.delivery_id, page=page.page, messages=len(messages))
+
+    async def _full_channels(self) -> list[str]:
+        full = []
+        for channel in self._channels:
+            try:
+                waiting = await self._depth.ready(self._names.queue(routing.send_queue(channel)))
+            except OUT_OF_REACH:
+                return list(self._channels)
+            if waiting >= self._high_water:
+                full.append(channel)
+        return full

@@ -1,0 +1,140 @@
+"""The clock: starts what is due, ends what is over, and repairs what was lost. Any number may run at once.
+
+Each duty is one guarded statement or transaction, and looks for what is older than a limit, never at a window
+of time, so that a duty missed while everything was down is done at the next tick.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from contracts import routing
+from worker.amqp.connection import OUT_OF_REACH
+from worker.db import deliveries, outcomes, pages
+from worker.db.outage import outlast
+from worker.domain.states import Move
+from worker.lifecycle import pause
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable
+
+    from worker.amqp.topology import QueueDepth
+    from worker.db.pages import Inspected, PagesDue
+    from worker.db.pool import Database
+
+log = structlog.get_logger(__name__)
+
+_PAGES_AT_ONCE: Final = 200
+
+
+class ScheduleService:
+    """Ticks."""
+
+    name = "schedule"
+
+    def __init__(
+        self,
+        depth: QueueDepth,
+        db: Database,
+        names: routing.Names,
+        *,
+        tick: float,
+        claim_lease: float,
+        look_after: float,
+        redelivery_after: float,
+        shard: int,
+    ) -> None:
+        """Takes its parts.
+
+        Args:
+            depth: Tells how many messages wait in a queue.
+            db: The database.
+            names: The installation's names.
+            tick: Seconds between two looks.
+            claim_lease: Seconds after which a claim without a result is `unknown`.
+            look_after: Seconds between two looks at a published page.
+            redelivery_after: Seconds after which an unclaimed page is published again in any case.
+            shard: The counter row to move.
+        """
+        self._depth = depth
+        self._db = db
+        self._names = names
+        self._tick = tick
+        self._claim_lease = claim_lease
+        self._look_after = look_after
+        self._redelivery_after = redelivery_after
+        self._shard = shard
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Does every duty once a tick, until `stop`."""
+        duties: list[tuple[str, Callable[[], Awaitable[None]]]] = [
+            ("starting what is due", self._start_due),
+            ("cancelling what is over", self._cancel_expired),
+            ("looking after pages", self._look_after_pages),
+            ("finishing what is done", self._finish_done),
+        ]
+        while not stop.is_set():
+            for doing, duty in duties:
+                await outlast(duty, doing)
+            await pause(stop, self._tick)
+
+    async def _start_due(self) -> None:
+        for row in await self._db.fetch("read_due_deliveries"):
+            async with self._db.transaction() as tx:
+                if await deliveries.move(tx, row["delivery_id"], Move.START):
+                    await pages.wake(tx, row["delivery_id"])
+                    log.info("delivery started", delivery_id=row["delivery_id"])
+
+    async def _cancel_expired(self) -> None:
+        for row in await self._db.fetch("read_expired_deliveries"):
+            async with self._db.transaction() as tx:
+                await outcomes.close_claims(tx, row["delivery_id"])
+                await outcomes.cancel_remaining(tx, row["delivery_id"], self._shard)
+            log.warning("validity over: what was not tried is cancelled", delivery_id=row["delivery_id"])
+
+    async def _look_after_pages(self) -> None:
+        for due in await pages.to_inspect(self._db):
+            for page in await pages.inspect(self._db, due.delivery_id, self._look_after, _PAGES_AT_ONCE):
+                await self._look_after_page(due, page)
+
+    async def _look_after_page(self, due: PagesDue, page: Inspected) -> None:
+        delivery_id = due.delivery_id
+        if page.sending:
+            lost = await outcomes.expire(
+                self._db, delivery_id, page.first, page.last, lease=self._claim_lease, shard=self._shard
+            )
+            if lost:
+                log.warning(
+                    "claims without a result are unknown now", delivery_id=delivery_id, recipients=lost
+                )
+        if due.running and page.unclaimed and await self._is_lost(due.channel, page):
+            log.warning(
+                "page to be published again",
+                delivery_id=delivery_id,
+                page=page.page,
+                unclaimed=page.unclaimed,
+            )
+            await pages.reopen(self._db, delivery_id, [page.page])
+        elif due.running and page.retrying and not page.sending and not page.unclaimed:
+            await pages.reopen(self._db, delivery_id, [page.page], page.retry_at)
+        elif not page.sending and (due.over or not (page.unclaimed or page.retrying)):
+            await pages.close(self._db, delivery_id, [page.page])
+
+    async def _is_lost(self, channel: str, page: Inspected) -> bool:
+        """Says whether a page's messages are gone: none waits in the queue, or they have waited too long.
+
+        Published again though they still wait, they are merely refused: claims decide.
+        """
+        try:
+            waiting = await self._depth.ready(self._names.queue(routing.send_queue(channel)))
+        except OUT_OF_REACH:
+            return False
+        return waiting == 0 or page.age > self._redelivery_after
+
+    async def _finish_done(self) -> None:
+        for row in await self._db.fetch("read_active_deliveries"):
+            if await deliveries.finish(self._db, row["delivery_id"]):
+                log.info("delivery finished", delivery_id=row["delivery_id"])

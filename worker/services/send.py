@@ -1,0 +1,258 @@
+"""Sending: claim in micro-batches, call the channel, publish the results, and only then acknowledge.
+
+Between the claim and the result nothing is held in the database. A process that dies in between leaves a
+claim without a result, which the scheduler turns into `unknown` when its lease runs out; it is never sent
+again by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
+from pydantic import ValidationError
+
+from contracts import results, routing
+from contracts.base import explain
+from contracts.batch import MAX_ITEMS
+from contracts.sends import Send
+from worker.amqp.publisher import Outgoing
+from worker.db import deliveries, outcomes
+from worker.db.outage import outlast
+from worker.domain.audience import address_key
+from worker.domain.content import ContentInvalid
+from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
+from worker.email.smtp import SmtpUnreachable
+from worker.lifecycle import on_stop, pause
+
+if TYPE_CHECKING:
+    from worker.amqp.consumer import Consumer, Incoming
+    from worker.amqp.publisher import Publisher
+    from worker.db.pool import Database
+    from worker.domain.verdicts import Verdict
+    from worker.services.channels import Channel
+    from worker.services.dead import DeadQueue
+
+log = structlog.get_logger(__name__)
+
+_CONTENTS_KEPT: Final = 64
+_LONGEST_PAUSE: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A send message, and the delivery of it that has to be settled."""
+
+    send: Send
+    message: Incoming
+
+
+class SendService:
+    """Sends over one channel."""
+
+    def __init__(
+        self,
+        channel_name: str,
+        channel: Channel,
+        consumer: Consumer,
+        publisher: Publisher,
+        dead: DeadQueue,
+        db: Database,
+        names: routing.Names,
+        *,
+        batch: int,
+        shard: int,
+    ) -> None:
+        """Takes its parts; at most `batch` messages are claimed together."""
+        self.name = f"send {channel_name}"
+        self._channel_name = channel_name
+        self._channel = channel
+        self._consumer = consumer
+        self._publisher = publisher
+        self._dead = dead
+        self._db = db
+        self._exchange = names.exchange(routing.RESULTS)
+        # Twice the channel's own concurrency: the next messages are claimed while the present ones are sent.
+        self._slots = batch if channel.concurrency is None else min(batch, 2 * channel.concurrency)
+        self._shard = shard
+        self._contents: OrderedDict[int, Any] = OrderedDict()
+        self._sending: set[asyncio.Task[None]] = set()
+        self._freed = asyncio.Event()
+        self._outbox: list[tuple[Incoming, results.Sent | results.Bounce | results.Error | None]] = []
+        self._reported = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Sends until `stop`; what was claimed is sent and reported first."""
+        await self._consumer.start()
+        done = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._report(done))
+            async with on_stop(stop, self._consumer.stop):
+                while batch := await self._consumer.batch(await self._free_slots()):
+                    await self._take(batch, stop)
+                while self._sending:
+                    await asyncio.wait(self._sending)
+            done.set()
+            self._reported.set()
+        await self._consumer.close()
+        await self._channel.close()
+
+    async def _free_slots(self) -> int:
+        while len(self._sending) >= self._slots:
+            self._freed.clear()
+            await self._freed.wait()
+        return self._slots - len(self._sending)
+
+    async def _take(self, batch: list[Incoming], stop: asyncio.Event) -> None:
+        by_delivery: dict[int, dict[int, _Asked]] = {}
+        for message in batch:
+            try:
+                send = Send.model_validate_json(message.body)
+            except ValidationError as error:
+                await self._dead.bury(message, f"The send message could not be read: {explain(error)}")
+                self._consumer.settle([message])
+                continue
+            asked = by_delivery.setdefault(send.delivery_id, {})
+            double = asked.get(send.recipient)
+            if double is None or double.send.attempt < send.attempt:
+                asked[send.recipient] = _Asked(send, message)
+            if double is not None:
+                loser = double.message if asked[send.recipient].message is message else message
+                self._consumer.settle([loser])
+        for delivery_id, asked in sorted(by_delivery.items()):
+            if not await self._channel_ready(stop):
+                return  # unsettled, they go back to the queue
+            await self._send_granted(delivery_id, asked)
+
+    async def _channel_ready(self, stop: asyncio.Event) -> bool:
+        """Waits for the channel before anything is claimed: an outage must not cost recipients an attempt."""
+        wait = 0.25
+        while not stop.is_set():
+            try:
+                await self._channel.ready()
+            except SmtpUnreachable as error:
+                log.warning("channel out of reach, waiting", channel=self._channel_name, because=str(error))
+                wait = min(2 * wait, _LONGEST_PAUSE)
+                await pause(stop, wait)
+            else:
+                return True
+        return False
+
+    async def _send_granted(self, delivery_id: int, asked: dict[int, _Asked]) -> None:
+        compiled = await self._compiled(delivery_id)
+        wanted = {r: (a.send.attempt, address_key(a.send.address)) for r, a in asked.items()}
+        granted = await outlast(
+            lambda: outcomes.claim(self._db, delivery_id, wanted, self._shard), "claiming recipients"
+        )
+        await self._refuse(delivery_id, [a for r, a in asked.items() if r not in granted])
+        for recipient in sorted(granted):
+            one = asked[recipient]
+            if self._channel.concurrency is None:
+                await self._try(compiled, one)
+                continue
+            task = asyncio.create_task(self._try(compiled, one), name=f"send {one.message.message_id}")
+            self._sending.add(task)
+            task.add_done_callback(self._free)
+
+    def _free(self, task: asyncio.Task[None]) -> None:
+        self._sending.discard(task)
+        self._freed.set()
+
+    async def _refuse(self, delivery_id: int, refused: list[_Asked]) -> None:
+        """Settles what was not granted: done, paused, stopped or over; strangers go to the dead queue."""
+        if not refused:
+            return
+        numbers = [a.send.recipient for a in refused]
+        strangers = await outlast(
+            lambda: outcomes.strangers(self._db, delivery_id, numbers), "looking for strangers"
+        )
+        for one in refused:
+            if one.send.recipient in strangers:
+                reason = "The delivery was never confirmed, or has no recipient of this number."
+                await self._dead.bury(one.message, reason)
+        self._consumer.settle([a.message for a in refused])
+        log.debug("not granted", delivery_id=delivery_id, messages=len(refused))
+
+    async def _compiled(self, delivery_id: int) -> Any:  # noqa: ANN401 - each channel's own
+        """Returns a delivery's content, compiled; the confirmed content never changes, so it is kept."""
+        if delivery_id not in self._contents:
+            found = await outlast(lambda: deliveries.content(self._db, delivery_id), "reading the content")
+            try:
+                compiled = self._channel.prepare(found[1]) if found else None
+            except ContentInvalid as error:
+                compiled = error
+            if len(self._contents) >= _CONTENTS_KEPT:
+                self._contents.popitem(last=False)
+            self._contents[delivery_id] = compiled
+        self._contents.move_to_end(delivery_id)
+        return self._contents[delivery_id]
+
+    async def _try(self, compiled: Any, one: _Asked) -> None:  # noqa: ANN401 - each channel's own
+        try:
+            if isinstance(compiled, ContentInvalid):
+                verdict: Verdict = Failed("content", retryable=False, detail=str(compiled))
+            else:
+                verdict = await self._channel.send(compiled, one.send)
+        except Exception as error:
+            # A fault of ours with one message must neither stop the others nor leave it without an outcome.
+            log.exception("send failed", delivery_id=one.send.delivery_id, recipient=one.send.recipient)
+            verdict = Failed("internal", retryable=False, detail=repr(error))
+        if isinstance(verdict, Unsure):
+            log.warning(
+                "outcome unknown",
+                delivery_id=one.send.delivery_id,
+                recipient=one.send.recipient,
+                because=verdict.detail,
+            )
+        self._outbox.append((one.message, _result(one.send, verdict)))
+        self._reported.set()
+
+    async def _report(self, done: asyncio.Event) -> None:
+        """Publishes results as they gather, and settles their messages once the broker has confirmed them."""
+        while not (done.is_set() and not self._outbox):
+            await self._reported.wait()
+            self._reported.clear()
+            taken, self._outbox = self._outbox, []
+            by_key: dict[str, list[Any]] = {}
+            for _, result in taken:
+                if result is not None:
+                    by_key.setdefault(results.routing_key(result), []).append(result)
+            await asyncio.gather(*(self._publish(key, found) for key, found in by_key.items()))
+            self._consumer.settle([message for message, _ in taken])
+
+    async def _publish(self, key: str, found: list[Any]) -> None:
+        bodies = [
+            Outgoing(results.encode(found[i : i + MAX_ITEMS]), key) for i in range(0, len(found), MAX_ITEMS)
+        ]
+        await self._publisher.publish(self._exchange, key, bodies)
+
+
+def _result(send: Send, verdict: Verdict) -> results.Sent | results.Bounce | results.Error | None:
+    common: dict[str, Any] = {
+        "delivery_id": send.delivery_id,
+        "recipient": send.recipient,
+        "attempt": send.attempt,
+        "at": datetime.now(UTC),
+    }
+    match verdict:
+        case Accepted():
+            return results.Sent(**common, reply=verdict.reply, provider_id=verdict.provider_id)
+        case Bounced():
+            return results.Bounce(
+                **common,
+                kind=verdict.kind,
+                reason=verdict.reason,
+                status=verdict.status,
+                reply=verdict.reply,
+                fault=verdict.fault,
+            )
+        case Failed():
+            return results.Error(
+                **common, reason=verdict.reason, retryable=verdict.retryable, detail=verdict.detail
+            )
+        case Unsure():
+            return None
