@@ -54,12 +54,13 @@ venv: .venv/built ## build .venv from the hashed lock, if it is not there or is 
 	@$(SERVERS) install
 	@$(PYTHON) -m venv .venv >&2
 	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-dev.lock >&2
-	@$(BIN)/python -m pip install --quiet --no-deps --editable . >&2
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable . >&2
 	@touch $@
 
-lock: ## resolve requirements.lock and requirements-dev.lock anew (needs uv)
-	$(UV_COMPILE) pyproject.toml --output-file requirements.lock
-	$(UV_COMPILE) pyproject.toml --group dev --output-file requirements-dev.lock
+lock: venv ## resolve requirements.lock and requirements-dev.lock anew
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/$(UV_COMPILE) pyproject.toml --output-file requirements.lock
+	$(BIN)/$(UV_COMPILE) pyproject.toml --group dev --output-file requirements-dev.lock
 
 clean: down ## stop the servers and remove everything that was built
 	rm -rf .venv .dev build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -167,38 +167,44 @@ def is_up(folder: Path) -> bool:
     return folder.exists() and held is None
 
 
-def print_settings(found: instance.Instance) -> None:
-    """Prints what a shell evaluates to reach the servers."""
-    for name, value in found.settings().items():
+def print_settings(folder: Path) -> None:
+    """Prints what a shell evaluates to reach the servers.
+
+    Raises:
+        RefusedError: there are none.
+        BrokenPipeError: nobody reads any more.
+    """
+    found = instance.load(folder)
+    if not found or not is_up(folder):
+        raise RefusedError("No servers are running for this checkout: run make up.")
+    for name, value in found[0].settings().items():
         print(f"export {name}={shlex.quote(value)}")
+    sys.stdout.flush()
 
 
-def up(folder: Path) -> int:
+def up(folder: Path) -> None:
     """Starts this checkout's servers unless they run, and prints their settings."""
     with checkout_lock():
         instance.sweep(folder)
         began = time.monotonic()
         if is_up(folder):
             wait_answering(folder)
+            print_settings(folder)
         else:
             starting = start(folder)
             try:
                 starting.wait_ready()
+                print_settings(folder)
             except BaseException:
                 starting.end()
                 raise
             starting.release()
             say(f"ready after {time.monotonic() - began:.1f} s; logs in {folder}")
-        found = instance.load(folder)
-        if found is None:
-            raise RefusedError("The servers went away while their settings were read; try again.")
         note = instance.CHECKOUT / ".dev"
         with contextlib.suppress(OSError):  # a convenience, and the checkout may be read-only
             note.mkdir(exist_ok=True)
             (note / "servers").unlink(missing_ok=True)
             (note / "servers").symlink_to(folder)
-        print_settings(found[0])
-    return 0
 
 
 def wait_answering(folder: Path) -> None:
@@ -222,7 +228,7 @@ def wait_answering(folder: Path) -> None:
         time.sleep(0.1)
 
 
-def down(folder: Path) -> int:
+def down(folder: Path) -> None:
     """Stops this checkout's servers, if there are any, and removes their data."""
     with checkout_lock():
         found = instance.load(folder)
@@ -244,16 +250,6 @@ def down(folder: Path) -> int:
         shutil.rmtree(folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             (instance.CHECKOUT / ".dev" / "servers").unlink(missing_ok=True)
-    return 0
-
-
-def env(folder: Path) -> int:
-    """Prints the settings of this checkout's servers."""
-    found = instance.load(folder)
-    if not found or not is_up(folder):
-        raise RefusedError("No servers are running for this checkout: run make up.")
-    print_settings(found[0])
-    return 0
 
 
 def run(folder: Path, command: list[str]) -> int:
@@ -304,8 +300,8 @@ def _supervise(command: list[str], settings: dict[str, str]) -> int:
     return status if status >= 0 else 128 - status
 
 
-def main() -> int:
-    """Reads the command line and does what it says; 1 with a sentence where that cannot be done."""
+def arguments() -> tuple[str, list[str]]:
+    """Reads the command line: the action, and the command for `run`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -315,21 +311,38 @@ def main() -> int:
     command = given.command[1:] if given.command[:1] == ["--"] else given.command
     if (given.action == "run") != bool(command):
         parser.error("run, and only run, takes a command: servers.py run -- COMMAND [ARGUMENT...]")
+    return given.action, command
+
+
+def main() -> int:
+    """Does what the command line says; 1 with a sentence where that cannot be done."""
+    action, command = arguments()
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     try:
-        if given.action == "install":
-            programs.install(servers=False)
-            return 0
         folder = instance.base_folder() / instance.checkout_key()
-        if given.action == "run":
-            return run(folder, command)
-        return {"up": up, "down": down, "env": env}[given.action](folder)
+        match action:
+            case "run":
+                return run(folder, command)
+            case "up":
+                up(folder)
+            case "down":
+                down(folder)
+            case "env":
+                print_settings(folder)
+            case "install":
+                programs.install(servers=False)
     except (RefusedError, programs.UnavailableError, PermissionError) as error:
         say(str(error))
         return 1
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # or Python complains once more at its end
+        return 1
     except KeyboardInterrupt:
         return 130
+    return 0
 
 
 if __name__ == "__main__":
