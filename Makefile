@@ -47,12 +47,13 @@ bench: venv ## measure against other frameworks doing the same job, on servers o
 
 venv: .venv/built ## build .venv from the hashed lock, if it is not there or is out of date
 
-# Only a finished environment carries the mark, so that one that was interrupted is built again.
+# Only a finished environment carries the mark, so that one that was interrupted is built again. A sound one is kept
+# and brought up to date: made over by another Python, it would mix the two.
 .venv/built: requirements-dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo 'Sendoff needs Python 3.11 or newer; name one with make PYTHON=python3.12' >&2; exit 1; }
 	@$(SERVERS) install
-	@$(PYTHON) -m venv .venv >&2
+	@$(BIN)/python -c 'import pip, ssl' 2>/dev/null || $(PYTHON) -m venv --clear .venv >&2
 	@$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements-dev.lock >&2
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable . >&2
 	@touch $@

@@ -27,7 +27,7 @@ import re
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import uvloop
 from aiosmtpd.smtp import SMTP
@@ -87,7 +87,7 @@ class Sink:
             envelope.rcpt_options.extend(options)
             return "250 2.1.5 Recipient accepted"
         if refusal.startswith("421"):
-            asyncio.get_running_loop().call_soon(_transport(server).close)
+            asyncio.get_running_loop().call_soon(cast("asyncio.Transport", server.transport).close)
         return refusal
 
     async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
@@ -97,7 +97,7 @@ class Sink:
             return "554 5.7.1 Message refused as spam"
         name = self._keep(envelope)
         if "drop" in fates:
-            _transport(server).abort()
+            cast("asyncio.Transport", server.transport).abort()
         elif "slow" in fates:
             await asyncio.sleep(min(int(fates["slow"] or DEFAULT_DELAY), LONGEST_DELAY))
         return f"250 2.0.0 Kept as {name}"
@@ -123,12 +123,6 @@ class Sink:
         lines = [json.dumps({"recipient": recipient, **entry}) + "\n" for recipient in envelope.rcpt_tos]
         os.write(self._index, "".join(lines).encode())
         return name
-
-
-def _transport(server: SMTP) -> asyncio.Transport:
-    if not isinstance(server.transport, asyncio.Transport):
-        raise TypeError("there is no connection to close")
-    return server.transport
 
 
 async def serve(port: int, folder: Path) -> None:
