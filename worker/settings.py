@@ -89,8 +89,8 @@ class Settings(BaseSettings):
     @field_validator("smtp_url")
     @classmethod
     def _is_smtp(cls, value: str) -> str:
-        if not value.startswith(("smtp://", "smtps://")):
-            raise ValueError("it must begin with smtp:// or smtps://")
+        if not value.startswith(("smtp://", "smtps://", "smtp+starttls://")):
+            raise ValueError("it must begin with smtp://, smtp+starttls:// or smtps://")
         return value
 
 

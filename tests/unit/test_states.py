@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import pytest
+
+from contracts.states import State
+from worker.domain.states import MOVES, Move, sources, target
+
+
+def test_every_state_but_the_first_can_be_reached_and_only_the_ended_ones_cannot_be_left() -> None:
+    reached = {to for _, targets in MOVES.values() for to in targets}
+    left = {state for origins, _ in MOVES.values() for state in origins}
+    assert set(State) - reached == {State.EDITING}
+    assert set(State) - left == {State.STOPPED, State.FAILED}
+
+
+def test_no_move_leads_out_of_an_ended_delivery_but_a_resend() -> None:
+    assert [move for move in Move if State.FINISHED in sources(move)] == [Move.RESEND]
+
+
+def test_a_resume_has_no_single_target() -> None:
+    with pytest.raises(ValueError, match="unpack"):
+        target(Move.RESUME)
