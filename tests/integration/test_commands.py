@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from contracts import routing
 from contracts.commands import Reply
+from worker.amqp.consumer import Incoming
+from worker.bootstrap import open_worker
 
 if TYPE_CHECKING:
     from tests.integration.stack import Stack
@@ -116,13 +119,16 @@ async def test_a_malformed_command_is_answered_and_recorded(stack: Stack, body: 
 
 async def test_a_command_without_a_message_id_is_invalid(stack: Stack) -> None:
     number = await stack.prepare(3)
-    # With confirms the client library gives every message an id.
-    stack.channel = await stack.connection.channel(publisher_confirms=False)
-    async with stack.running("confirm"):
-        answer = await stack.request(routing.CONFIRM, confirm(number), message_id="")
-    assert (answer["status"], answer["reason"]) == ("invalid", "malformed")
-    assert "message_id" in answer["message"]
+    body = json.dumps(confirm(number)).encode()
+    # The client library gives every message an id, so this one is handed to the service directly.
+    nameless = Incoming(body, "", routing.CONFIRM, None, None, None, None, {}, 1, None)  # type: ignore[arg-type]
+    async with open_worker(stack.settings) as worker:
+        (service,) = worker.build("confirm")
+        answer = await service._answer(nameless)  # type: ignore[attr-defined] # noqa: SLF001
+    assert (answer.status, answer.reason) == ("invalid", "malformed")
+    assert "message_id" in answer.message
     assert (await stack.deployment(number))["state"] == "ready"
+    assert await stack.rows("SELECT status FROM sendoff.command_log") == [{"status": "invalid"}]
 
 
 async def test_the_same_message_id_gets_the_same_answer(stack: Stack) -> None:
