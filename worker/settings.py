@@ -38,6 +38,11 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least level that is logged."""
 
+    http_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Where `sendoff run` serves `/metrics`, `/health/live` and `/health/ready`; 0 for nowhere."""
+    http_host: str = "127.0.0.1"
+    """The address that they are served on; `0.0.0.0` for every one of the machine's."""
+
     connect_timeout: Annotated[float, Field(gt=0, le=300)] = 10
     """How long a connection to the broker or the database may take."""
     command_timeout: Annotated[float, Field(gt=0, le=3600)] = 60

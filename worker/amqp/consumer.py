@@ -81,10 +81,12 @@ class Consumer:
         self._acker = asyncio.create_task(self._ledger.run(), name=f"acknowledge {self.queue}")
         self._tag = await self._source.consume(self._take)
 
-    @property
-    def lost(self) -> bool:
-        """Whether the broker does not know this consumer at the moment: for the readiness probe."""
-        return not self._connection.connected.is_set() or self._channel.is_closed
+    async def present(self) -> bool:
+        """Says whether the broker delivers to this consumer at the moment: for the readiness probe."""
+        if not self._tag or not self._connection.connected.is_set() or self._channel.is_closed:
+            return False
+        underlay = await self._channel.get_underlay_channel()
+        return self._tag in underlay.consumers
 
     async def batch(self, size: int, age: float = 0) -> list[Incoming]:
         """Waits for deliveries.

@@ -12,7 +12,7 @@ import asyncpg
 from sql import migrations, queries
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
 OUT_OF_REACH: Final = (
     OSError,
@@ -46,22 +46,32 @@ class Database:
     transaction is a transaction of its own.
     """
 
-    def __init__(self, pool: asyncpg.Pool, acquire_timeout: float) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool, acquire_timeout: float, on_failure: Callable[[], None] | None = None
+    ) -> None:
+        """Takes the pool; `on_failure` is called whenever the server turns out not to be there."""
         self._pool = pool
         self._queries = queries()
         self._timeout = acquire_timeout
+        self._on_failure = on_failure
 
     @asynccontextmanager
     async def transaction(self, **options: Any) -> AsyncIterator[Transaction]:  # noqa: ANN401 - asyncpg's own
         """Opens a transaction; commits when the block ends, rolls back when it raises."""
-        async with self._pool.acquire(timeout=self._timeout) as connection, connection.transaction(**options):
-            yield Transaction(connection, self._queries)
+        async with self.session() as session, session.connection.transaction(**options):
+            yield session
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Transaction]:
         """Holds one connection, without a transaction around what is done with it."""
-        async with self._pool.acquire(timeout=self._timeout) as connection:
-            yield Transaction(connection, self._queries)
+        try:
+            async with self._pool.acquire(timeout=self._timeout) as connection:
+                yield Transaction(connection, self._queries)
+        except OUT_OF_REACH as error:
+            # asyncpg's word for arguments that it cannot encode is an InterfaceError and a ValueError.
+            if self._on_failure is not None and not isinstance(error, ValueError):
+                self._on_failure()
+            raise
 
     async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
         """Returns every row."""
@@ -78,23 +88,32 @@ class Database:
         async with self.session() as session:
             return await session.fetchval(query, *args)
 
+    async def check_version(self) -> int:
+        """Returns the version of the schema.
+
+        Raises:
+            SchemaMismatch: it is older or newer than the code.
+        """
+        needed = len(migrations())
+        try:
+            present: int = await self.fetchval("read_schema_version")
+        except asyncpg.UndefinedTableError:
+            present = 0
+        if present != needed:
+            advice = "run “sendoff migrate”" if present < needed else "upgrade Sendoff"
+            raise SchemaMismatch(
+                f"The database's schema is at version {present}, this Sendoff needs {needed}: {advice}."
+            )
+        return present
+
     async def check(self) -> None:
         """Prepares every named query, so that a broken one stops the start and not a delivery.
 
         Raises:
             SchemaMismatch: a query does not fit the schema, or the schema is older or newer than the code.
         """
-        needed = len(migrations())
+        await self.check_version()
         async with self._pool.acquire(timeout=self._timeout) as connection:
-            try:
-                present = await connection.fetchval(self._queries["read_schema_version"])
-            except asyncpg.UndefinedTableError:
-                present = 0
-            if present != needed:
-                advice = "run “sendoff migrate”" if present < needed else "upgrade Sendoff"
-                raise SchemaMismatch(
-                    f"The database's schema is at version {present}, this Sendoff needs {needed}: {advice}."
-                )
             trial = connection.transaction()
             await trial.start()
             try:
@@ -148,7 +167,13 @@ class Transaction:
 
 
 async def open_database(
-    url: str, *, size: int, connect_timeout: float, command_timeout: float, application: str
+    url: str,
+    *,
+    size: int,
+    connect_timeout: float,
+    command_timeout: float,
+    application: str,
+    on_failure: Callable[[], None] | None = None,
 ) -> Database:
     """Opens a pool.
 
@@ -158,6 +183,7 @@ async def open_database(
         connect_timeout: Seconds to connect, and to wait for a free connection.
         command_timeout: Seconds for one statement, here and (a second later) in the server.
         application: The `application_name` that operators see in `pg_stat_activity`.
+        on_failure: Called whenever the server later turns out not to be there.
 
     Raises:
         DatabaseUnreachable: there is no database at the address, or it does not let us in.
@@ -183,7 +209,7 @@ async def open_database(
         )
     except (*OUT_OF_REACH, asyncpg.PostgresError, ValueError) as error:
         raise DatabaseUnreachable(f"The database is out of reach: {_without_password(error, url)}") from error
-    return Database(pool, connect_timeout)
+    return Database(pool, connect_timeout, on_failure)
 
 
 def _without_password(error: BaseException, url: str) -> str:

@@ -1,0 +1,98 @@
+"""Metrics: every one of them in one place, in a registry that the composition root makes and hands on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
+_RECIPIENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """What one process counts. Counters begin at 0 with the process; add them up over all of them."""
+
+    commands: Counter
+    sends_published: Counter
+    sends_claimed: Counter
+    sends_refused: Counter
+    sends_in_flight: Gauge
+    results_published: Counter
+    results_recorded: Counter
+    outcomes_moved: Counter
+    pages_published: Counter
+    pages_reopened: Counter
+    claims_expired: Counter
+    stats_drift: Counter
+    dead_lettered: Counter
+    claim_recipients: Histogram
+    claim_seconds: Histogram
+    record_recipients: Histogram
+    record_seconds: Histogram
+    broker_connected: Gauge
+    database_failures: Counter
+
+    @classmethod
+    def create(cls, registry: CollectorRegistry) -> Metrics:
+        """Creates every metric in a registry.
+
+        Args:
+            registry: A new one: a name can be registered only once.
+        """
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"sendoff_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"sendoff_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"sendoff_{name}", text, registry=registry, buckets=buckets)
+
+        return cls(
+            commands=counter(
+                "commands", "Commands and requests answered, by answer.", "command", "status", "reason"
+            ),
+            sends_published=counter(
+                "sends_published", "Send messages that the fan-out published.", "channel"
+            ),
+            sends_claimed=counter("sends_claimed", "Attempts that were granted.", "channel"),
+            sends_refused=counter(
+                "sends_refused",
+                "Attempts not granted: doubled, or of a delivery paused, stopped or over.",
+                "channel",
+            ),
+            sends_in_flight=gauge("sends_in_flight", "Messages with the channel at this moment.", "channel"),
+            results_published=counter(
+                "results_published", "Results that the senders published.", "channel", "kind"
+            ),
+            results_recorded=counter("results_recorded", "Recipients whose results were written."),
+            outcomes_moved=counter("outcomes_moved", "Recipients whose outcome changed by their results."),
+            pages_published=counter("pages_published", "Pages that the fan-out published wholly."),
+            pages_reopened=counter(
+                "pages_reopened", "Pages to be published again: lost, or with retries due.", "reason"
+            ),
+            claims_expired=counter("claims_expired", "Recipients who became unknown: no result in time."),
+            stats_drift=counter("stats_drift_repaired", "By how much counters were wrong: must stay 0."),
+            dead_lettered=counter(
+                "dead_lettered", "Messages that were put into the dead queue.", "routing_key"
+            ),
+            claim_recipients=histogram(
+                "claim_batch_recipients", "Recipients asked for in one claim.", _RECIPIENTS
+            ),
+            claim_seconds=histogram("claim_duration_seconds", "Time for one claim.", _SECONDS),
+            record_recipients=histogram(
+                "record_batch_recipients", "Recipients written in one statement.", _RECIPIENTS
+            ),
+            record_seconds=histogram("record_duration_seconds", "Time for one write of results.", _SECONDS),
+            broker_connected=gauge("broker_connected", "1 while both connections to the broker stand."),
+            database_failures=counter(
+                "database_failures", "Transactions that failed because the database was out of reach."
+            ),
+        )
