@@ -1,0 +1,146 @@
+"""`migrate`: twice, at once, against a newer schema, and from the wheel."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import asyncpg
+import pytest
+
+import sql
+import worker
+from worker.db.migrate import migrate
+from worker.db.pool import DatabaseUnreachable, SchemaMismatch, open_database
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from worker.settings import Settings
+
+    Sendoff = Callable[..., subprocess.CompletedProcess[str]]
+
+CHECKOUT = Path(worker.__path__[0]).parent
+SECONDS = 20
+
+
+@pytest.fixture
+async def empty_database(server_settings: Settings) -> AsyncIterator[str]:
+    """The address of a database without a schema."""
+    name = f"sendoff_test_{secrets.token_hex(6)}"
+    connection = await asyncpg.connect(server_settings.database_url, timeout=SECONDS)
+    await connection.execute(f"CREATE DATABASE {name}")
+    try:
+        yield server_settings.database_url.rpartition("/")[0] + f"/{name}"
+    finally:
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await connection.close()
+
+
+async def tables(url: str) -> set[str]:
+    connection = await asyncpg.connect(url, timeout=SECONDS)
+    try:
+        found = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'sendoff'")
+        return {row["tablename"] for row in found}
+    finally:
+        await connection.close()
+
+
+async def test_of_two_at_once_one_applies_everything(empty_database: str) -> None:
+    first, second = await asyncio.gather(*(migrate(empty_database, timeout=SECONDS) for _ in range(2)))
+    assert sorted([len(first), len(second)]) == [0, len(sql.migrations())]
+    assert await migrate(empty_database, timeout=SECONDS) == []
+
+
+async def test_a_schema_newer_than_the_code_is_refused(database_url: str) -> None:
+    connection = await asyncpg.connect(database_url, timeout=SECONDS)
+    await connection.execute("INSERT INTO sendoff.migration (number, name) VALUES (9999, 'later')")
+    await connection.close()
+    with pytest.raises(SchemaMismatch, match="9999"):
+        await migrate(database_url, timeout=SECONDS)
+
+
+async def test_the_start_says_to_migrate_where_there_is_no_schema(empty_database: str) -> None:
+    db = await open_database(
+        empty_database, size=2, connect_timeout=SECONDS, command_timeout=SECONDS, application="sendoff tests"
+    )
+    with pytest.raises(SchemaMismatch, match="run “sendoff migrate”"):
+        await db.check()
+    await db.close()
+
+
+async def test_a_query_that_does_not_fit_the_schema_stops_the_start(database_url: str) -> None:
+    db = await open_database(
+        database_url, size=2, connect_timeout=SECONDS, command_timeout=SECONDS, application="sendoff tests"
+    )
+    await db.check()
+    async with db.session() as session:
+        await session.connection.execute("ALTER TABLE sendoff.exclusion DROP COLUMN detail CASCADE")
+    with pytest.raises(SchemaMismatch, match="does not fit the schema"):
+        await db.check()
+    await db.close()
+
+
+async def test_no_database_is_told_without_the_password() -> None:
+    with pytest.raises(DatabaseUnreachable) as caught:
+        await migrate("postgresql://ana:hush@127.0.0.1:1/x", timeout=SECONDS)
+    assert "hush" not in str(caught.value)
+
+
+def test_the_command_can_run_twice(sendoff: Sendoff, empty_database: str) -> None:
+    env = {"SENDOFF_DATABASE_URL": empty_database}
+    first, second = sendoff("migrate", env=env), sendoff("migrate", env=env)
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "schema: applied 0001 initial" in first.stdout
+    assert "schema: up to date" in second.stdout
+
+
+async def test_the_wheel_carries_everything_that_migrate_needs(
+    empty_database: str, prefix: str, tmp_path: Path
+) -> None:
+    """Installed into an environment of its own, which sees the dependencies but not the checkout."""
+    wheels, home, elsewhere = tmp_path / "wheels", tmp_path / "venv", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", wheels],
+        cwd=CHECKOUT,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    (wheel,) = wheels.iterdir()
+    venv.create(home, symlinks=True)
+    (site,) = home.glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    # A path file would bring the editable checkout along; a plain folder on the path does not read those.
+    dependencies = Path(asyncpg.__file__).parent.parent
+    program = "import sys, worker; print(worker.__file__); from worker.cli import main; main()"
+
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [home / "bin" / "python", "-c", program, "migrate"],
+        cwd=elsewhere,
+        env=os.environ
+        | {
+            "PYTHONPATH": str(dependencies),
+            "SENDOFF_DATABASE_URL": empty_database,
+            "SENDOFF_QUEUE_PREFIX": prefix,
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(str(site))
+    assert {"delivery_record", "recipient", "outcome", "migration"} <= await tables(empty_database)

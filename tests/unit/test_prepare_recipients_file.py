@@ -1,0 +1,120 @@
+"""The recipients file: every bad row is told by its line, and costs no other."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.domain.recipients_file import LONGEST_ROW, RecipientsFile, RecipientsFileInvalid
+
+Row = tuple[int, list[str], str | None]
+
+
+def read(text: str) -> list[Row]:
+    return list(RecipientsFile(io.StringIO(text, newline="").readline))
+
+
+def good(text: str) -> list[tuple[int, list[str]]]:
+    return [(line, fields) for line, fields, fault in read(text) if fault is None]
+
+
+def bad(text: str) -> list[tuple[int, str]]:
+    return [(line, fault) for line, _, fault in read(text) if fault is not None]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_rows_are_numbered_by_their_first_line_whatever_ends_them(end: str) -> None:
+    text = end.join(["address,note", "a,1", "", 'b,"two', 'lines"', "c,3"])
+    assert [(line, fields[0]) for line, fields in good(text)] == [(2, "a"), (4, "b"), (6, "c")]
+
+
+def test_header_names_are_trimmed() -> None:
+    assert RecipientsFile(io.StringIO("\u00a0address , n\u200b\n").readline).columns == ("address", "n")
+
+
+def test_semicolons_separate_where_the_header_has_no_comma() -> None:
+    assert good("address;name\na;x,y\n") == [(2, ["a", "x,y"])]
+    assert good("address,a;b\na;c,d\n") == [(2, ["a;c", "d"])]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "empty"),
+        ("\n\n", "empty"),
+        ("email,name\n", "no column “address”; its header names email, name"),
+        ("address,name,name\n", "two columns are named “name”"),
+        ("address,,name\n", "column 2 has no name"),
+        ("address,a\0b\n", "column 2 has no name that can be read"),
+        ('address,"name', "a quote is not closed"),
+        ("address" + "," * LONGEST_ROW, "longer than"),
+    ],
+)
+def test_a_header_that_cannot_be_used_refuses_the_file(text: str, reason: str) -> None:
+    with pytest.raises(RecipientsFileInvalid, match=reason):
+        read(text)
+
+
+def test_a_row_that_does_not_fit_the_header_is_told() -> None:
+    assert bad("address,n\na\nb,1,2\nc,1\n") == [
+        (2, "it has 1 fields where the header has 2"),
+        (3, "it has 3 fields where the header has 2"),
+    ]
+
+
+def test_a_nul_character_spoils_its_row_alone() -> None:
+    text = "address,n\na,\0\nb,2\n"
+    assert bad(text) == [(2, "it holds a NUL character")]
+    assert good(text) == [(3, ["b", "2"])]
+
+
+def test_a_quote_that_is_never_closed_costs_its_own_line_alone() -> None:
+    text = 'address,n\na,1\nb,"2\nc,3\nd,4\n'
+    assert bad(text) == [(3, "a quote is not closed")]
+    assert good(text) == [(2, ["a", "1"]), (4, ["c", "3"]), (5, ["d", "4"])]
+
+
+def test_a_quote_that_is_never_closed_costs_its_own_line_alone_in_a_large_file_too() -> None:
+    rows = 20_000
+    text = 'address,n\n"a,1\n' + "".join(f"b{i},{i}\n" for i in range(rows))
+    assert [line for line, _ in bad(text)] == [2]
+    assert [line for line, _ in good(text)] == list(range(3, 3 + rows))
+
+
+@pytest.mark.parametrize("size", [LONGEST_ROW - 3, LONGEST_ROW, 3 * LONGEST_ROW + 7])
+def test_a_row_that_is_too_long_costs_itself_alone(size: int) -> None:
+    text = "address,n\na,1\n" + "x" * size + ",2\nc,3\n"
+    assert [line for line, _ in bad(text)] == [3]
+    assert good(text) == [(2, ["a", "1"]), (4, ["c", "3"])]
+
+
+def test_a_last_row_that_is_too_long_ends_the_file() -> None:
+    assert [line for line, _ in bad("address,n\n" + "x" * LONGEST_ROW * 2)] == [2]
+
+
+def test_a_field_beyond_the_limit_of_the_csv_module_cannot_occur() -> None:
+    assert csv.field_size_limit() >= LONGEST_ROW
+
+
+FIELD = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), max_size=12)
+
+
+@given(st.lists(st.tuples(FIELD, FIELD), max_size=8))
+def test_what_a_csv_writer_writes_is_read_back(rows: list[tuple[str, str]]) -> None:
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    writer.writerow(["address", "note"])
+    writer.writerows(rows)
+    assert [fields for _, fields in good(buffer.getvalue())] == [list(row) for row in rows]
+
+
+@given(st.text(st.sampled_from('a,"\n\r;\0'), max_size=60))
+def test_no_text_stops_the_reading_and_every_row_has_a_line_of_its_own(text: str) -> None:
+    rows = read("address,n\n" + text)
+    lines = [line for line, _, _ in rows]
+    assert lines == sorted(set(lines))
+    assert all(len(fields) == 2 for _, fields, fault in rows if fault is None)

@@ -1,0 +1,98 @@
+"""The named queries and the migrations: how they are read, and that code and SQL know the same names."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import sql
+import worker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CALLS = {"fetch", "fetchrow", "fetchval", "execute", "executemany"}
+
+
+@pytest.fixture
+def sql_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("migrations", "queries"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(sql, "files", lambda _: tmp_path)
+    return tmp_path
+
+
+def test_a_query_is_what_stands_below_its_name(sql_folder: Path) -> None:
+    (sql_folder / "queries" / "a.sql").write_text(
+        "-- A topic.\n\n-- name: one\n-- Because.\nSELECT 1;\n\n-- name: two\nSELECT 2;\n"
+    )
+    assert sql.queries() == {"one": "-- Because.\nSELECT 1;", "two": "SELECT 2;"}
+
+
+def test_a_name_that_stands_twice_is_refused(sql_folder: Path) -> None:
+    for file in ("a.sql", "b.sql"):
+        (sql_folder / "queries" / file).write_text("-- name: one\nSELECT 1;\n")
+    with pytest.raises(ValueError, match=r"b\.sql: the query “one” stands twice"):
+        sql.queries()
+
+
+def test_sql_without_a_name_is_refused(sql_folder: Path) -> None:
+    (sql_folder / "queries" / "a.sql").write_text("SELECT 1;\n-- name: one\nSELECT 1;\n")
+    with pytest.raises(ValueError, match="before the first"):
+        sql.queries()
+
+
+def test_migrations_come_in_order(sql_folder: Path) -> None:
+    (sql_folder / "migrations" / "0002_b.sql").write_text("SELECT 2;")
+    (sql_folder / "migrations" / "0001_a.sql").write_text("SELECT 1;")
+    assert [(m.number, m.name, m.sql) for m in sql.migrations()] == [
+        (1, "a", "SELECT 1;"),
+        (2, "b", "SELECT 2;"),
+    ]
+
+
+@pytest.mark.parametrize("names", [["0002_a.sql"], ["0001_a.sql", "0001_b.sql"], ["1_a.sql"], ["0001-a.sql"]])
+def test_migrations_without_order_are_refused(sql_folder: Path, names: list[str]) -> None:
+    for name in names:
+        (sql_folder / "migrations" / name).write_text("SELECT 1;")
+    with pytest.raises(ValueError, match="sql/migrations"):
+        sql.migrations()
+
+
+def _trees() -> Iterator[ast.AST]:
+    for folder in worker.__path__:
+        for file in sorted(Path(folder).rglob("*.py")):
+            yield from ast.walk(ast.parse(file.read_text("utf-8"), str(file)))
+
+
+def _strings(node: ast.AST) -> set[str]:
+    return {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+
+
+def _called_queries() -> set[str]:
+    """Every name in the first argument of a call that takes the name of a query; SQL is no name."""
+    called: set[str] = set()
+    for node in _trees():
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in CALLS
+            and node.args
+        ):
+            called |= _strings(node.args[0])
+    return {name for name in called if re.fullmatch(r"\w+", name)}
+
+
+def test_every_query_that_the_code_calls_is_there() -> None:
+    called = _called_queries()
+    assert called
+    assert called - sql.queries().keys() == set()
+
+
+def test_every_query_that_is_there_is_used() -> None:
+    mentioned = {name for node in _trees() if isinstance(node, ast.Constant) for name in _strings(node)}
+    assert sql.queries().keys() - mentioned == set()
