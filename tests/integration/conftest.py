@@ -7,16 +7,11 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import aio_pika
 import pytest
 
-from tests.integration.stack import Stack
-
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-    from pathlib import Path
+    from collections.abc import Callable
 
-    from worker.db.pool import Database
     from worker.settings import Settings
 
 
@@ -36,13 +31,3 @@ def sendoff(settings: Settings) -> Callable[..., subprocess.CompletedProcess[str
         )
 
     return run
-
-
-@pytest.fixture
-async def stack(settings: Settings, db: Database, tmp_path: Path) -> AsyncIterator[Stack]:
-    """A whole installation of the test's own."""
-    async with (
-        await aio_pika.connect(settings.amqp_url, timeout=10) as connection,
-        Stack(settings, db, connection, tmp_path).set_up() as installation,
-    ):
-        yield installation

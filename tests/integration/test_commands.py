@@ -14,7 +14,7 @@ from worker.amqp.consumer import Incoming
 from worker.bootstrap import open_worker
 
 if TYPE_CHECKING:
-    from tests.integration.stack import Stack
+    from tests.stack import Stack
 
 
 def confirm(number: int, **changes: Any) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from contracts import routing
 from contracts.sends import Send
-from tests.integration.stack import until
+from tests.stack import until
 from worker.amqp import topology
 from worker.db import outcomes, pages
 from worker.domain.verdicts import Accepted, Unsure
 from worker.services.channels import NullChannel
 
 if TYPE_CHECKING:
-    from tests.integration.stack import Stack
+    from tests.stack import Stack
     from worker.domain.verdicts import Verdict
 
 

@@ -1,0 +1,114 @@
+"""Worker processes are killed in the middle of a delivery over real SMTP: nobody is lost, nobody gets two."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.stack import until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.stack import Stack
+    from worker.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+RECIPIENTS = 1_500
+
+
+@contextmanager
+def sink(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Runs an SMTP sink of the test's own; yields its address and the index of what it took."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(ROOT / "dev/sink.py"), "--port", str(port), "--dir", str(folder)]
+    with subprocess.Popen(command) as process:
+        try:
+            yield f"smtp://127.0.0.1:{port}", folder / "index.jsonl"
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def worker(settings: Settings, *services: str, **env: object) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs `sendoff run` as a user would; it is ended in any case."""
+    own = {"DATABASE_URL": settings.database_url, "QUEUE_PREFIX": settings.queue_prefix, **env}
+    environment = os.environ | {f"SENDOFF_{k}": str(v) for k, v in own.items()}
+    with subprocess.Popen([sys.executable, "-m", "worker", "run", *services], env=environment) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.terminate()
+
+
+def received(index: Path) -> Counter[str]:
+    if not index.exists():
+        return Counter()
+    lines = index.read_text().splitlines()
+    return Counter(json.loads(line)["recipient"] for line in lines if line.endswith("}"))
+
+
+@pytest.mark.parametrize(
+    "victims", [("send",), ("fanout",), ("results",), ()], ids=["send", "fanout", "results", "all"]
+)
+async def test_a_killed_worker_loses_nobody_and_doubles_nobody(
+    stack: Stack, tmp_path: Path, victims: tuple[str, ...]
+) -> None:
+    number = await stack.prepare(RECIPIENTS, "email")
+    rest = [s for s in ("confirm", "fanout", "send", "results", "schedule") if victims and s not in victims]
+    with sink(tmp_path / "sink") as (smtp_url, index):
+        env = {"SMTP_URL": smtp_url, "CLAIM_LEASE": 3, "PAGE_LOOK_AFTER": 1, "PAGE_LEASE": 3, "TICK": 0.2}
+        with (
+            worker(stack.settings, *victims, **env) as victim,
+            worker(stack.settings, *rest or ["stats"], **env),
+        ):
+            await stack.confirm(number)
+            await until(lambda: _received(index, RECIPIENTS // 4))
+            victim.send_signal(signal.SIGKILL)
+        assert (await stack.deployment(number))["state"] == "in_progress"
+        with worker(stack.settings, **env):
+            row = await stack.finished(number, seconds=60)
+        got = received(index)
+    log = await stack.rows("SELECT address, status FROM sendoff.sending_log")
+    status = {r["address"]: r["status"] for r in log}
+    assert row["sent"] + row["unknown"] == RECIPIENTS
+    assert max(got.values()) == 1
+    assert {a for a, s in status.items() if s == "sent"} <= set(got)
+    assert set(got) <= {a for a, s in status.items() if s in {"sent", "unknown"}}
+    if victims and victims != ("send",):
+        assert row["unknown"] == 0
+
+
+async def test_a_terminated_worker_leaves_nothing_unknown(stack: Stack, tmp_path: Path) -> None:
+    number = await stack.prepare(RECIPIENTS, "email")
+    with sink(tmp_path / "sink") as (smtp_url, index):
+        env = {"SMTP_URL": smtp_url, "TICK": 0.2}
+        with worker(stack.settings, **env) as first:
+            await stack.confirm(number)
+            await until(lambda: _received(index, RECIPIENTS // 4))
+            first.terminate()
+            assert first.wait(timeout=30) == 0
+        assert (await stack.deployment(number))["sending"] <= len(received(index))
+        with worker(stack.settings, **env):
+            row = await stack.finished(number)
+        got = received(index)
+    assert row["sent"] == RECIPIENTS
+    assert got.total() == RECIPIENTS
+    assert max(got.values()) == 1
+
+
+async def _received(index: Path, count: int) -> bool:
+    return received(index).total() >= count
