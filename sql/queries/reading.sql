@@ -6,6 +6,8 @@ SELECT to_deliver FROM sendoff.delivery WHERE delivery_id = $1;
 -- name: read_sending_log
 -- A range of recipients, not a cursor over all: numbers are dense, so a range is a page, and a reader who takes
 -- an hour over a log ("| less") holds no snapshot that would keep vacuum from the outcomes.
-SELECT * FROM sendoff.sending_log
+SELECT delivery_id, recipient, profile_id, address, status, attempt, bounce_kind, claimed_at, sent_at, bounced_at,
+       error_at, unknown_at, retry_at, reason, code, fault, reply, provider_id
+FROM sendoff.sending_log
 WHERE delivery_id = $1 AND recipient BETWEEN $2 AND $3 AND ($4::text IS NULL OR status = $4)
 ORDER BY recipient;

@@ -7,27 +7,36 @@ sentence on standard error.
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Final
 
 import typer
 
+from worker.amqp.client import NoAnswer
 from worker.amqp.connection import BrokerUnreachable
+from worker.amqp.publisher import Unroutable
 from worker.amqp.topology import TopologyMismatch
-from worker.cli import migrate, operators, prepare
+from worker.cli import control, log, migrate, operators, prepare, run, stats, watch
 from worker.cli.common import CommandRefused
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch
+from worker.lifecycle import ServiceDied
 from worker.services.prepare import PreparationRefused
 from worker.settings import SettingsError
+from worker.telemetry.health import HealthUnavailable
 
 _STATUS: Final[dict[type[Exception], int]] = {
     CommandRefused: 1,
     PreparationRefused: 1,
     SettingsError: 2,
+    HealthUnavailable: 2,
     BrokerUnreachable: 3,
     DatabaseUnreachable: 3,
     SchemaMismatch: 3,
     TopologyMismatch: 3,
+    NoAnswer: 3,
+    Unroutable: 3,
+    ServiceDied: 1,
 }
 """The exit status for what a command may raise; anything else is a fault of the program, with a traceback."""
 
@@ -42,10 +51,21 @@ app = typer.Typer(
 app.command("migrate")(migrate.migrate)
 app.add_typer(operators.app, name="operator")
 app.command("prepare")(prepare.prepare)
+app.command("run")(run.run)
+app.command("confirm")(control.confirm)
+app.command("pause")(control.pause)
+app.command("resume")(control.resume)
+app.command("stop")(control.stop)
+app.command("stats")(stats.stats)
+app.command("watch")(watch.watch)
+app.command("log")(log.log)
 
 
 def main() -> None:
     """Runs the command that the arguments name, and exits."""
+    # Clients of the broker also log what they raise, to stderr where no logs are set up; one sentence is enough.
+    for library in ("aio_pika", "aiormq"):
+        logging.getLogger(library).addHandler(logging.NullHandler())
     try:
         app(prog_name="sendoff")
     except tuple(_STATUS) as error:

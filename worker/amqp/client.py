@@ -1,0 +1,103 @@
+"""Asking a question through the broker, as upstream services do: a command out, its answer back."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from aio_pika import DeliveryMode, Message
+from aio_pika.exceptions import AMQPChannelError, DeliveryError, PublishError
+
+from contracts.routing import COMMANDS, CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
+from worker.amqp.connection import OUT_OF_REACH, BrokerUnreachable
+from worker.amqp.publisher import APP_ID, Unroutable
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection
+
+    from contracts.routing import Names
+
+
+class NoAnswer(Exception):  # noqa: N818 - the name is the sentence
+    """The command was taken by the broker and nobody answered it in time."""
+
+
+async def ask(
+    connection: AbstractRobustConnection,
+    names: Names,
+    routing_key: str,
+    body: bytes,
+    *,
+    user_id: str | None = None,
+    timeout: float,  # noqa: ASYNC109 - the sentence of the error names it
+) -> bytes:
+    """Publishes a command and waits for its answer.
+
+    The queue for the answer is exclusive to the connection and declared again, under the same name, where the
+    connection is lost and comes back.
+
+    Args:
+        connection: Used for nothing else at the same time.
+        names: The installation's names.
+        routing_key: What is asked: one of the routing keys of `sendoff.commands`.
+        body: The command as JSON.
+        user_id: The connection's own user at the broker, which vouches for it and refuses any other.
+        timeout: Seconds for everything together.
+
+    Returns:
+        The answer's body.
+
+    Raises:
+        NoAnswer: The command is queued, and there was no answer in time. It will still be carried out.
+        Unroutable: The broker has no queue for the command, which is lost.
+        BrokerUnreachable: The connection was lost before the broker confirmed the command; nobody knows
+            whether it has it.
+    """
+    command_id = str(uuid.uuid4())
+    published = False
+    try:
+        async with asyncio.timeout(timeout), connection.channel(on_return_raises=True) as channel:
+            answers = await channel.declare_queue(exclusive=True, auto_delete=True)
+            answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+            async def receive(message: AbstractIncomingMessage) -> None:
+                if message.correlation_id == command_id and not answer.done():
+                    answer.set_result(message.body)
+
+            await answers.consume(receive, no_ack=True)
+            exchange = await channel.get_exchange(names.exchange(COMMANDS), ensure=False)
+            await exchange.publish(
+                Message(
+                    body,
+                    content_type=CONTENT_TYPE,
+                    delivery_mode=DeliveryMode.PERSISTENT,
+                    message_id=command_id,
+                    correlation_id=command_id,
+                    reply_to=answers.name,
+                    type=routing_key,
+                    timestamp=datetime.now(UTC),
+                    app_id=APP_ID,
+                    user_id=user_id,
+                    headers={HEADER_SCHEMA_VERSION: SCHEMA_VERSION},
+                ),
+                routing_key,
+            )
+            published = True
+            return await answer
+    except (PublishError, AMQPChannelError) as error:
+        raise Unroutable(
+            f"The broker has no queue for {routing_key} behind {names.exchange(COMMANDS)}:"
+            " run “sendoff migrate”, and see that SENDOFF_QUEUE_PREFIX is the workers' own."
+        ) from error
+    except (DeliveryError, *OUT_OF_REACH) as error:
+        if not published:
+            raise BrokerUnreachable(
+                f"The broker did not confirm the command ({str(error) or type(error).__name__}):"
+                f" it may have it or not; its message_id is {command_id}."
+            ) from error
+        raise NoAnswer(
+            f"Nobody answered within {timeout:g} s: no worker takes {routing_key} now, or all are busy."
+            f" The command stays queued and will be carried out; its message_id is {command_id}."
+        ) from error

@@ -1,0 +1,144 @@
+"""`sendoff confirm`, `pause`, `resume` and `stop`: an operator's commands, published as upstream would."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from zoneinfo import ZoneInfo
+
+import typer
+from pydantic import ValidationError
+
+from contracts import routing
+from contracts.base import explain
+from contracts.commands import Confirm, Control, Status
+from worker.cli.asking import (
+    ANSWER_SECONDS,
+    DeliveryArgument,
+    JsonOption,
+    OperatorOption,
+    TimeoutOption,
+    question,
+    read_reply,
+    show_reply,
+)
+from worker.cli.common import CommandRefused
+from worker.cli.show import console, grid, number, plain, words
+from worker.settings import read_settings
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from rich.table import Table
+
+    from contracts.base import Message
+    from contracts.commands import Reply, Summary
+
+Command = TypeVar("Command", Confirm, Control)
+
+ReasonOption = Annotated[str, typer.Option(metavar="TEXT", help="Why; kept with the change of state.")]
+
+
+def confirm(
+    delivery_id: DeliveryArgument,
+    operator: OperatorOption,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for the OK.")] = False,
+    as_json: JsonOption = False,
+    timeout: TimeoutOption = ANSWER_SECONDS,
+) -> None:
+    """Confirm the send of a prepared delivery: show what will happen, ask for the OK, print the answer."""
+    if not yes and not sys.stdin.isatty():
+        raise typer.BadParameter("There is no terminal to ask for the OK in; --yes sends without asking.")
+    named = {"delivery_id": delivery_id, "operator": operator}
+    reply = _command(routing.CONFIRM, _read(Confirm, **named, definitive=False), timeout)
+    if reply.status is Status.FINALIZE and reply.summary is not None:
+        _ask_for_ok(reply.summary, yes=yes, stderr=as_json)
+        seen = reply.summary.preparation
+        reply = _command(routing.CONFIRM, _read(Confirm, **named, preparation=seen, definitive=True), timeout)
+    show_reply(reply, as_json=as_json)
+
+
+def pause(
+    delivery_id: DeliveryArgument,
+    operator: OperatorOption,
+    reason: ReasonOption,
+    *,
+    as_json: JsonOption = False,
+    timeout: TimeoutOption = ANSWER_SECONDS,
+) -> None:
+    """Pause a delivery: nothing more is sent until it is resumed."""
+    _control(routing.PAUSE, delivery_id, operator, reason, as_json=as_json, timeout=timeout)
+
+
+def resume(
+    delivery_id: DeliveryArgument,
+    operator: OperatorOption,
+    reason: ReasonOption,
+    *,
+    as_json: JsonOption = False,
+    timeout: TimeoutOption = ANSWER_SECONDS,
+) -> None:
+    """Let a paused delivery go on."""
+    _control(routing.RESUME, delivery_id, operator, reason, as_json=as_json, timeout=timeout)
+
+
+def stop(
+    delivery_id: DeliveryArgument,
+    operator: OperatorOption,
+    reason: ReasonOption,
+    *,
+    as_json: JsonOption = False,
+    timeout: TimeoutOption = ANSWER_SECONDS,
+) -> None:
+    """End a delivery for good: what was not sent is cancelled."""
+    _control(routing.STOP, delivery_id, operator, reason, as_json=as_json, timeout=timeout)
+
+
+def summary_table(summary: Summary) -> Table:
+    """Returns what a person must see before the OK."""
+    table = grid()
+    table.add_row("delivery", plain(summary.label))
+    table.add_row("channel", summary.channel)
+    table.add_row("goes to", f"{number(summary.to_deliver)} recipients")
+    left_out = ", ".join(f"{number(count)} {words(cause)}" for cause, count in summary.excluded.items())
+    table.add_row("left out", left_out or "nobody")
+    if summary.contact_date is None:
+        table.add_row("begins", "as soon as confirmed")
+    else:
+        table.add_row("begins", _local(summary.contact_date, summary.time_zone))
+    if summary.valid_until is not None:
+        table.add_row("may go on until", _local(summary.valid_until, summary.time_zone))
+    table.add_row("preparation", str(summary.preparation))
+    return table
+
+
+def _control(
+    routing_key: str, delivery_id: int, operator: str, reason: str, *, as_json: bool, timeout: float
+) -> None:
+    command = _read(Control, delivery_id=delivery_id, operator=operator, reason=reason)
+    show_reply(_command(routing_key, command, timeout), as_json=as_json)
+
+
+def _ask_for_ok(summary: Summary, *, yes: bool, stderr: bool) -> None:
+    console(stderr=stderr).print(summary_table(summary))
+    if not yes and not typer.confirm(f"Send it to {number(summary.to_deliver)} recipients?", err=stderr):
+        raise CommandRefused("Nothing was confirmed, and nothing is sent.")
+
+
+def _command(routing_key: str, command: Message, seconds: float) -> Reply:
+    answer = asyncio.run(question(read_settings(), routing_key, command, seconds=seconds))
+    return read_reply(answer)
+
+
+def _read(model: type[Command], **fields: Any) -> Command:  # noqa: ANN401 - the model checks them
+    try:
+        return model(**fields)
+    except ValidationError as error:
+        raise typer.BadParameter(explain(error)) from error
+
+
+def _local(moment: datetime, zone: str | None) -> str:
+    name = zone or "UTC"
+    return f"{moment.astimezone(ZoneInfo(name)):%A %d %B %Y, %H:%M:%S} {name}"

@@ -1,0 +1,121 @@
+"""How the commands show things to people: consoles, numbers, the table of KPIs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+NOTHING: Final = "–"
+"""For a percentage of nothing, a date that is not set."""
+
+_WIDTH_ELSEWHERE: Final = 120
+"""Columns where the output is no terminal."""
+
+_KPIS: Final = (
+    ("to deliver", "to_deliver", None),
+    ("sent", "sent", "sent_pct"),
+    ("bounced", "bounced", None),
+    ("  hard", "bounced_hard", None),
+    ("  soft", "bounced_soft", None),
+    ("  ignored", "bounced_ignored", None),
+    ("errors", "errors", None),
+    ("bounces and errors", None, "bounce_error_pct"),
+    ("unknown", "unknown", None),
+    ("excluded late", "excluded_late", None),
+    ("cancelled", "cancelled", None),
+    ("retrying", "retrying", None),
+    ("sending", "sending", None),
+    ("pending", "pending", None),
+    ("opened", "opened", "open_pct"),
+    ("clicked", "clicked", "click_pct"),
+    ("opted out", "optout", None),
+    ("mirror page", "mirror", None),
+)
+_OF: Final = {
+    "sent_pct": "of to deliver",
+    "bounce_error_pct": "of all outcomes",
+    "open_pct": "of sent",
+    "click_pct": "of sent",
+}
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        discard_output()
+        raise SystemExit(0)
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Returns a console on standard output or error, as they are at this moment."""
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else _WIDTH_ELSEWHERE
+    return _Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
+
+
+def discard_output() -> None:
+    """Sends what is still to be written nowhere: its reader has seen enough ("| head"), which is no error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def plain(text: str) -> str:
+    """Returns foreign text, such as an SMTP reply, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def number(count: int) -> str:
+    """Writes a count with its thousands apart."""
+    return f"{count:,}"
+
+
+def percent(value: float | None) -> str:
+    """Writes a percentage with two decimals; that of nothing as a dash."""
+    return NOTHING if value is None else f"{value:.2f} %"
+
+
+def words(name: str) -> str:
+    """Writes a name of the wire, such as a state or a cause, as words."""
+    return plain(name.replace("_", " "))
+
+
+def grid() -> Table:
+    """Returns a table of two columns, the first for names, the second for what they are."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def kpi_table(kpis: Mapping[str, Any]) -> Table:
+    """Returns the KPIs as a table.
+
+    Args:
+        kpis: By the names of the view `deployment`.
+    """
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(style="dim", no_wrap=True)
+    for label, count, share in _KPIS:
+        value = kpis[count] if count else None
+        table.add_row(
+            label,
+            number(value) if value is not None else "",
+            percent(kpis[share]) if share else "",
+            _OF[share] if share else "",
+            style="dim" if value == 0 else None,
+        )
+    return table
+
+
+def title(label: str, *parts: str) -> Text:
+    """Returns a headline: the delivery's label, then what else is to be known of it."""
+    return Text.assemble((plain(label), "bold"), *(f"  {part}" for part in parts))
