@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from worker.cli.common import database
+from worker.db.pool import DatabaseUnreachable
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
@@ -80,6 +83,18 @@ def test_what_is_wrong_is_a_sentence_and_a_status(
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == "" or arguments == ["migrate"]
+
+
+async def test_a_database_that_goes_away_in_the_middle_is_a_sentence(settings: Settings) -> None:
+    with pytest.raises(DatabaseUnreachable, match="out of reach"):
+        async with database(settings) as db, db.session() as session:
+            await session.connection.execute("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+async def test_a_statement_that_takes_too_long_is_a_sentence(settings: Settings) -> None:
+    with pytest.raises(DatabaseUnreachable):
+        async with database(settings, command_timeout=0.2) as db, db.session() as session:
+            await session.connection.execute("SELECT pg_sleep(20)")
 
 
 def test_an_interrupted_command_ends_with_130_and_no_traceback(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -10,7 +10,7 @@ import asyncpg
 from worker.db.pool import OUT_OF_REACH, DatabaseUnreachable, open_database
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from worker.db.pool import Database
     from worker.settings import Settings
@@ -27,6 +27,23 @@ _REFUSES = (
 
 class CommandRefused(Exception):  # noqa: N818 - the name is the sentence
     """What was asked for cannot be done; the message is a sentence for the person who asked."""
+
+
+@contextmanager
+def database_at_hand() -> Iterator[None]:
+    """Says in a sentence that the database went away, or will not serve us now.
+
+    Raises:
+        DatabaseUnreachable: for what asyncpg raises then.
+    """
+    try:
+        yield
+    except OUT_OF_REACH as error:
+        raise DatabaseUnreachable(
+            f"The database went out of reach: {str(error) or type(error).__name__}"
+        ) from error
+    except _REFUSES as error:
+        raise DatabaseUnreachable(f"The database cannot do it now: {error}") from error
 
 
 @asynccontextmanager
@@ -49,13 +66,8 @@ async def database(settings: Settings, *, command_timeout: float | None = None) 
         application="sendoff",
     )
     try:
-        await db.check()
-        yield db
-    except OUT_OF_REACH as error:
-        raise DatabaseUnreachable(
-            f"The database went out of reach: {str(error) or type(error).__name__}"
-        ) from error
-    except _REFUSES as error:
-        raise DatabaseUnreachable(f"The database cannot do it now: {error}") from error
+        with database_at_hand():
+            await db.check()
+            yield db
     finally:
         await db.close()

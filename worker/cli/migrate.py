@@ -9,6 +9,7 @@ import typer
 from contracts.routing import Names
 from worker.amqp.connection import open_connection
 from worker.amqp.topology import declare
+from worker.cli.common import database_at_hand
 from worker.db.migrate import migrate as migrate_schema
 from worker.settings import Settings, read_settings
 
@@ -19,7 +20,8 @@ def migrate() -> None:
 
 
 async def _migrate(settings: Settings) -> None:
-    applied = await migrate_schema(settings.database_url, timeout=settings.connect_timeout)
+    with database_at_hand():
+        applied = await migrate_schema(settings.database_url, timeout=settings.connect_timeout)
     for step in applied:
         typer.echo(f"schema: applied {step.number:04} {step.name}")
     if not applied:
