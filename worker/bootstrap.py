@@ -7,10 +7,11 @@ import os
 import random
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import structlog
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from contracts import routing
 from worker.amqp import topology
@@ -18,7 +19,7 @@ from worker.amqp.connection import open_broker
 from worker.amqp.consumer import Consumer
 from worker.amqp.publisher import Publisher
 from worker.db.listen import Wakener
-from worker.db.pool import open_database
+from worker.db.pool import OUT_OF_REACH, SchemaMismatch, open_database
 from worker.email.channel import EmailChannel
 from worker.email.smtp import SmtpPool
 from worker.lifecycle import run_services, stop_on_signals
@@ -30,6 +31,8 @@ from worker.services.results import ResultsService
 from worker.services.schedule import ScheduleService
 from worker.services.send import SendService
 from worker.services.stats import StatsService
+from worker.telemetry.health import serving
+from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
     from worker.lifecycle import Service
     from worker.services.channels import Channel
     from worker.settings import Settings
+    from worker.telemetry.health import Probe
 
 log = structlog.get_logger(__name__)
 
@@ -57,8 +61,12 @@ class Worker:
     broker: Broker
     publisher: Publisher
     db: Database
+    registry: CollectorRegistry
+    metrics: Metrics
     owner: str
     shard: int
+    consumers: list[Consumer] = field(default_factory=list)
+    """Those of the services that were built: the broker must know every one of them."""
 
     def build(self, name: str) -> list[Service]:
         """Builds the services of a name: one, or for *send* one per channel."""
@@ -72,16 +80,47 @@ class Worker:
         }
         return builders[name]()
 
+    def probes(self, stop: asyncio.Event) -> dict[str, Probe]:
+        """Returns what the readiness of the process hangs on, by part."""
+
+        async def process() -> str:
+            return "The process is stopping." if stop.is_set() else ""
+
+        async def broker() -> str:
+            return "" if self.broker.connected else "The connection to the broker is lost."
+
+        async def consumers() -> str:
+            absent = [c.queue for c in self.consumers if not await c.present()]
+            return f"The broker does not deliver from: {', '.join(absent)}." if absent else ""
+
+        async def database() -> str:
+            try:
+                await self.db.check_version()
+            except SchemaMismatch as error:
+                return str(error)
+            except OUT_OF_REACH as error:
+                return f"The database is out of reach: {str(error) or type(error).__name__}."
+            return ""
+
+        return {"process": process, "broker": broker, "consumers": consumers, "database": database}
+
     def _consumer(self, queue: str, prefetch: int) -> Consumer:
-        return Consumer(self.broker.consuming, self.names.queue(queue), prefetch=prefetch)
+        consumer = Consumer(self.broker.consuming, self.names.queue(queue), prefetch=prefetch)
+        self.consumers.append(consumer)
+        return consumer
 
     def _dead(self) -> DeadQueue:
-        return DeadQueue(self.publisher, self.names)
+        return DeadQueue(self.publisher, self.names, self.metrics)
 
     def _confirm(self) -> Service:
         consumer = self._consumer(routing.COMMANDS_QUEUE, 10)
         return ConfirmService(
-            consumer, self.publisher, self.db, page_size=self.settings.page_size, shard=self.shard
+            consumer,
+            self.publisher,
+            self.db,
+            self.metrics,
+            page_size=self.settings.page_size,
+            shard=self.shard,
         )
 
     def _fanout(self) -> Service:
@@ -92,6 +131,7 @@ class Worker:
             Wakener(s.database_url, timeout=s.connect_timeout),
             self.db,
             self.names,
+            self.metrics,
             channels=s.channels,
             owner=self.owner,
             lease=s.page_lease,
@@ -113,6 +153,7 @@ class Worker:
             self._dead(),
             self.db,
             self.names,
+            self.metrics,
             batch=s.send_batch,
             shard=self.shard,
         )
@@ -124,6 +165,7 @@ class Worker:
             [self._consumer(q, min(2 * s.result_batch, 2_000)) for q in queues],
             self._dead(),
             self.db,
+            self.metrics,
             batch=s.result_batch,
             age=s.result_batch_age,
             shard=self.shard,
@@ -131,7 +173,7 @@ class Worker:
 
     def _stats(self) -> Service:
         consumer = self._consumer(routing.STATS_QUEUE, 10)
-        return StatsService(consumer, self.publisher, self._dead(), self.db, shard=self.shard)
+        return StatsService(consumer, self.publisher, self._dead(), self.db, self.metrics, shard=self.shard)
 
     def _schedule(self) -> Service:
         s = self.settings
@@ -139,6 +181,7 @@ class Worker:
             topology.QueueDepth(self.broker.consuming),
             self.db,
             self.names,
+            self.metrics,
             tick=s.tick,
             claim_lease=s.claim_lease,
             look_after=s.page_look_after,
@@ -157,6 +200,9 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
     """
     owner = f"{socket.gethostname()}:{os.getpid()}"
     name = f"sendoff {owner}"
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    metrics = Metrics.create(registry)
     async with AsyncExitStack() as stack:
         db = await open_database(
             settings.database_url,
@@ -164,11 +210,13 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
             connect_timeout=settings.connect_timeout,
             command_timeout=settings.command_timeout,
             application=name,
+            on_failure=metrics.database_failures.inc,
         )
         stack.push_async_callback(db.close)
         await db.check()
         broker = await open_broker(settings.amqp_url, name=name, timeout=settings.connect_timeout)
         stack.push_async_callback(broker.close)
+        metrics.broker_connected.set_function(lambda: broker.connected)
         names = routing.Names(settings.queue_prefix)
         await topology.check(broker.consuming, names, settings.channels)
         publisher = Publisher(
@@ -176,7 +224,7 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
         )
         await publisher.start()
         shard = random.randrange(_SHARDS)  # noqa: S311 - spreads the counters' rows, nothing secret
-        yield Worker(settings, names, broker, publisher, db, owner, shard)
+        yield Worker(settings, names, broker, publisher, db, registry, metrics, owner, shard)
 
 
 async def run(settings: Settings, services: Sequence[str], stop: asyncio.Event | None = None) -> None:
@@ -188,12 +236,16 @@ async def run(settings: Settings, services: Sequence[str], stop: asyncio.Event |
         stop: Set by a test; signals set it too.
 
     Raises:
-        What `open_worker` raises, and ServiceDied.
+        What `open_worker` raises, HealthUnavailable, and ServiceDied.
     """
     stop = stop or asyncio.Event()
     stop_on_signals(stop)
-    async with open_worker(settings) as worker:
+    async with AsyncExitStack() as stack:
+        worker = await stack.enter_async_context(open_worker(settings))
         running = [service for name in services for service in worker.build(name)]
+        if settings.http_port:
+            served = serving(settings.http_host, settings.http_port, worker.registry, worker.probes(stop))
+            await stack.enter_async_context(served)
         log.info("running", services=[s.name for s in running], owner=worker.owner)
         await run_services(running, stop, grace=settings.shutdown_grace)
     log.info("stopped")

@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import aiormq
 import structlog
 
 from worker.amqp.connection import OUT_OF_REACH
@@ -86,7 +87,7 @@ class Consumer:
         if not self._tag or not self._connection.connected.is_set() or self._channel.is_closed:
             return False
         underlay = await self._channel.get_underlay_channel()
-        return self._tag in underlay.consumers
+        return isinstance(underlay, aiormq.Channel) and self._tag in underlay.consumers
 
     async def batch(self, size: int, age: float = 0) -> list[Incoming]:
         """Waits for deliveries.

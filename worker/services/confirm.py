@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from worker.amqp.publisher import Publisher
     from worker.db.pool import Database, Transaction
     from worker.domain.confirm import Delivery
+    from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -52,9 +53,17 @@ class ConfirmService:
     name = "confirm"
 
     def __init__(
-        self, consumer: Consumer, publisher: Publisher, db: Database, *, page_size: int, shard: int
+        self,
+        consumer: Consumer,
+        publisher: Publisher,
+        db: Database,
+        metrics: Metrics,
+        *,
+        page_size: int,
+        shard: int,
     ) -> None:
         """Takes its parts; `page_size` is in recipients."""
+        self._metrics = metrics
         self._consumer = consumer
         self._publisher = publisher
         self._db = db
@@ -80,6 +89,7 @@ class ConfirmService:
             status=reply.status.value,
             reason=reply.reason and reply.reason.value,
         )
+        self._metrics.commands.labels(message.routing_key, reply.status.value, reply.reason or "").inc()
         if message.reply_to:
             await reply_to(self._publisher, message, reply.model_dump_json().encode(), routing.TYPE_REPLY)
 

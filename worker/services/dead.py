@@ -12,6 +12,7 @@ from worker.amqp.publisher import Outgoing
 if TYPE_CHECKING:
     from worker.amqp.consumer import Incoming
     from worker.amqp.publisher import Publisher
+    from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -19,9 +20,10 @@ log = structlog.get_logger(__name__)
 class DeadQueue:
     """Publishes what cannot be handled to the dead queue."""
 
-    def __init__(self, publisher: Publisher, names: Names) -> None:
-        """Takes the publisher and the installation's names."""
+    def __init__(self, publisher: Publisher, names: Names, metrics: Metrics) -> None:
+        """Takes the publisher, the installation's names, and where to count."""
         self._publisher = publisher
+        self._metrics = metrics
         self._exchange = names.exchange(DEAD)
 
     async def bury(self, message: Incoming, reason: str, body: bytes | None = None) -> None:
@@ -41,3 +43,4 @@ class DeadQueue:
         kept = message.body if body is None else body
         outgoing = Outgoing(kept, message.routing_key, message.message_id, headers=headers)
         await self._publisher.publish(self._exchange, message.routing_key, [outgoing])
+        self._metrics.dead_lettered.labels(message.routing_key).inc()

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from worker.db.listen import Wakener
     from worker.db.pages import Page
     from worker.db.pool import Database
+    from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -46,6 +47,7 @@ class FanoutService:
         wakener: Wakener,
         db: Database,
         names: Names,
+        metrics: Metrics,
         *,
         channels: Sequence[str],
         owner: str,
@@ -62,6 +64,7 @@ class FanoutService:
             wakener: Tells when a confirmation made new pages.
             db: The database.
             names: The installation's names.
+            metrics: Where to count.
             channels: The sending channels.
             owner: Names this process in its leases.
             lease: Seconds that a lease holds.
@@ -74,6 +77,7 @@ class FanoutService:
         self._wakener = wakener
         self._db = db
         self._names = names
+        self._metrics = metrics
         self._channels = channels
         self._owner = owner
         self._lease = lease
@@ -119,6 +123,8 @@ class FanoutService:
         await outlast(
             lambda: pages.published(self._db, page, self._owner, self._look_after), "checkpointing a page"
         )
+        self._metrics.pages_published.inc()
+        self._metrics.sends_published.labels(page.channel).inc(len(messages))
         log.debug("page published", delivery_id=page.delivery_id, page=page.page, messages=len(messages))
 
     async def _full_channels(self) -> list[str]:

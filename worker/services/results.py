@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from worker.db.pool import Database
     from worker.domain.outcomes import Facts
     from worker.services.dead import DeadQueue
+    from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +43,7 @@ class ResultsService:
         consumers: Sequence[Consumer],
         dead: DeadQueue,
         db: Database,
+        metrics: Metrics,
         *,
         batch: int,
         age: float,
@@ -51,6 +53,7 @@ class ResultsService:
         self._consumers = consumers
         self._dead = dead
         self._db = db
+        self._metrics = metrics
         self._batch = batch
         self._age = age
         self._shard = shard
@@ -106,9 +109,10 @@ class ResultsService:
         self, delivery_id: int, facts: dict[int, Facts], sources: dict[tuple[int, int], Incoming]
     ) -> int:
         try:
-            return await outlast(
-                lambda: outcomes.record(self._db, delivery_id, facts, self._shard), "recording results"
-            )
+            with self._metrics.record_seconds.time():
+                moved = await outlast(
+                    lambda: outcomes.record(self._db, delivery_id, facts, self._shard), "recording results"
+                )
         except (*COLLIDED, *OUT_OF_REACH):
             raise
         except (asyncpg.PostgresError, ValueError) as error:
@@ -121,6 +125,10 @@ class ResultsService:
             order = sorted(facts)
             halves = order[: len(order) // 2], order[len(order) // 2 :]
             return sum([await self._write(delivery_id, {r: facts[r] for r in h}, sources) for h in halves])
+        self._metrics.record_recipients.observe(len(facts))
+        self._metrics.results_recorded.inc(len(facts))
+        self._metrics.outcomes_moved.inc(moved)
+        return moved
 
     async def _audience_size(self, delivery_id: int) -> int:
         """Returns how many recipients a confirmed delivery has; the number is fixed, so it is kept."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from worker.amqp.topology import QueueDepth
     from worker.db.pages import Inspected, PagesDue
     from worker.db.pool import Database
+    from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +41,7 @@ class ScheduleService:
         depth: QueueDepth,
         db: Database,
         names: routing.Names,
+        metrics: Metrics,
         *,
         tick: float,
         claim_lease: float,
@@ -53,6 +55,7 @@ class ScheduleService:
             depth: Tells how many messages wait in a queue.
             db: The database.
             names: The installation's names.
+            metrics: Where to count.
             tick: Seconds between two looks.
             claim_lease: Seconds after which a claim without a result is `unknown`.
             look_after: Seconds between two looks at a published page.
@@ -62,6 +65,7 @@ class ScheduleService:
         self._depth = depth
         self._db = db
         self._names = names
+        self._metrics = metrics
         self._tick = tick
         self._claim_lease = claim_lease
         self._look_after = look_after
@@ -106,6 +110,7 @@ class ScheduleService:
             lost = await outcomes.expire(
                 self._db, delivery_id, page.first, page.last, lease=self._claim_lease, shard=self._shard
             )
+            self._metrics.claims_expired.inc(lost)
             if lost:
                 log.warning(
                     "claims without a result are unknown now", delivery_id=delivery_id, recipients=lost
@@ -118,8 +123,10 @@ class ScheduleService:
                 unclaimed=page.unclaimed,
             )
             await pages.reopen(self._db, delivery_id, [page.page])
+            self._metrics.pages_reopened.labels("lost").inc()
         elif due.running and page.retrying and not page.sending and not page.unclaimed:
             await pages.reopen(self._db, delivery_id, [page.page], page.retry_at)
+            self._metrics.pages_reopened.labels("retry").inc()
         elif not page.sending and (due.over or not (page.unclaimed or page.retrying)):
             await pages.close(self._db, delivery_id, [page.page])
 

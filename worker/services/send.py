@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from worker.domain.verdicts import Verdict
     from worker.services.channels import Channel
     from worker.services.dead import DeadQueue
+    from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -63,6 +64,7 @@ class SendService:
         dead: DeadQueue,
         db: Database,
         names: routing.Names,
+        metrics: Metrics,
         *,
         batch: int,
         shard: int,
@@ -84,6 +86,8 @@ class SendService:
         self._freed = asyncio.Event()
         self._outbox: list[tuple[Incoming, results.Sent | results.Bounce | results.Error | None]] = []
         self._reported = asyncio.Event()
+        self._metrics = metrics
+        metrics.sends_in_flight.labels(channel_name).set_function(lambda: len(self._sending))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sends until `stop`; what was claimed is sent and reported first."""
@@ -145,9 +149,13 @@ class SendService:
     async def _send_granted(self, delivery_id: int, asked: dict[int, _Asked]) -> None:
         compiled = await self._compiled(delivery_id)
         wanted = {r: (a.send.attempt, address_key(a.send.address)) for r, a in asked.items()}
-        granted = await outlast(
-            lambda: outcomes.claim(self._db, delivery_id, wanted, self._shard), "claiming recipients"
-        )
+        with self._metrics.claim_seconds.time():
+            granted = await outlast(
+                lambda: outcomes.claim(self._db, delivery_id, wanted, self._shard), "claiming recipients"
+            )
+        self._metrics.claim_recipients.observe(len(wanted))
+        self._metrics.sends_claimed.labels(self._channel_name).inc(len(granted))
+        self._metrics.sends_refused.labels(self._channel_name).inc(len(wanted) - len(granted))
         await self._refuse(delivery_id, [a for r, a in asked.items() if r not in granted])
         for recipient in sorted(granted):
             one = asked[recipient]
@@ -229,6 +237,7 @@ class SendService:
             Outgoing(results.encode(found[i : i + MAX_ITEMS]), key) for i in range(0, len(found), MAX_ITEMS)
         ]
         await self._publisher.publish(self._exchange, key, bodies)
+        self._metrics.results_published.labels(self._channel_name, key).inc(len(found))
 
 
 def _result(send: Send, verdict: Verdict) -> results.Sent | results.Bounce | results.Error | None:

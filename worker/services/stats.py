@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from worker.amqp.publisher import Publisher
     from worker.db.pool import Database
     from worker.services.dead import DeadQueue
+    from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
@@ -35,9 +36,17 @@ class StatsService:
     name = "stats"
 
     def __init__(
-        self, consumer: Consumer, publisher: Publisher, dead: DeadQueue, db: Database, *, shard: int
+        self,
+        consumer: Consumer,
+        publisher: Publisher,
+        dead: DeadQueue,
+        db: Database,
+        metrics: Metrics,
+        *,
+        shard: int,
     ) -> None:
         """Takes its parts; `shard` is the counter row that a repair moves."""
+        self._metrics = metrics
         self._consumer = consumer
         self._publisher = publisher
         self._dead = dead
@@ -64,6 +73,10 @@ class StatsService:
             answer: Reply | Stats = _refusal(message, Status.INVALID, Reason.MALFORMED, sentence)
         else:
             answer = await self._compute(request, message)
+        status, reason = (
+            (Status.ACCEPTED, "") if isinstance(answer, Stats) else (answer.status, answer.reason or "")
+        )
+        self._metrics.commands.labels(message.routing_key, status.value, reason).inc()
         if message.reply_to:
             kind = routing.TYPE_STATS if isinstance(answer, Stats) else routing.TYPE_REPLY
             await reply_to(self._publisher, message, answer.model_dump_json().encode(), kind)
@@ -76,6 +89,7 @@ class StatsService:
             return _refusal(message, Status.REFUSED, unknown.reason, unknown.message, number)
         if found.drift:
             log.error("counters had drifted and were repaired", delivery_id=number, drift=found.drift)
+            self._metrics.stats_drift.inc(sum(abs(by) for by in found.drift.values()))
         row = found.deployment
         counts = {k: row[k] + found.drift.get(k, 0) for k in stats.COUNTED}
         unchanged = {k: row[k] for k in ("opened", "clicked", "optout", "mirror")}

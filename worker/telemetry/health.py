@@ -141,9 +141,8 @@ def _answer(start_response: StartResponse, status: str, body: dict[str, Any]) ->
 
 
 class _Server(ThreadingWSGIServer):
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - socketserver's own
-        """Keeps quiet about a client that went away in the middle."""
-        log.debug("health request broke off", client=str(client_address), exc_info=True)
+    def handle_error(self, *_: object) -> None:
+        """Keeps quiet about a client that went away, or fell silent, in the middle."""
 
 
 class _Server6(_Server):
