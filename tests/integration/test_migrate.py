@@ -12,11 +12,14 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import aio_pika
 import asyncpg
 import pytest
 
 import sql
 import worker
+from contracts.routing import COMMANDS, DEAD, EVENTS, RESULTS, SENDS, TRACKING, Names
+from worker.amqp import topology
 from worker.db.migrate import migrate
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch, open_database
 
@@ -42,6 +45,20 @@ async def empty_database(server_settings: Settings) -> AsyncIterator[str]:
     finally:
         await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
         await connection.close()
+
+
+@pytest.fixture
+async def tidy_broker(settings: Settings) -> AsyncIterator[None]:
+    """Takes away what the test declared under its prefix."""
+    yield
+    names = Names(settings.queue_prefix)
+    async with await aio_pika.connect(settings.amqp_url, timeout=SECONDS) as connection:
+        queues = await topology.declare(connection, names, settings.channels)
+        async with connection.channel() as channel:
+            for queue in queues:
+                await channel.queue_delete(queue)
+            for exchange in (COMMANDS, SENDS, RESULTS, TRACKING, EVENTS, DEAD):
+                await channel.exchange_delete(names.exchange(exchange))
 
 
 async def tables(url: str) -> set[str]:
@@ -94,6 +111,7 @@ async def test_no_database_is_told_without_the_password() -> None:
     assert "hush" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("tidy_broker")
 def test_the_command_can_run_twice(sendoff: Sendoff, empty_database: str) -> None:
     env = {"SENDOFF_DATABASE_URL": empty_database}
     first, second = sendoff("migrate", env=env), sendoff("migrate", env=env)
@@ -102,6 +120,7 @@ def test_the_command_can_run_twice(sendoff: Sendoff, empty_database: str) -> Non
     assert "schema: up to date" in second.stdout
 
 
+@pytest.mark.usefixtures("tidy_broker")
 async def test_the_wheel_carries_everything_that_migrate_needs(
     empty_database: str, prefix: str, tmp_path: Path
 ) -> None:
