@@ -11,7 +11,8 @@ SELECT pg_advisory_xact_lock($1);
 -- name: claim
 -- Grants what nobody has: a first attempt where there is no row, a further one where its retry is due.
 -- Recipients are dense, so that "exists" is a comparison with to_deliver. An address that is quarantined by
--- now is excluded instead of granted. The counter row of the shard comes last, to be locked for the shortest time.
+-- now is excluded instead of granted. A scalar sub-select looks one row up, where EXISTS may read the whole
+-- delivery into a hash. The counter row of the shard comes last, to be locked for the shortest time.
 WITH asked AS (
     SELECT a.recipient, a.attempt, q.cause
     FROM unnest($2::int[], $3::smallint[], $4::text[]) AS a (recipient, attempt, address_key)
@@ -24,7 +25,7 @@ WITH asked AS (
     SELECT $1, recipient, attempt, CASE WHEN cause IS NULL THEN 'sending' ELSE 'excluded' END, attempt * 16, now(), cause
     FROM asked
     WHERE attempt = 1
-       OR EXISTS (SELECT FROM sendoff.outcome k WHERE k.delivery_id = $1 AND k.recipient = asked.recipient)
+       OR (SELECT true FROM sendoff.outcome k WHERE k.delivery_id = $1 AND k.recipient = asked.recipient)
     ORDER BY recipient
     ON CONFLICT (delivery_id, recipient) DO UPDATE
     SET attempt = excluded.attempt, status = excluded.status, was = o.status, precedence = excluded.precedence,

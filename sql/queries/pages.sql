@@ -37,13 +37,20 @@ RETURNING p.delivery_id, p.page, p.first, p.last, d.channel, d.valid_until;
 
 -- name: read_sends
 -- The bodies of a page's send messages, made where the data is: 2 µs a message against 12 in Python.
--- Only recipients that are still to be tried: those without a row, and retries that are due.
+-- Only recipients that are still to be tried: those without a row, and retries that are due. OFFSET 0 keeps the
+-- look-up by the whole key: for an empty table the planner thinks half the key as good, and a plan that was
+-- made then compares every recipient of the page with every row of the delivery (42 s for 20,000 recipients).
 SELECT r.recipient, coalesce(o.attempt, 0) + 1 AS attempt,
        '{"delivery_id":' || r.delivery_id || ',"recipient":' || r.recipient || ',"attempt":'
        || (coalesce(o.attempt, 0) + 1) || ',"channel":' || $4::text || ',"address":' || to_json(r.address)
        || ',"variables":' || r.variables || ',"valid_until":' || $5::text || '}' AS body
 FROM sendoff.recipient r
-LEFT JOIN sendoff.outcome o ON o.delivery_id = r.delivery_id AND o.recipient = r.recipient
+LEFT JOIN LATERAL (
+    SELECT k.recipient, k.attempt, k.status, k.retry_at
+    FROM sendoff.outcome k
+    WHERE k.delivery_id = r.delivery_id AND k.recipient = r.recipient
+    OFFSET 0
+) o ON true
 WHERE r.delivery_id = $1 AND r.recipient BETWEEN $2 AND $3
   AND (o.recipient IS NULL OR (o.status = 'retrying' AND o.retry_at <= now()))
 ORDER BY r.recipient;
