@@ -22,6 +22,11 @@ DELIVERY_LIMIT: Final = 50
 """How often a message may come back before the broker gives it to the dead queue. A safety net,
 no count of attempts: on RabbitMQ 3.10 to 4.2 each restart of a worker that had it prefetched counts too."""
 
+_DEAD_DELIVERY_LIMIT: Final = 2**31 - 1
+"""As good as none: who looks into the dead queue takes from it and gives back, and over the limit the broker
+deletes for good. Not left out: RabbitMQ 4 then takes 20, and 3.10 puts what comes back behind the rest.
+Not -1, RabbitMQ 4's word for none: 3.10 takes it, and deletes a message the first time it comes back."""
+
 _ANSWER_SECONDS: Final = 10
 
 _EXCHANGES: Final = {
@@ -59,7 +64,9 @@ async def declare(connection: AbstractConnection, names: Names, channels: Sequen
                 for name, kind in _EXCHANGES.items()
             }
             dead = await channel.declare_queue(
-                names.queue(routing.DEAD_QUEUE), durable=True, arguments={"x-queue-type": "quorum"}
+                names.queue(routing.DEAD_QUEUE),
+                durable=True,
+                arguments={"x-queue-type": "quorum", "x-delivery-limit": _DEAD_DELIVERY_LIMIT},
             )
             await dead.bind(exchanges[routing.DEAD], "")
             arguments: FieldTable = {

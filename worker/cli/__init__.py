@@ -17,7 +17,7 @@ from worker.amqp.client import NoAnswer
 from worker.amqp.connection import BrokerUnreachable
 from worker.amqp.publisher import Unroutable
 from worker.amqp.topology import TopologyMismatch
-from worker.cli import control, log, migrate, operators, prepare, run, stats, watch
+from worker.cli import check, control, dead, log, migrate, operators, prepare, run, stats, watch
 from worker.cli.common import CommandRefused
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch
 from worker.lifecycle import ServiceDied
@@ -52,6 +52,8 @@ app.command("migrate")(migrate.migrate)
 app.add_typer(operators.app, name="operator")
 app.command("prepare")(prepare.prepare)
 app.command("run")(run.run)
+app.command("check")(check.check)
+app.add_typer(dead.app, name="dead")
 app.command("confirm")(control.confirm)
 app.command("pause")(control.pause)
 app.command("resume")(control.resume)
@@ -63,7 +65,7 @@ app.command("log")(log.log)
 
 def main() -> None:
     """Runs the command that the arguments name, and exits."""
-    # Clients of the broker also log what they raise, to stderr where no logs are set up; one sentence is enough.
+    # Clients of the broker also log what they raise; one sentence on stderr is enough.
     for library in ("aio_pika", "aiormq"):
         logging.getLogger(library).addHandler(logging.NullHandler())
     try:

@@ -1,0 +1,157 @@
+"""`sendoff check`."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+import typer
+
+from contracts.routing import Names
+from worker.amqp import topology
+from worker.amqp.connection import BrokerUnreachable, open_connection
+from worker.cli.asking import JsonOption
+from worker.cli.show import plain
+from worker.db.pool import OUT_OF_REACH, DatabaseUnreachable, SchemaMismatch, open_database
+from worker.email.smtp import SmtpPool, SmtpUnreachable
+from worker.settings import Settings, SettingsError, read_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+
+class Standing(StrEnum):
+    """How a part stands."""
+
+    OK = "ok"
+    """It is as this Sendoff needs it."""
+    WRONG = "wrong"
+    """It is there and not as it must be."""
+    UNREACHABLE = "unreachable"
+    """It is not there, or does not let us in."""
+    SKIPPED = "skipped"
+    """It could not be looked at, because of another part."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What there is to say about one part, in a sentence."""
+
+    part: str
+    standing: Standing
+    message: str
+
+
+_PARTS: Final = ("configuration", "broker", "topology", "database", "schema", "relay")
+
+
+def check(as_json: JsonOption = False) -> None:
+    """Say what is wrong with settings, broker, topology, database, schema and SMTP relay; change nothing."""
+    try:
+        settings = read_settings()
+    except SettingsError as error:
+        findings = [Finding("configuration", Standing.WRONG, str(error))]
+        skipped = "Not looked at, as long as the settings are wrong."
+        findings += [Finding(part, Standing.SKIPPED, skipped) for part in _PARTS[1:]]
+    else:
+        findings = [Finding("configuration", Standing.OK, "The settings can be read.")]
+        findings += asyncio.run(_look(settings))
+    if as_json:
+        typer.echo(json.dumps([asdict(f) for f in findings], ensure_ascii=False))
+    else:
+        for f in findings:
+            typer.echo(f"{f.part:14} {f.standing.value:12} {plain(f.message)}")
+    standings = {f.standing for f in findings}
+    raise typer.Exit(3 if Standing.UNREACHABLE in standings else 1 if Standing.WRONG in standings else 0)
+
+
+async def _look(settings: Settings) -> list[Finding]:
+    looks: tuple[tuple[tuple[str, ...], Callable[[Settings], Awaitable[list[Finding]]]], ...] = (
+        (("broker", "topology"), _broker),
+        (("database", "schema"), _database),
+        (("relay",), _relay),
+    )
+    found = await asyncio.gather(*(_surely(parts, look, settings) for parts, look in looks))
+    return [finding for findings in found for finding in findings]
+
+
+async def _surely(
+    parts: tuple[str, ...], look: Callable[[Settings], Awaitable[list[Finding]]], settings: Settings
+) -> list[Finding]:
+    """Turns even what nobody foresaw into a line: this command is for when things are broken."""
+    try:
+        return await look(settings)
+    except Exception as error:  # noqa: BLE001 - see above
+        return [Finding(part, Standing.WRONG, f"It could not be looked at: {error!r}.") for part in parts]
+
+
+async def _broker(settings: Settings) -> list[Finding]:
+    try:
+        connection = await open_connection(
+            settings.amqp_url, name="sendoff check", timeout=settings.connect_timeout
+        )
+    except BrokerUnreachable as error:
+        return [
+            Finding("broker", Standing.UNREACHABLE, str(error)),
+            Finding("topology", Standing.SKIPPED, "Not looked at, as long as the broker is out of reach."),
+        ]
+    broker = Finding("broker", Standing.OK, "It answers and lets us in.")
+    async with connection:
+        try:
+            async with asyncio.timeout(settings.connect_timeout):
+                await topology.check(connection, Names(settings.queue_prefix), settings.channels)
+        except topology.TopologyMismatch as error:
+            return [broker, Finding("topology", Standing.WRONG, str(error))]
+    return [broker, Finding("topology", Standing.OK, "Every exchange and queue is there.")]
+
+
+async def _database(settings: Settings) -> list[Finding]:
+    try:
+        db = await open_database(
+            settings.database_url,
+            size=1,
+            connect_timeout=settings.connect_timeout,
+            command_timeout=settings.command_timeout,
+            application="sendoff check",
+        )
+    except DatabaseUnreachable as error:
+        return [
+            Finding("database", Standing.UNREACHABLE, str(error)),
+            Finding("schema", Standing.SKIPPED, "Not looked at, as long as the database is out of reach."),
+        ]
+    database = Finding("database", Standing.OK, "It answers and lets us in.")
+    try:
+        version = await db.check_version()
+        await db.check()
+    except SchemaMismatch as error:
+        return [database, Finding("schema", Standing.WRONG, str(error))]
+    except OUT_OF_REACH as error:
+        message = f"It went out of reach: {str(error) or type(error).__name__}."
+        return [Finding(part, Standing.UNREACHABLE, message) for part in ("database", "schema")]
+    finally:
+        await db.close()
+    return [
+        database,
+        Finding("schema", Standing.OK, f"It is at version {version}, and every query fits."),
+    ]
+
+
+async def _relay(settings: Settings) -> list[Finding]:
+    if "email" not in settings.channels:
+        return [Finding("relay", Standing.OK, "None is needed: there is no channel “email”.")]
+    try:
+        pool = SmtpPool(
+            settings.smtp_url, size=1, timeout=min(settings.smtp_timeout, settings.connect_timeout)
+        )
+    except ValueError as error:
+        return [Finding("relay", Standing.WRONG, f"SENDOFF_SMTP_URL: {error}")]
+    try:
+        await pool.ready()
+    except SmtpUnreachable as error:
+        return [Finding("relay", Standing.UNREACHABLE, str(error))]
+    finally:
+        await pool.close()
+    return [Finding("relay", Standing.OK, "It answers and lets us in.")]
