@@ -44,7 +44,7 @@ EXAMPLES: Final[dict[type[BaseModel], list[dict[str, Any]]]] = {
                 "label": "November newsletter",
                 "channel": "email",
                 "to_deliver": 1000,
-                "excluded": 5, "excluded_by_cause": {"duplicate": 3, "invalid": 2},
+                "excluded": {"duplicate": 3, "invalid": 2},
                 "contact_date": "2026-12-01T08:00:00Z",
                 "time_zone": "Europe/Paris",
                 "valid_until": None,

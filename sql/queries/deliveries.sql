@@ -77,12 +77,6 @@ WHERE state = 'start_pending' AND (contact_date IS NULL OR contact_date <= now()
 ORDER BY contact_date NULLS FIRST, delivery_id
 LIMIT 100;
 
--- name: read_seconds_to_next_start
--- How long a scheduler may sleep: to the next contact date; null where none is waiting.
-SELECT extract(epoch FROM min(contact_date) - now())::float8
-FROM sendoff.delivery_record
-WHERE state = 'start_pending';
-
 -- name: read_expired_deliveries
 -- Under way, and their validity is over: what was not tried is to be cancelled.
 SELECT delivery_id

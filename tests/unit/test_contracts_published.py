@@ -125,7 +125,7 @@ def test_the_asyncapi_document_names_every_queue_and_exchange() -> None:
 def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
     whole = document()
 
-    def references(node: Any) -> list[str]:  # noqa: ANN401
+    def references(node: Any) -> list[str]:
         if isinstance(node, dict):
             own = [node["$ref"]] if "$ref" in node else []
             return own + [found for value in node.values() for found in references(value)]
@@ -157,7 +157,7 @@ def test_the_guides_examples_fit_their_schemas() -> None:
 
 
 @pytest.mark.parametrize("words", [Status, Reason, State, BounceKind, BounceReason, Fault, Event])
-def test_the_guide_says_every_word(words: Any) -> None:  # noqa: ANN401
+def test_the_guide_says_every_word(words: Any) -> None:
     assert [word.value for word in words if f"`{word.value}`" not in GUIDE] == []
 
 
