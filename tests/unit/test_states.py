@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from contracts.states import State
+from dev import draw_states
 from worker.domain.states import MOVES, Move, sources, target
 
 
@@ -20,3 +21,7 @@ def test_no_move_leads_out_of_an_ended_delivery_but_a_resend() -> None:
 def test_a_resume_has_no_single_target() -> None:
     with pytest.raises(ValueError, match="unpack"):
         target(Move.RESUME)
+
+
+def test_the_page_is_drawn_from_the_table() -> None:
+    assert draw_states.PAGE.read_text() == draw_states.page()

@@ -1,0 +1,56 @@
+"""Draws the state machine of a delivery into docs/states.md, from the table that the code goes by.
+
+`python dev/draw_states.py` writes the page, `--check` says whether it is up to date.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from contracts.states import State
+from worker.domain.states import MOVES
+
+PAGE = Path(__file__).parents[1] / "docs" / "states.md"
+
+_HEAD = """\
+# States of a delivery
+
+Drawn from `worker/domain/states.py` by `python dev/draw_states.py`. Every change of state is one update that
+names the states it expects; where it finds none, somebody else moved first, and nothing happens. Each move is kept
+in `sendoff.delivery_transition` with who, when and why.
+
+"""
+
+
+def page() -> str:
+    """Returns the page: a diagram, and the table that it is drawn from."""
+    arrows = [
+        f"    {origin} --> {goal}: {move.value.replace('_', ' ')}"
+        for move, (origins, goals) in MOVES.items()
+        for origin in origins
+        for goal in goals
+    ]
+    diagram = ["```mermaid", "stateDiagram-v2", f"    [*] --> {State.EDITING}", *arrows, "```", ""]
+    rows = [
+        f"| {_names(origins)} | {move.value.replace('_', ' ')} | {_names(goals)} |"
+        for move, (origins, goals) in MOVES.items()
+    ]
+    table = ["| from | by | to |", "|---|---|---|", *rows, ""]
+    return _HEAD + "\n".join([*diagram, *table])
+
+
+def _names(states: tuple[State, ...]) -> str:
+    return ", ".join(f"`{state}`" for state in states)
+
+
+def main() -> None:
+    """Writes the page, or with `--check` exits 1 where it differs."""
+    if "--check" not in sys.argv:
+        PAGE.write_text(page())
+    elif not PAGE.exists() or PAGE.read_text() != page():
+        sys.exit(f"docs/{PAGE.name} differs from worker/domain/states.py: run python dev/draw_states.py")
+
+
+if __name__ == "__main__":
+    main()
