@@ -17,8 +17,8 @@ _HEAD = """\
 # States of a delivery
 
 Drawn from `worker/domain/states.py` by `python dev/draw_states.py`. Every change of state is one update that
-names the states it expects; where it finds none, somebody else moved first, and nothing happens. Each move is kept
-in `sendoff.delivery_transition` with who, when and why.
+names the states it expects; where it finds none, somebody else moved first, and nothing happens. Each move is
+kept in `sendoff.delivery_transition` with who, when and why.
 
 """
 

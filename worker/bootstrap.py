@@ -117,6 +117,7 @@ class Worker:
         return ConfirmService(
             consumer,
             self.publisher,
+            self._dead(),
             self.db,
             self.metrics,
             page_size=self.settings.page_size,

@@ -178,3 +178,18 @@ async def test_a_contact_date_in_the_future_waits(stack: Stack) -> None:
         async with stack.db.transaction() as tx:
             await tx.connection.execute("UPDATE sendoff.delivery_record SET contact_date = now()")
         assert (await stack.finished(number))["sent"] == 3
+
+
+async def test_a_command_that_raises_goes_to_the_dead_queue_and_holds_up_nobody(stack: Stack) -> None:
+    number = await stack.prepare(3)
+    async with stack.db.transaction() as tx:
+        await tx.connection.execute(
+            "ALTER TABLE sendoff.command ADD CHECK (operator <> 'ana' OR command <> 'delivery.pause')"
+        )
+    async with stack.running("confirm"):
+        await stack.publish(
+            routing.COMMANDS, routing.PAUSE, {"delivery_id": number, "operator": "ana", "reason": "x"}
+        )
+        assert (await stack.confirm(number))["status"] == "accepted"
+    ((_, reason),) = await stack.dead()
+    assert reason.startswith("It could not be handled: CheckViolationError")

@@ -186,9 +186,11 @@ class _Ledger:
         self._wake.set()
 
     async def run(self) -> None:
-        while not self._finished:
+        last = False
+        while not last:
             await self._wake.wait()
             self._wake.clear()
+            last = self._finished  # what was settled until then is still acknowledged
             try:
                 await self._acknowledge()
             except OUT_OF_REACH as error:

@@ -16,7 +16,6 @@ from pydantic import ValidationError
 from contracts import routing
 from contracts.base import explain
 from contracts.commands import Confirm, Control, Reason, Reply, Status
-from worker.amqp.publisher import Outgoing
 from worker.db import commands, deliveries, outcomes, pages
 from worker.db.outage import outlast
 from worker.domain.confirm import (
@@ -29,7 +28,7 @@ from worker.domain.confirm import (
     words,
 )
 from worker.domain.states import Move, sources
-from worker.lifecycle import on_stop
+from worker.services.requests import reply_to, take_each
 
 if TYPE_CHECKING:
     import asyncio
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from worker.amqp.publisher import Publisher
     from worker.db.pool import Database, Transaction
     from worker.domain.confirm import Delivery
+    from worker.services.dead import DeadQueue
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -56,6 +56,7 @@ class ConfirmService:
         self,
         consumer: Consumer,
         publisher: Publisher,
+        dead: DeadQueue,
         db: Database,
         metrics: Metrics,
         *,
@@ -66,18 +67,14 @@ class ConfirmService:
         self._metrics = metrics
         self._consumer = consumer
         self._publisher = publisher
+        self._dead = dead
         self._db = db
         self._page_size = page_size
         self._shard = shard
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answers commands until `stop`."""
-        await self._consumer.start()
-        async with on_stop(stop, self._consumer.stop):
-            while batch := await self._consumer.batch(1):
-                await self._handle(batch[0])
-                self._consumer.settle(batch)
-        await self._consumer.close()
+        await take_each(self._consumer, self._dead, self._handle, stop)
 
     async def _handle(self, message: Incoming) -> None:
         reply = await outlast(lambda: self._answer(message), f"answering {message.routing_key}")
@@ -200,12 +197,6 @@ class ConfirmService:
             message=f"The delivery is {_DONE[move]}.",
             state=state,
         )
-
-
-async def reply_to(publisher: Publisher, message: Incoming, body: bytes, kind: str) -> None:
-    """Publishes an answer to a message's `reply_to` with its `correlation_id`; nobody there is no error."""
-    answer = Outgoing(body, kind, correlation_id=message.correlation_id or message.message_id)
-    await publisher.publish("", message.reply_to or "", [answer], mandatory=False)
 
 
 def _read(command_id: str, message: Incoming) -> tuple[Confirm | Control | None, Reply]:

@@ -15,8 +15,7 @@ from worker.db import stats
 from worker.db.outage import outlast
 from worker.domain.confirm import unknown_delivery
 from worker.domain.kpis import derive
-from worker.lifecycle import on_stop
-from worker.services.confirm import reply_to
+from worker.services.requests import reply_to, take_each
 
 if TYPE_CHECKING:
     import asyncio
@@ -55,12 +54,7 @@ class StatsService:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answers requests until `stop`."""
-        await self._consumer.start()
-        async with on_stop(stop, self._consumer.stop):
-            while batch := await self._consumer.batch(1):
-                await self._handle(batch[0])
-                self._consumer.settle(batch)
-        await self._consumer.close()
+        await take_each(self._consumer, self._dead, self._handle, stop)
 
     async def _handle(self, message: Incoming) -> None:
         try:

@@ -1,0 +1,48 @@
+"""Requests, commands and questions: taken one after the other, and answered to whoever asked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import structlog
+
+from worker.amqp.publisher import Outgoing
+from worker.lifecycle import on_stop
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable
+
+    from worker.amqp.consumer import Consumer, Incoming
+    from worker.amqp.publisher import Publisher
+    from worker.services.dead import DeadQueue
+
+log = structlog.get_logger(__name__)
+
+
+async def take_each(
+    consumer: Consumer, dead: DeadQueue, handle: Callable[[Incoming], Awaitable[None]], stop: asyncio.Event
+) -> None:
+    """Handles what a consumer delivers, one message after the other, until `stop`.
+
+    A message that raises goes to the dead queue: delivered again it would raise again, and hold up the others.
+    """
+    await consumer.start()
+    async with on_stop(stop, consumer.stop):
+        while batch := await consumer.batch(1):
+            (message,) = batch
+            try:
+                await handle(message)
+            except Exception as error:
+                log.exception(
+                    "request failed", routing_key=message.routing_key, message_id=message.message_id
+                )
+                await dead.bury(message, f"It could not be handled: {error!r}")
+            consumer.settle(batch)
+    await consumer.close()
+
+
+async def reply_to(publisher: Publisher, message: Incoming, body: bytes, kind: str) -> None:
+    """Publishes an answer to a message's `reply_to` with its `correlation_id`; nobody there is no error."""
+    answer = Outgoing(body, kind, correlation_id=message.correlation_id or message.message_id)
+    await publisher.publish("", message.reply_to or "", [answer], mandatory=False)
