@@ -25,7 +25,7 @@ async def take_each(
 ) -> None:
     """Handles what a consumer delivers, one message after the other, until `stop`.
 
-    A message that raises goes to the dead queue: delivered again it would raise again, and hold up the others.
+    A message that raises goes to the dead queue: delivered again it would raise again, and hold up others.
     """
     await consumer.start()
     async with on_stop(stop, consumer.stop):
