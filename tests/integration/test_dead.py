@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from contracts import routing
 from tests.stack import until
-from worker.amqp.dead import origin
+from worker.amqp.connection import open_connection
+from worker.amqp.dead import open_dead_letters, origin
 from worker.amqp.topology import DELIVERY_LIMIT
 
 if TYPE_CHECKING:
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage
 
     from tests.stack import Stack
+    from worker.settings import Settings
 
     Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Dead:
+    """The dead queue of a test's stack, by its commands and by itself."""
+
     def __init__(self, stack: Stack, sendoff: Sendoff) -> None:
         self.stack = stack
         self._sendoff = sendoff
@@ -103,6 +107,23 @@ async def test_more_looks_than_a_broker_allows_by_itself_lose_nothing(dead: Dead
         async with dead.stack.connection.channel() as channel:
             assert await (await channel.get_queue(queue, ensure=False)).get(fail=False)
     assert (await dead.list())["total"] == 1
+
+
+async def test_what_was_looked_at_is_back_in_its_place_before_the_next_look(
+    dead: Dead, settings: Settings
+) -> None:
+    await dead.bury(b"1", b"2", b"3", b"4", b"5")
+    seen: list[bytes] = []
+    expected: list[bytes] = []
+    for n in range(60):
+        connection = await open_connection(settings.amqp_url, name="test", timeout=10)
+        async with connection, open_dead_letters(connection, dead.stack.names, timeout=10) as letters:
+            for position in range(1, n % 4 + 2):
+                letter = await letters.take()
+                assert letter is not None
+                seen.append(letter.message.body)
+                expected.append(b"%d" % position)
+    assert seen == expected
 
 
 async def test_an_empty_queue_is_said_to_be(dead: Dead) -> None:

@@ -1,11 +1,14 @@
 """The dead queue, looked into by a person: what is in it, why, and back to where it came from.
 
-Messages are taken without acknowledging them, and what is not settled goes back to its place when the channel
-closes. Two who do this at the same time do not see each other's messages, and lose none.
+Messages are taken without acknowledging them, and what is not settled is given back in the end. Two who do
+this at the same time do not see each other's messages, and lose none.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
 
 _OURS: Final = (HEADER_REASON, HEADER_EXCHANGE, HEADER_ROUTING_KEY)
 _BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-count", "x-acquired-count")
+LOOKED_AT: Final = 1_000
+"""Messages that are taken whenever somebody looks, however few are asked for: the broker puts what comes back
+behind all that came back before, so only who takes all of that again finds everything in its old order."""
 _NO_REASON: Final = "It does not say why it is here."
 
 
@@ -55,17 +61,13 @@ class DeadLetter:
 class DeadLetters:
     """The dead queue over one channel; made by `open_dead_letters`."""
 
-    def __init__(
-        self,
-        queue: AbstractRobustQueue,
-        publishing: AbstractRobustChannel,
-        timeout: float,
-    ) -> None:
+    def __init__(self, queue: AbstractRobustQueue, publishing: AbstractRobustChannel, timeout: float) -> None:
         self._queue = queue
         self._publishing = publishing
         self._timeout = timeout
         self._taken = 0
-        self.total: Final = queue.declaration_result.message_count or 0
+        self._ahead: deque[AbstractIncomingMessage] = deque()
+        self.total = queue.declaration_result.message_count or 0
         """How many messages there were when it was opened."""
 
     async def take(self) -> DeadLetter | None:
@@ -74,14 +76,24 @@ class DeadLetters:
         What comes later is left for another time, so that a message that is replayed and fails again does not
         go round for ever.
         """
-        if self._taken >= self.total:
+        if not self._ahead and self._taken < self.total:
+            await self.look_ahead(self.total - self._taken)
+        if not self._ahead:
             return None
-        message = await self._queue.get(fail=False, timeout=self._timeout)
-        if message is None:
-            return None
+        message = self._ahead.popleft()
         self._taken += 1
         reason, exchange, routing_key = origin(message.headers)
         return DeadLetter(self._taken, reason, exchange, routing_key, message)
+
+    async def look_ahead(self, most: int = LOOKED_AT) -> None:
+        """Takes the next messages, as many as there are, up to `most` and `LOOKED_AT`."""
+        while len(self._ahead) < min(most, LOOKED_AT):
+            message = await self._queue.get(fail=False, timeout=self._timeout)
+            if message is None:
+                break
+            self._ahead.append(message)
+        # The broker's own count lags behind what it hands out.
+        self.total = max(self.total, self._taken + len(self._ahead))
 
     async def replay(self, letter: DeadLetter) -> None:
         """Publishes a message where it was first published to, and removes it once the broker has confirmed.
@@ -123,7 +135,7 @@ async def open_dead_letters(
     *,
     timeout: float,  # noqa: ASYNC109 - for each step, not for the block
 ) -> AsyncIterator[DeadLetters]:
-    """Opens the dead queue; what was taken and not settled goes back to its place when the block ends.
+    """Opens the dead queue; what was taken and not settled is in its old place again when the block ends.
 
     Args:
         connection: To the broker.
@@ -145,12 +157,29 @@ async def open_dead_letters(
                 raise TopologyMismatch(
                     f"The broker is not set up: {error}. Run “sendoff migrate”."
                 ) from error
-            yield DeadLetters(queue, publishing, timeout)
+            try:
+                letters = DeadLetters(queue, publishing, timeout)
+                await letters.look_ahead()
+                yield letters
+            finally:
+                await _give_back(reading, timeout)
     except OUT_OF_REACH as error:
         raise BrokerUnreachable(
             f"The broker went out of reach: {str(error) or type(error).__name__}."
             " What was not dealt with is still in the dead queue."
         ) from error
+
+
+async def _give_back(channel: AbstractRobustChannel, timeout: float) -> None:  # noqa: ASYNC109 - as above
+    """Gives back all that was not settled, in its order.
+
+    Closing the channel would do the same, but only some time after the broker has said that it is closed: who
+    looks again at once would find the rest in front.
+    """
+    with contextlib.suppress(*OUT_OF_REACH):
+        async with asyncio.timeout(timeout):
+            underlay = await channel.get_underlay_channel()
+            await underlay.basic_nack(0, multiple=True, requeue=True)
 
 
 def origin(headers: Mapping[str, Any]) -> tuple[str, str | None, str | None]:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from contracts.routing import Names
 from worker.amqp.connection import open_connection
-from worker.amqp.dead import CannotReplay, DeadLetter, DeadLetters, open_dead_letters
+from worker.amqp.dead import LOOKED_AT, CannotReplay, DeadLetter, DeadLetters, open_dead_letters
 from worker.cli.asking import JsonOption
 from worker.cli.common import CommandRefused
 from worker.cli.show import console, grid, number, plain
@@ -23,7 +23,6 @@ from worker.settings import Settings, read_settings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-_MOST: Final = 10_000
 _PROPERTIES: Final = ("message_id", "correlation_id", "reply_to", "type", "app_id", "content_type")
 
 app = typer.Typer(
@@ -31,17 +30,19 @@ app = typer.Typer(
 )
 
 Position = Annotated[
-    int, typer.Argument(metavar="N", min=1, max=_MOST, help="Its position, as “list” shows it.")
+    int, typer.Argument(metavar="N", min=1, max=LOOKED_AT, help="Its position, as “list” shows it.")
 ]
 OnePosition = Annotated[
-    int | None, typer.Argument(metavar="[N]", min=1, max=_MOST, help="Its position, as “list” shows it.")
+    int | None, typer.Argument(metavar="[N]", min=1, max=LOOKED_AT, help="Its position, as “list” shows it.")
 ]
 AllOption = Annotated[bool, typer.Option("--all", help="Every message that is there now.")]
 
 
 @app.command("list")
 def list_(
-    limit: Annotated[int, typer.Option(min=1, max=_MOST, help="The most to show, the oldest first.")] = 100,
+    limit: Annotated[
+        int, typer.Option(min=1, max=LOOKED_AT, help="The most to show, the oldest first.")
+    ] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is in the dead queue; nothing is removed."""
