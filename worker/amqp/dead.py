@@ -61,9 +61,12 @@ class DeadLetter:
 class DeadLetters:
     """The dead queue over one channel; made by `open_dead_letters`."""
 
-    def __init__(self, queue: AbstractRobustQueue, publishing: AbstractRobustChannel, timeout: float) -> None:
+    def __init__(
+        self, queue: AbstractRobustQueue, connection: AbstractRobustConnection, timeout: float
+    ) -> None:
         self._queue = queue
-        self._publishing = publishing
+        self._connection = connection
+        self._publishing: AbstractRobustChannel | None = None
         self._timeout = timeout
         self._taken = 0
         self._ahead: deque[AbstractIncomingMessage] = deque()
@@ -106,7 +109,9 @@ class DeadLetters:
         """
         if letter.exchange is None or letter.routing_key is None:
             raise CannotReplay("It does not say where it was first published to.")
-        await self._publishing.ready()
+        if self._publishing is None:
+            self._publishing = self._connection.channel(on_return_raises=True)
+            await self._publishing.initialize(timeout=self._timeout)
         exchange = (
             await self._publishing.get_exchange(letter.exchange, ensure=False)
             if letter.exchange
@@ -118,6 +123,7 @@ class DeadLetters:
         except PublishError as error:
             raise CannotReplay(f"No queue takes {where}.") from error
         except AMQPChannelError as error:
+            self._publishing = None  # the broker has closed it
             raise CannotReplay(f"The broker does not take it to {where}: {error}.") from error
         except DeliveryError as error:
             raise CannotReplay(f"The broker refused it for {where}.") from error
@@ -147,10 +153,7 @@ async def open_dead_letters(
         BrokerUnreachable: the connection was lost in the middle.
     """
     try:
-        async with (
-            connection.channel(publisher_confirms=False) as reading,
-            connection.channel(on_return_raises=True) as publishing,
-        ):
+        async with connection.channel(publisher_confirms=False) as reading:
             try:
                 queue = await reading.declare_queue(names.queue(DEAD_QUEUE), passive=True, timeout=timeout)
             except AMQPChannelError as error:
@@ -158,7 +161,7 @@ async def open_dead_letters(
                     f"The broker is not set up: {error}. Run “sendoff migrate”."
                 ) from error
             try:
-                letters = DeadLetters(queue, publishing, timeout)
+                letters = DeadLetters(queue, connection, timeout)
                 await letters.look_ahead()
                 yield letters
             finally:
