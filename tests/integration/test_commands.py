@@ -171,6 +171,44 @@ async def test_control_in_a_wrong_state_says_the_present_one(stack: Stack) -> No
         assert answer["reason"] == "delivery_unknown"
 
 
+@pytest.mark.parametrize(
+    ("before", "key", "state", "moves"),
+    [
+        ((), routing.RESUME, "in_progress", 0),
+        ((routing.PAUSE,), routing.PAUSE, "paused", 1),
+        ((routing.PAUSE, routing.RESUME), routing.RESUME, "in_progress", 2),
+        ((routing.STOP,), routing.STOP, "stopped", 1),
+    ],
+)
+async def test_control_again_is_accepted_and_changes_nothing(
+    stack: Stack, before: tuple[str, ...], key: str, state: str, moves: int
+) -> None:
+    number = await stack.prepare(3)
+    async with stack.running("confirm"):
+        await stack.confirm(number)
+        for earlier in before:
+            assert (await stack.control(earlier, number))["status"] == "accepted"
+        then = await stack.rows("SELECT * FROM sendoff.delivery_record")
+        answer = await stack.control(key, number)
+    assert (answer["status"], answer["reason"], answer["state"]) == ("accepted", None, state)
+    assert answer["message"] == f"Nothing to do: the delivery is {state.replace('_', ' ')} already."
+    assert await stack.rows("SELECT * FROM sendoff.delivery_record") == then
+    made = await stack.rows(
+        "SELECT operator, reason FROM sendoff.delivery_transition WHERE reason IS NOT NULL"
+    )
+    assert made == [{"operator": "ana", "reason": "a test"}] * moves
+
+
+@pytest.mark.parametrize("key", [routing.PAUSE, routing.RESUME])
+async def test_what_is_stopped_stays_stopped(stack: Stack, key: str) -> None:
+    number = await stack.prepare(3)
+    async with stack.running("confirm"):
+        await stack.control(routing.STOP, number)
+        answer = await stack.control(key, number)
+    assert (answer["status"], answer["reason"], answer["state"]) == ("refused", "wrong_state", "stopped")
+    assert answer["message"].endswith("the delivery is stopped.")
+
+
 async def test_a_contact_date_in_the_future_waits(stack: Stack) -> None:
     number = await stack.prepare(3, extra="[schedule]\ncontact_date = 2099-01-01T09:00:00Z")
     async with stack.running():

@@ -4,7 +4,7 @@ import pytest
 
 from contracts.states import State
 from dev import draw_states
-from worker.domain.states import MOVES, Move, sources, target
+from worker.domain.states import MOVES, Move, sources, target, targets
 
 
 def test_every_state_but_the_first_can_be_reached_and_only_the_ended_ones_cannot_be_left() -> None:
@@ -16,6 +16,11 @@ def test_every_state_but_the_first_can_be_reached_and_only_the_ended_ones_cannot
 
 def test_no_move_leads_out_of_an_ended_delivery_but_a_resend() -> None:
     assert [move for move in Move if State.FINISHED in sources(move)] == [Move.RESEND]
+
+
+def test_control_never_takes_what_is_done_for_what_is_to_be_done() -> None:
+    for move in (Move.PAUSE, Move.RESUME, Move.STOP):
+        assert not set(sources(move)) & set(targets(move))
 
 
 def test_a_resume_has_no_single_target() -> None:

@@ -67,11 +67,16 @@ def sources(move: Move) -> tuple[State, ...]:
     return MOVES[move][0]
 
 
+def targets(move: Move) -> tuple[State, ...]:
+    """Returns the states that a move may lead to: where it was made before, or is not needed."""
+    return MOVES[move][1]
+
+
 def target(move: Move) -> State:
     """Returns the one state that a move leads to.
 
     Raises:
         ValueError: the move leads back to one of several states (*resume*).
     """
-    (only,) = MOVES[move][1]
+    (only,) = targets(move)
     return only

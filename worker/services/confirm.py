@@ -27,7 +27,7 @@ from worker.domain.confirm import (
     validity_end,
     words,
 )
-from worker.domain.states import Move, sources
+from worker.domain.states import Move, sources, targets
 from worker.services.requests import reply_to, take_each
 
 if TYPE_CHECKING:
@@ -169,6 +169,14 @@ class ConfirmService:
         self, tx: Transaction, command_id: str, command: Control, delivery: Delivery, move: Move
     ) -> Reply:
         number = delivery.delivery_id
+        if delivery.state in targets(move):
+            return Reply(
+                command_id=command_id,
+                delivery_id=number,
+                status=Status.ACCEPTED,
+                message=f"Nothing to do: the delivery is {words(delivery.state)} already.",
+                state=delivery.state,
+            )
         to = await deliveries.paused_in(tx, number) if move is Move.RESUME else None
         state = None
         if delivery.state in sources(move):
