@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from contracts.base import DeliveryId, Instant, Message, Name, Text
+from contracts.base import Count, DeliveryId, Instant, Message, Name, Text
 from contracts.states import State
 
 
@@ -19,15 +19,34 @@ class Event(StrEnum):
     STARTED = "delivery.started"
     """Sending began."""
     PAUSED = "delivery.paused"
-    """It was paused: by an operator, or by itself."""
+    """It was paused: by an operator (who is named), or by itself."""
     RESUMED = "delivery.resumed"
-    """An operator resumed it."""
+    """An operator resumed it, or has unknown outcomes of a finished one sent again."""
     STOPPED = "delivery.stopped"
     """An operator ended it."""
     FINISHED = "delivery.finished"
     """Every recipient is accounted for."""
     FAILED = "delivery.failed"
     """It could not go on."""
+
+
+class Figures(Message):
+    """The outcomes that tripped the circuit breaker, and its limits."""
+
+    attempted: Count
+    """Recipients that are sent, bounced or errors."""
+    bounced_hard: Count
+    """Of these, hard bounces."""
+    errors: Count
+    """Of these, errors."""
+    hard_bounce_pct: float
+    """Hard bounces in percent of the attempted, to two decimals."""
+    error_pct: float
+    """Errors in percent of the attempted, to two decimals."""
+    hard_bounce_limit_pct: float
+    """The limit for hard bounces in percent; 0 for none."""
+    error_limit_pct: float
+    """The limit for errors in percent; 0 for none."""
 
 
 class DeliveryEvent(Message):
@@ -37,6 +56,8 @@ class DeliveryEvent(Message):
     """The event's own identifier, and the `message_id`: a doubled one is the same event."""
     delivery_id: DeliveryId
     """The delivery that it happened to."""
+    number: Annotated[int, Field(ge=1, le=2**63 - 1)]
+    """Rises from each event of a delivery to the next: one that is not above the last seen is a repeat."""
     event: Annotated[Event, Field(strict=False)]
     """What happened; the routing key as well."""
     state: Annotated[State, Field(strict=False)]
@@ -47,3 +68,5 @@ class DeliveryEvent(Message):
     """Who caused it; null where nobody did."""
     reason: Text | None = None
     """Why, for a person; null where none was given."""
+    figures: Figures | None = None
+    """With a pause by the circuit breaker: what tripped it; null otherwise."""

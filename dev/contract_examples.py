@@ -75,7 +75,8 @@ EXAMPLES: Final[dict[type[BaseModel], list[dict[str, Any]]]] = {
             "started_at": "2026-12-01T08:00:00Z",
             "finished_at": None,
             **_COUNTS,
-            "excluded": 5, "excluded_by_cause": {"duplicate": 3, "invalid": 2},
+            "excluded": 5,
+            "excluded_by_cause": {"duplicate": 3, "invalid": 2},
             "updated_at": _AT,
             "as_of": "2026-12-01T08:00:04Z",
             "exact": True,
@@ -118,14 +119,33 @@ EXAMPLES: Final[dict[type[BaseModel], list[dict[str, Any]]]] = {
     ],
     DeliveryEvent: [
         {
-            "event_id": "d-3001",
+            "event_id": "42-3001",
             "delivery_id": 42,
+            "number": 3001,
             "event": "delivery.paused",
             "state": "paused",
             "at": "2026-12-01T08:00:05Z",
             "operator": "ana",
             "reason": "typo in the subject",
-        }
+        },
+        {
+            "event_id": "42-3007",
+            "delivery_id": 42,
+            "number": 3007,
+            "event": "delivery.paused",
+            "state": "paused",
+            "at": "2026-12-01T08:02:11Z",
+            "reason": "The circuit breaker paused it: hard bounces 12.4 % of 250 attempted, limit 10 %.",
+            "figures": {
+                "attempted": 250,
+                "bounced_hard": 31,
+                "errors": 2,
+                "hard_bounce_pct": 12.4,
+                "error_pct": 0.8,
+                "hard_bounce_limit_pct": 10.0,
+                "error_limit_pct": 20.0,
+            },
+        },
     ],
 }
 """The messages, each with bodies as they look on the wire."""

@@ -18,7 +18,7 @@ from worker.amqp import topology
 from worker.amqp.connection import open_broker
 from worker.amqp.consumer import Consumer
 from worker.amqp.publisher import Publisher
-from worker.db.listen import Wakener
+from worker.db import listen
 from worker.db.pool import OUT_OF_REACH, SchemaMismatch, open_database
 from worker.email.channel import EmailChannel
 from worker.email.smtp import SmtpPool
@@ -26,6 +26,7 @@ from worker.lifecycle import run_services, stop_on_signals
 from worker.services.channels import NullChannel
 from worker.services.confirm import ConfirmService
 from worker.services.dead import DeadQueue
+from worker.services.events import EventsService
 from worker.services.fanout import FanoutService
 from worker.services.results import ResultsService
 from worker.services.schedule import ScheduleService
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-SERVICES: Final = ("confirm", "fanout", "send", "results", "stats", "schedule")
+SERVICES: Final = ("confirm", "fanout", "send", "results", "stats", "schedule", "events")
 """The services by name, as `sendoff run` takes them."""
 
 _SHARDS: Final = 16
@@ -77,6 +78,7 @@ class Worker:
             "results": lambda: [self._results()],
             "stats": lambda: [self._stats()],
             "schedule": lambda: [self._schedule()],
+            "events": lambda: [self._events()],
         }
         return builders[name]()
 
@@ -129,7 +131,7 @@ class Worker:
         return FanoutService(
             self.publisher,
             topology.QueueDepth(self.broker.consuming),
-            Wakener(s.database_url, timeout=s.connect_timeout),
+            listen.Wakener(s.database_url, listen.PAGES, timeout=s.connect_timeout),
             self.db,
             self.names,
             self.metrics,
@@ -175,6 +177,17 @@ class Worker:
     def _stats(self) -> Service:
         consumer = self._consumer(routing.STATS_QUEUE, 10)
         return StatsService(consumer, self.publisher, self._dead(), self.db, self.metrics, shard=self.shard)
+
+    def _events(self) -> Service:
+        s = self.settings
+        return EventsService(
+            self.publisher,
+            listen.Wakener(s.database_url, listen.EVENTS, timeout=s.connect_timeout),
+            self.db,
+            self.names,
+            self.metrics,
+            idle=s.tick,
+        )
 
     def _schedule(self) -> Service:
         s = self.settings

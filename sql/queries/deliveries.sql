@@ -10,7 +10,8 @@ FOR UPDATE;
 
 -- name: move_delivery
 -- The one guarded move: $2 are the states that it expects; no row back means that somebody else moved first.
--- A pause remembers where it was paused; a start or an end is dated when it first happens.
+-- A pause remembers where it was paused; a start or an end is dated when it first happens. The move is recorded,
+-- and its event ($7, where it has one) put into the outbox, here and in finish_delivery alone.
 WITH old AS (
     SELECT delivery_id, state
     FROM sendoff.delivery_record
@@ -29,11 +30,18 @@ WITH old AS (
     FROM old
     WHERE d.delivery_id = old.delivery_id
     RETURNING d.delivery_id, old.state AS from_state, d.state AS to_state
+), recorded AS (
+    INSERT INTO sendoff.delivery_transition (delivery_id, from_state, to_state, operator, reason, command_id, figures)
+    SELECT delivery_id, from_state, to_state, $4, $5, $6, $8::json
+    FROM moved
+    RETURNING delivery_id, number, to_state
+), told AS (
+    INSERT INTO sendoff.event (delivery_id, number, event)
+    SELECT delivery_id, number, $7
+    FROM recorded
+    WHERE $7::text IS NOT NULL
 )
-INSERT INTO sendoff.delivery_transition (delivery_id, from_state, to_state, operator, reason, command_id)
-SELECT delivery_id, from_state, to_state, $4, $5, $6
-FROM moved
-RETURNING from_state, to_state;
+SELECT to_state, pg_notify('sendoff_events', '') FROM recorded;
 
 -- name: read_paused_in
 SELECT paused_in FROM sendoff.delivery_record WHERE delivery_id = $1 AND state = 'paused';
@@ -63,11 +71,17 @@ WITH old AS (
     FROM old
     WHERE d.delivery_id = old.delivery_id
     RETURNING d.delivery_id, old.state AS from_state
+), recorded AS (
+    INSERT INTO sendoff.delivery_transition (delivery_id, from_state, to_state)
+    SELECT delivery_id, from_state, 'finished'
+    FROM moved
+    RETURNING delivery_id, number
+), told AS (
+    INSERT INTO sendoff.event (delivery_id, number, event)
+    SELECT delivery_id, number, $3
+    FROM recorded
 )
-INSERT INTO sendoff.delivery_transition (delivery_id, from_state, to_state)
-SELECT delivery_id, from_state, 'finished'
-FROM moved
-RETURNING delivery_id;
+SELECT delivery_id, pg_notify('sendoff_events', '') FROM recorded;
 
 -- name: read_due_deliveries
 -- Confirmed, and their contact date is reached.

@@ -8,16 +8,20 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 
 class CutProxy:
-    """Forwards to one server; `cut` drops every connection and takes no other until `mend`."""
+    """Forwards to one server; `cut` drops every connection and takes no other until `mend`.
+
+    `mute` swallows what clients say from then on; they still hear the server, which waits for them.
+    """
 
     def __init__(self, url: str) -> None:
         self._target = urlsplit(url)
         self._open: set[asyncio.StreamWriter] = set()
         self._cut = False
+        self._mute = False
         self.url = ""
 
     @asynccontextmanager
@@ -40,19 +44,28 @@ class CutProxy:
     def mend(self) -> None:
         self._cut = False
 
+    def mute(self) -> None:
+        self._mute = True
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._cut:
             writer.transport.abort()
             return
         there_reader, there = await asyncio.open_connection(self._target.hostname, self._target.port)
         self._open |= {writer, there}
-        await asyncio.gather(_pump(reader, there), _pump(there_reader, writer))
+        await asyncio.gather(
+            _pump(reader, there, lambda: self._mute), _pump(there_reader, writer, lambda: False)
+        )
         self._open -= {writer, there}
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pump(
+    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, muted: Callable[[], bool]
+) -> None:
     with suppress(OSError):
         while data := await reader.read(65536):
+            if muted():
+                continue
             writer.write(data)
             await writer.drain()
     writer.transport.abort()

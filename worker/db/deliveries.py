@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from contracts.states import State
 from worker.domain.confirm import Delivery
-from worker.domain.states import Move, sources, target
+from worker.domain.states import EVENTS, Move, sources, target
 
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from contracts.events import Figures
     from worker.db.pool import Database, Transaction
 
 
@@ -32,8 +33,9 @@ async def move(
     operator: str | None = None,
     reason: str | None = None,
     command_id: str | None = None,
+    figures: Figures | None = None,
 ) -> State | None:
-    """Moves a delivery by one legal move and records it.
+    """Moves a delivery by one legal move, records it, and puts its event into the outbox.
 
     Args:
         tx: The transaction.
@@ -43,13 +45,24 @@ async def move(
         operator: Who, where it was a person.
         reason: Why, in words.
         command_id: The command that asked for it.
+        figures: What tripped the circuit breaker, where it did.
 
     Returns:
         The new state; None where the delivery was in none of the move's sources: somebody moved first.
     """
     goal = to if to is not None else target(by)
     expected = [s.value for s in sources(by)]
-    row = await tx.fetchrow("move_delivery", delivery_id, expected, goal.value, operator, reason, command_id)
+    row = await tx.fetchrow(
+        "move_delivery",
+        delivery_id,
+        expected,
+        goal.value,
+        operator,
+        reason,
+        command_id,
+        EVENTS.get(by),
+        figures and figures.model_dump_json(),
+    )
     return State(row["to_state"]) if row else None
 
 
@@ -79,7 +92,7 @@ async def finish(db: Database, delivery_id: int) -> bool:
     """Finishes a delivery if the accounts say that nothing is open; closes its pages with it."""
     async with db.transaction() as tx:
         expected = [s.value for s in sources(Move.FINISH)]
-        done = await tx.fetchval("finish_delivery", delivery_id, expected)
+        done = await tx.fetchval("finish_delivery", delivery_id, expected, EVENTS[Move.FINISH])
         if done is not None:
             await tx.execute("close_all_pages", delivery_id)
     return done is not None

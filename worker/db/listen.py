@@ -1,4 +1,4 @@
-"""NOTIFY from the database: wakes the fan-out the moment a confirmation commits."""
+"""NOTIFY from the database: wakes a service the moment that there is something for it to do."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from worker.db.pool import OUT_OF_REACH
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-_CHANNEL: Final = "sendoff_pages"
+PAGES: Final = "sendoff_pages"
+"""There are new pages to publish."""
+EVENTS: Final = "sendoff_events"
+"""There are new events to publish."""
 
 
 class Wakener:
     """Listens on a connection of its own; while that is lost, waiting is mere polling."""
 
-    def __init__(self, url: str, *, timeout: float) -> None:
-        """Takes the database's address and the seconds that connecting may take."""
+    def __init__(self, url: str, channel: str, *, timeout: float) -> None:
+        """Takes the database's address, what to listen to, and the seconds that connecting may take."""
         self._url = url
+        self._channel = channel
         self._timeout = timeout
         self._woken = asyncio.Event()
         self._connection: Any = None
@@ -54,6 +58,6 @@ class Wakener:
             self._connection = await asyncpg.connect(
                 self._url, timeout=self._timeout, server_settings={"application_name": "sendoff wakener"}
             )
-            await self._connection.add_listener(_CHANNEL, lambda *_: self._woken.set())
+            await self._connection.add_listener(self._channel, lambda *_: self._woken.set())
             # What was committed before we listened woke nobody.
             self._woken.set()

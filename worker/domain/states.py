@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
+from contracts.events import Event
 from contracts.states import State
 
 
@@ -54,6 +55,18 @@ MOVES: Final[dict[Move, tuple[tuple[State, ...], tuple[State, ...]]]] = {
     Move.RESEND: ((State.FINISHED,), (State.IN_PROGRESS,)),
 }
 """For each move: the states that it may start from, and the states that it may lead to."""
+
+EVENTS: Final = {
+    Move.CONFIRM: Event.CONFIRMED,
+    Move.START: Event.STARTED,
+    Move.PAUSE: Event.PAUSED,
+    Move.RESUME: Event.RESUMED,
+    Move.RESEND: Event.RESUMED,
+    Move.STOP: Event.STOPPED,
+    Move.FINISH: Event.FINISHED,
+    Move.FAIL: Event.FAILED,
+}
+"""What is told of a move; of those that are not here, which belong to the preparation, nothing is."""
 
 CLAIMABLE: Final = (State.IN_PROGRESS, State.RETRY_PENDING)
 """The states in which a claim may be granted."""

@@ -1,0 +1,83 @@
+"""Events: what the moves of deliveries put into the outbox is told to whoever listens.
+
+An event is deleted from the outbox once the broker has confirmed it, and until that is committed nobody takes
+the next one of its delivery. So each is published at least once, and those of a delivery in their order,
+however many processes run and whichever of them die.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from contracts import routing
+from worker.amqp.publisher import Outgoing
+from worker.db import events
+from worker.db.outage import outlast
+
+if TYPE_CHECKING:
+    from contracts.events import DeliveryEvent
+    from worker.amqp.publisher import Publisher
+    from worker.db.listen import Wakener
+    from worker.db.pool import Database
+    from worker.telemetry.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+_AT_ONCE: Final = 200
+_CONFIRM_SECONDS: Final = 10
+"""How long the broker may take to confirm what was taken, before the transaction lets it go."""
+
+
+class EventsService:
+    """Publishes the outbox."""
+
+    name = "events"
+
+    def __init__(
+        self,
+        publisher: Publisher,
+        wakener: Wakener,
+        db: Database,
+        names: routing.Names,
+        metrics: Metrics,
+        *,
+        idle: float,
+    ) -> None:
+        """Takes its parts; `idle` is in seconds, between two looks when nobody wakes us."""
+        self._publisher = publisher
+        self._wakener = wakener
+        self._db = db
+        self._exchange = names.exchange(routing.EVENTS)
+        self._metrics = metrics
+        self._idle = idle
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Publishes events until `stop`."""
+        async with self._wakener.listening():
+            while not stop.is_set():
+                if not await outlast(self._tell, "publishing events"):
+                    await self._wakener.wait(stop, self._idle)
+
+    async def _tell(self) -> int:
+        """Publishes the oldest event of each delivery; returns how many."""
+        async with self._db.transaction() as tx:
+            heads = await events.take(tx, _AT_ONCE)
+            if not heads:
+                return 0
+            try:
+                async with asyncio.timeout(_CONFIRM_SECONDS):
+                    await asyncio.gather(*(self._publish(event) for event in heads))
+            except TimeoutError:
+                log.warning("the broker does not confirm: events stay in the outbox", events=len(heads))
+                return 0
+            await events.drop(tx, heads)
+        self._metrics.events_published.inc(len(heads))
+        return len(heads)
+
+    async def _publish(self, event: DeliveryEvent) -> None:
+        key = event.event.value
+        message = Outgoing(event.model_dump_json().encode(), key, message_id=event.event_id)
+        await self._publisher.publish(self._exchange, key, [message], mandatory=False)
