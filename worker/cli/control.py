@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
 import typer
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from contracts.commands import Reply, Summary
 
 Command = TypeVar("Command", Confirm, Control)
+
+_DECLINED: Final = "Nothing was confirmed, and nothing is sent."
+_INTERRUPTED: Final = 130
 
 ReasonOption = Annotated[str, typer.Option(metavar="TEXT", help="Why; kept with the change of state.")]
 
@@ -123,8 +126,13 @@ def _control(
 
 def _ask_for_ok(summary: Summary, *, yes: bool, stderr: bool) -> None:
     console(stderr=stderr).print(summary_table(summary))
-    if not yes and not typer.confirm(f"Send it to {number(summary.to_deliver)} recipients?", err=stderr):
-        raise CommandRefused("Nothing was confirmed, and nothing is sent.")
+    try:
+        agreed = yes or typer.confirm(f"Send it to {number(summary.to_deliver)} recipients?", err=stderr)
+    except typer.Abort:
+        typer.echo(f"\n{_DECLINED}", err=True)
+        raise typer.Exit(_INTERRUPTED) from None
+    if not agreed:
+        raise CommandRefused(_DECLINED)
 
 
 def _command(routing_key: str, command: Message, seconds: float) -> Reply:

@@ -17,7 +17,7 @@ NOTHING: Final = "–"
 """For a percentage of nothing, a date that is not set."""
 
 _WIDTH_ELSEWHERE: Final = 120
-"""Columns where the output is no terminal."""
+"""Columns where there is no terminal."""
 
 _KPIS: Final = (
     ("to deliver", "to_deliver", None),
@@ -56,7 +56,8 @@ class _Console(Console):
 def console(*, stderr: bool = False) -> Console:
     """Returns a console on standard output or error, as they are at this moment."""
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() else _WIDTH_ELSEWHERE
+    # Piped on ("| head") it mostly ends in the terminal all the same: Rich asks stderr for the width then.
+    width = None if stream.isatty() or sys.stderr.isatty() else _WIDTH_ELSEWHERE
     return _Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
 
 
