@@ -48,7 +48,7 @@ class Reason(StrEnum):
     WRONG_STATE = "wrong_state"
     """The delivery's state does not allow the command."""
     PUBLISHER_NOT_ALLOWED = "publisher_not_allowed"
-    """The broker user that published the command may not do so."""
+    """The broker user that published it may not do so, or its token is missing, invalid or another's."""
     MALFORMED = "malformed"
     """The body is not JSON, or not this command's; or a required property is missing."""
 
@@ -136,6 +136,6 @@ class Reply(Message):
     message: Text
     """A sentence for a person."""
     state: Annotated[State, Field(strict=False)] | None = None
-    """The delivery's state after the command; null where there is no such delivery."""
+    """The delivery's state after the command; null where there is none, or it was not looked at."""
     summary: Summary | None = None
     """What a person must see; with `finalize` only."""

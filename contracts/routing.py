@@ -57,6 +57,8 @@ BINDINGS: Final = {
 
 # Headers.
 TRACEPARENT: Final = "traceparent"
+AUTHORIZATION: Final = "authorization"
+"""On a command: the operator's signed token, with or without `Bearer ` before it."""
 HEADER_SCHEMA_VERSION: Final = "schema_version"
 HEADER_REASON: Final = "x-sendoff-reason"
 """On a message in the dead queue: the sentence that says why it is there."""

@@ -85,6 +85,9 @@ _REQUIRED: Final[dict[str, list[str]]] = {
 _LISTS: Final = {Sent, Bounce, Error, TrackingEvent}
 """Messages whose body may be an array of them."""
 
+_AUTHORISED: Final = {Confirm, Control}
+"""Messages that carry a token where the installation asks for one."""
+
 _PROPERTIES: Final = {
     "message_id": "AMQP property: the message's own identifier.",
     "correlation_id": "AMQP property: set by who asks, given back in the answer.",
@@ -246,6 +249,11 @@ def _message(model: type[BaseModel]) -> dict[str, Any]:
     }
     if "correlation_id" in _REQUIRED.get(name, ()):
         message["correlationId"] = {"location": "$message.header#/correlation_id"}
+    if model in _AUTHORISED:
+        properties[routing.AUTHORIZATION] = {
+            "type": "string",
+            "description": "Header: the operator's token, `Bearer <token>`, where the workers ask for one.",
+        }
     if model is Send:
         example = EXAMPLES[Send][0]
         named = message_id(example["delivery_id"], example["recipient"], example["attempt"])

@@ -23,6 +23,7 @@ from worker.db.pool import OUT_OF_REACH, SchemaMismatch, open_database
 from worker.email.channel import EmailChannel
 from worker.email.smtp import SmtpPool
 from worker.lifecycle import run_services, stop_on_signals
+from worker.services.authority import Authority
 from worker.services.channels import NullChannel
 from worker.services.confirm import ConfirmService
 from worker.services.dead import DeadQueue
@@ -34,6 +35,7 @@ from worker.services.send import SendService
 from worker.services.stats import StatsService
 from worker.telemetry.health import serving
 from worker.telemetry.metrics import Metrics
+from worker.tokens import open_verifier
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -122,6 +124,7 @@ class Worker:
             self._dead(),
             self.db,
             self.metrics,
+            Authority(frozenset(self.settings.publishers), open_verifier(self.settings)),
             page_size=self.settings.page_size,
             shard=self.shard,
         )

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
-from pydantic import AmqpDsn, Field, PostgresDsn, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AmqpDsn, Field, PostgresDsn, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+Algorithm = Literal[
+    "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512",
+    "ES256", "ES384", "ES512", "EdDSA",
+]  # fmt: skip
+"""How a token may be signed (RFC 7518, RFC 8037); `none` is not among them."""
+
+_SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
+"""The least length of a shared secret (RFC 7518, 3.2)."""
+
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class SettingsError(Exception):
@@ -32,6 +47,29 @@ class Settings(BaseSettings):
     """Put before every exchange and queue, so that several installations share a broker."""
     channels: tuple[str, ...] = ("email", "null")
     """The channels that this installation sends over, as a JSON list."""
+
+    publishers: Annotated[tuple[str, ...], NoDecode] = ()
+    """The broker users that may publish commands, as a JSON list or with commas; none for everybody."""
+    auth: Literal["none", "token"] = "none"
+    """`token`: every command carries the operator's signed token in its header `authorization`."""
+    auth_key: SecretStr | None = None
+    """The secret that the issuer of the tokens shares with Sendoff."""
+    auth_key_file: Path | None = None
+    """Or the file with the issuer's public key, in PEM."""
+    auth_jwks_file: Path | None = None
+    """Or the file with the issuer's public keys, a JSON Web Key Set; read again when it changes."""
+    auth_issuer: str = ""
+    """What a token's `iss` must be."""
+    auth_audience: str = ""
+    """What a token's `aud` must be, or have among others."""
+    auth_algorithms: Annotated[tuple[Algorithm, ...], NoDecode] = ()
+    """How tokens may be signed, as `publishers` is written; none for HS256 with a secret, else RS256."""
+    auth_operator_claim: Annotated[str, Field(min_length=1)] = "sub"
+    """The claim with the operator's name."""
+    auth_roles_claim: Annotated[str, Field(min_length=1)] = "roles"
+    """The claim with the list of their roles, by our names."""
+    token: SecretStr | None = None
+    """The token that `sendoff confirm`, `pause`, `resume` and `stop` show."""
 
     log_format: Literal["auto", "console", "json"] = "auto"
     """`console` for people, `json` for machines; `auto` picks by whether the output is a terminal."""
@@ -98,6 +136,72 @@ class Settings(BaseSettings):
             raise ValueError("it must begin with smtp://, smtp+starttls:// or smtps://")
         return value
 
+    @field_validator("publishers", "auth_algorithms", mode="before")
+    @classmethod
+    def _is_list(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            try:
+                items = json.loads(value)
+            except ValueError as error:
+                raise ValueError(f"it begins as a JSON list and is none ({error})") from error
+        else:
+            items = [item.strip() for item in value.split(",")] if value.strip() else []
+        if "" in items:
+            raise ValueError("one of its names is empty")
+        return items
+
+    @field_validator("auth_key", "auth_key_file", "auth_jwks_file", "token", mode="before")
+    @classmethod
+    def _is_set(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @property
+    def pinned_algorithms(self) -> tuple[Algorithm, ...]:
+        """How tokens may be signed."""
+        return self.auth_algorithms or (("HS256",) if self.auth_key else ("RS256",))
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        keys = [name for name in ("auth_key", "auth_key_file", "auth_jwks_file") if getattr(self, name)]
+        faults = list(self._token_faults(keys)) if self.auth == "token" else []
+        if self.auth == "none" and keys:
+            faults.append(
+                f"{_variable(keys[0])} is set and no token is asked for: set SENDOFF_AUTH=token, or unset it"
+            )
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _token_faults(self, keys: list[str]) -> Iterator[str]:
+        if not keys:
+            yield (
+                "SENDOFF_AUTH=token needs a key: set SENDOFF_AUTH_KEY to a shared secret,"
+                " SENDOFF_AUTH_KEY_FILE to a file with a public key, or SENDOFF_AUTH_JWKS_FILE to a key set's"
+            )
+        if len(keys) > 1:
+            yield f"only one key can be used: leave out all but one of {', '.join(map(_variable, keys))}"
+        for name in ("auth_issuer", "auth_audience"):
+            if not getattr(self, name).strip():
+                yield f"SENDOFF_AUTH=token needs {_variable(name)}: a token for others must not count here"
+        shared = [name for name in self.pinned_algorithms if name in _SECRET_BYTES]
+        if self.auth_key is None:
+            if shared:
+                yield (
+                    f"SENDOFF_AUTH_ALGORITHMS: {', '.join(shared)} is for a shared secret, SENDOFF_AUTH_KEY;"
+                    " with public keys name RS256, PS256, ES256 or EdDSA, or others of their kind"
+                )
+            return
+        if len(shared) < len(self.pinned_algorithms):
+            yield "SENDOFF_AUTH_ALGORITHMS: with the secret SENDOFF_AUTH_KEY it is HS256, HS384 or HS512"
+        secret = self.auth_key.get_secret_value()
+        least = max((_SECRET_BYTES[name] for name in shared), default=0)
+        if secret.lstrip().startswith("-----BEGIN"):
+            yield "SENDOFF_AUTH_KEY is a key in PEM and no shared secret: put it into SENDOFF_AUTH_KEY_FILE"
+        elif len(secret.encode()) < least:
+            yield f"SENDOFF_AUTH_KEY is too short: {', '.join(shared)} needs {least} bytes or more"
+
 
 def read_settings() -> Settings:
     """Reads the settings.
@@ -109,7 +213,11 @@ def read_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         faults = [
-            f"SENDOFF_{str(e['loc'][0]).upper()}: {e['msg'].removeprefix('Value error, ')}"
-            for e in error.errors()
+            (f"{_variable(str(e['loc'][0]))}: " if e["loc"] else "") + e["msg"].removeprefix("Value error, ")
+            for e in error.errors(include_input=False)
         ]
         raise SettingsError("Wrong settings: " + "; ".join(faults)) from None
+
+
+def _variable(field: str) -> str:
+    return f"SENDOFF_{field.upper()}"

@@ -6,7 +6,7 @@
 SELECT pg_advisory_xact_lock(-1 - abs(hashtextextended($1, 0) / 2));
 
 -- name: read_answer
-SELECT command, body, reply::text AS reply FROM sendoff.command WHERE command_id = $1;
+SELECT command, publisher, body, reply::text AS reply FROM sendoff.command WHERE command_id = $1;
 
 -- name: record_answer
 INSERT INTO sendoff.command (command_id, command, delivery_id, operator, publisher, body, status, reason, reply)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 from aio_pika import DeliveryMode, Message
 from aio_pika.exceptions import AMQPChannelError, DeliveryError, PublishError
 
-from contracts.routing import COMMANDS, CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
+from contracts.routing import AUTHORIZATION, COMMANDS, CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
 from worker.amqp.connection import OUT_OF_REACH, BrokerUnreachable
 from worker.amqp.publisher import APP_ID, Unroutable
 
 if TYPE_CHECKING:
-    from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection
+    from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection, HeadersType
 
     from contracts.routing import Names
 
@@ -31,6 +31,7 @@ async def ask(
     body: bytes,
     *,
     user_id: str | None = None,
+    token: str | None = None,
     timeout: float,  # noqa: ASYNC109 - the sentence of the error names it
 ) -> bytes:
     """Publishes a command and waits for its answer.
@@ -44,6 +45,7 @@ async def ask(
         routing_key: What is asked: one of the routing keys of `sendoff.commands`.
         body: The command as JSON.
         user_id: The connection's own user at the broker, which vouches for it and refuses any other.
+        token: The operator's signed token, where the workers ask for one.
         timeout: Seconds for everything together.
 
     Returns:
@@ -56,6 +58,9 @@ async def ask(
             whether it has it.
     """
     command_id = str(uuid.uuid4())
+    headers: HeadersType = {HEADER_SCHEMA_VERSION: SCHEMA_VERSION}
+    if token is not None:
+        headers[AUTHORIZATION] = f"Bearer {token}"
     published = False
     try:
         async with asyncio.timeout(timeout), connection.channel(on_return_raises=True) as channel:
@@ -80,7 +85,7 @@ async def ask(
                     timestamp=datetime.now(UTC),
                     app_id=APP_ID,
                     user_id=user_id,
-                    headers={HEADER_SCHEMA_VERSION: SCHEMA_VERSION},
+                    headers=headers,
                 ),
                 routing_key,
             )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import typer
 from pydantic import ValidationError
@@ -27,6 +28,10 @@ OperatorOption = Annotated[str, typer.Option(metavar="NAME", help="Who asks.")]
 TimeoutOption = Annotated[
     float, typer.Option(metavar="SECONDS", min=0.1, max=3600, help="How long to wait for the answer.")
 ]
+TokenOption = Annotated[
+    Path | None,
+    typer.Option("--token-file", metavar="FILE", help="Your signed token; otherwise SENDOFF_TOKEN is used."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="The answer as one JSON object, for programs.")]
 
 ANSWER_SECONDS: Final = 30.0
@@ -35,14 +40,22 @@ ANSWER_SECONDS: Final = 30.0
 ACCEPTABLE: Final = (Status.ACCEPTED, Status.FINALIZE)
 
 
-async def question(settings: Settings, routing_key: str, body: Message, *, seconds: float) -> bytes:
+async def question(
+    settings: Settings, routing_key: str, body: Message, *, seconds: float, token: str | None = None
+) -> bytes:
     """Asks over a connection of its own, which ends with the answer: a person may think for long in between.
+
+    Args:
+        settings: The settings.
+        routing_key: What is asked.
+        body: The command.
+        seconds: How long to wait for the answer.
+        token: The operator's signed token, where there is one.
 
     Raises:
         BrokerUnreachable: The broker is not there.
         Unroutable, NoAnswer: As `worker.amqp.client.ask`.
     """
-    user = urlsplit(settings.amqp_url).username
     connection = await open_connection(
         settings.amqp_url, name="sendoff command", timeout=min(settings.connect_timeout, seconds)
     )
@@ -52,9 +65,35 @@ async def question(settings: Settings, routing_key: str, body: Message, *, secon
             Names(settings.queue_prefix),
             routing_key,
             body.model_dump_json().encode(),
-            user_id=unquote(user) if user else None,
+            user_id=broker_user(settings.amqp_url),
+            token=token,
             timeout=seconds,
         )
+
+
+def broker_user(url: str) -> str | None:
+    """Returns the user that a broker address logs in as; None where a certificate says who it is."""
+    parts = urlsplit(url)
+    if "external" in (name.lower() for name in parse_qs(parts.query).get("auth", [])):
+        return None
+    return unquote(parts.username or "") or "guest"
+
+
+def read_token(settings: Settings, file: Path | None) -> str | None:
+    """Returns the operator's token: from a file, or else from the settings; None where there is none.
+
+    Raises:
+        typer.BadParameter: The file cannot be read, or is empty.
+    """
+    if file is None:
+        return settings.token.get_secret_value().strip() if settings.token else None
+    try:
+        token = file.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{file} cannot be read: it is to hold the token alone.") from error
+    if not token:
+        raise typer.BadParameter(f"{file} is empty: it is to hold the token.")
+    return token
 
 
 def read_reply(answer: bytes) -> Reply:

@@ -18,6 +18,7 @@ from worker.cli.show import plain
 from worker.db.pool import OUT_OF_REACH, DatabaseUnreachable, SchemaMismatch, open_database
 from worker.email.smtp import SmtpPool, SmtpUnreachable
 from worker.settings import Settings, SettingsError, read_settings
+from worker.tokens import open_verifier
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -52,6 +53,7 @@ def check(as_json: JsonOption = False) -> None:
     """Say what is wrong with settings, broker, topology, database, schema and SMTP relay; change nothing."""
     try:
         settings = read_settings()
+        open_verifier(settings)
     except SettingsError as error:
         findings = [Finding("configuration", Standing.WRONG, str(error))]
         skipped = "Not looked at, as long as the settings are wrong."

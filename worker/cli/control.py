@@ -19,8 +19,10 @@ from worker.cli.asking import (
     JsonOption,
     OperatorOption,
     TimeoutOption,
+    TokenOption,
     question,
     read_reply,
+    read_token,
     show_reply,
 )
 from worker.cli.common import CommandRefused
@@ -29,6 +31,7 @@ from worker.settings import read_settings
 
 if TYPE_CHECKING:
     from datetime import datetime
+    from pathlib import Path
 
     from rich.table import Table
 
@@ -48,6 +51,7 @@ def confirm(
     operator: OperatorOption,
     *,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for the OK.")] = False,
+    token_file: TokenOption = None,
     as_json: JsonOption = False,
     timeout: TimeoutOption = ANSWER_SECONDS,
 ) -> None:
@@ -55,11 +59,12 @@ def confirm(
     if not yes and not sys.stdin.isatty():
         raise typer.BadParameter("There is no terminal to ask for the OK in; --yes sends without asking.")
     named = {"delivery_id": delivery_id, "operator": operator}
-    reply = _command(routing.CONFIRM, _read(Confirm, **named, definitive=False), timeout)
+    reply = _command(routing.CONFIRM, _read(Confirm, **named, definitive=False), timeout, token_file)
     if reply.status is Status.FINALIZE and reply.summary is not None:
         _ask_for_ok(reply.summary, yes=yes, stderr=as_json)
         seen = reply.summary.preparation
-        reply = _command(routing.CONFIRM, _read(Confirm, **named, preparation=seen, definitive=True), timeout)
+        definitive = _read(Confirm, **named, preparation=seen, definitive=True)
+        reply = _command(routing.CONFIRM, definitive, timeout, token_file)
     show_reply(reply, as_json=as_json)
 
 
@@ -68,11 +73,12 @@ def pause(
     operator: OperatorOption,
     reason: ReasonOption,
     *,
+    token_file: TokenOption = None,
     as_json: JsonOption = False,
     timeout: TimeoutOption = ANSWER_SECONDS,
 ) -> None:
     """Pause a delivery: nothing more is sent until it is resumed."""
-    _control(routing.PAUSE, delivery_id, operator, reason, as_json=as_json, timeout=timeout)
+    _control(routing.PAUSE, delivery_id, operator, reason, token_file, as_json=as_json, timeout=timeout)
 
 
 def resume(
@@ -80,11 +86,12 @@ def resume(
     operator: OperatorOption,
     reason: ReasonOption,
     *,
+    token_file: TokenOption = None,
     as_json: JsonOption = False,
     timeout: TimeoutOption = ANSWER_SECONDS,
 ) -> None:
     """Let a paused delivery go on."""
-    _control(routing.RESUME, delivery_id, operator, reason, as_json=as_json, timeout=timeout)
+    _control(routing.RESUME, delivery_id, operator, reason, token_file, as_json=as_json, timeout=timeout)
 
 
 def stop(
@@ -92,11 +99,12 @@ def stop(
     operator: OperatorOption,
     reason: ReasonOption,
     *,
+    token_file: TokenOption = None,
     as_json: JsonOption = False,
     timeout: TimeoutOption = ANSWER_SECONDS,
 ) -> None:
     """End a delivery for good: what was not sent is cancelled."""
-    _control(routing.STOP, delivery_id, operator, reason, as_json=as_json, timeout=timeout)
+    _control(routing.STOP, delivery_id, operator, reason, token_file, as_json=as_json, timeout=timeout)
 
 
 def summary_table(summary: Summary) -> Table:
@@ -118,10 +126,17 @@ def summary_table(summary: Summary) -> Table:
 
 
 def _control(
-    routing_key: str, delivery_id: int, operator: str, reason: str, *, as_json: bool, timeout: float
+    routing_key: str,
+    delivery_id: int,
+    operator: str,
+    reason: str,
+    token_file: Path | None,
+    *,
+    as_json: bool,
+    timeout: float,
 ) -> None:
     command = _read(Control, delivery_id=delivery_id, operator=operator, reason=reason)
-    show_reply(_command(routing_key, command, timeout), as_json=as_json)
+    show_reply(_command(routing_key, command, timeout, token_file), as_json=as_json)
 
 
 def _ask_for_ok(summary: Summary, *, yes: bool, stderr: bool) -> None:
@@ -135,8 +150,10 @@ def _ask_for_ok(summary: Summary, *, yes: bool, stderr: bool) -> None:
         raise CommandRefused(_DECLINED)
 
 
-def _command(routing_key: str, command: Message, seconds: float) -> Reply:
-    answer = asyncio.run(question(read_settings(), routing_key, command, seconds=seconds))
+def _command(routing_key: str, command: Message, seconds: float, token_file: Path | None) -> Reply:
+    settings = read_settings()
+    token = read_token(settings, token_file)
+    answer = asyncio.run(question(settings, routing_key, command, seconds=seconds, token=token))
     return read_reply(answer)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.table import Table
 
-from contracts.routing import Names
+from contracts.routing import AUTHORIZATION, Names
 from worker.amqp.connection import open_connection
 from worker.amqp.dead import LOOKED_AT, CannotReplay, DeadLetter, DeadLetters, open_dead_letters
 from worker.cli.asking import JsonOption
@@ -226,7 +226,7 @@ def _whole(letter: DeadLetter) -> dict[str, Any]:
     whole: dict[str, Any] = {k: getattr(message, k) for k in _PROPERTIES if getattr(message, k)}
     if message.timestamp:
         whole["timestamp"] = message.timestamp.isoformat()
-    whole["headers"] = dict(message.headers)
+    whole["headers"] = {k: "(not shown)" if k == AUTHORIZATION else v for k, v in message.headers.items()}
     try:
         whole["body"] = message.body.decode()
     except UnicodeDecodeError:

@@ -20,6 +20,7 @@ class Recorded:
     """A command that was answered before."""
 
     command: str
+    publisher: str | None
     body: str
     reply: Reply
 
@@ -28,7 +29,9 @@ async def recorded(tx: Transaction, command_id: str) -> Recorded | None:
     """Looks an answer up; until the transaction ends, nobody else answers the same command."""
     await tx.execute("lock_command", command_id)
     row = await tx.fetchrow("read_answer", command_id)
-    return Recorded(row["command"], row["body"], Reply.model_validate_json(row["reply"])) if row else None
+    if row is None:
+        return None
+    return Recorded(row["command"], row["publisher"], row["body"], Reply.model_validate_json(row["reply"]))
 
 
 async def record(

@@ -18,6 +18,7 @@ from contracts.base import explain
 from contracts.commands import Confirm, Control, Reason, Reply, Status
 from worker.db import commands, deliveries, outcomes, pages
 from worker.db.outage import outlast
+from worker.domain.authority import standing
 from worker.domain.confirm import (
     Refused,
     authorise,
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     from worker.amqp.consumer import Consumer, Incoming
     from worker.amqp.publisher import Publisher
     from worker.db.pool import Database, Transaction
+    from worker.domain.authority import Bearer
     from worker.domain.confirm import Delivery
+    from worker.services.authority import Authority
     from worker.services.dead import DeadQueue
     from worker.telemetry.metrics import Metrics
 
@@ -59,12 +62,14 @@ class ConfirmService:
         dead: DeadQueue,
         db: Database,
         metrics: Metrics,
+        authority: Authority,
         *,
         page_size: int,
         shard: int,
     ) -> None:
         """Takes its parts; `page_size` is in recipients."""
         self._metrics = metrics
+        self._authority = authority
         self._consumer = consumer
         self._publisher = publisher
         self._dead = dead
@@ -101,10 +106,13 @@ class ConfirmService:
             else:
                 known = await commands.recorded(tx, command_id)
                 if known is not None:
-                    return _again(known, message.routing_key, body)
+                    return _again(known, message, body)
                 command, reply = _read(command_id, message)
-            if command is not None:
-                reply = await self._carry_out(tx, command_id, message.routing_key, command)
+                speaker = self._authority.vouch(message, command.operator if command else None)
+                if isinstance(speaker, Refused):
+                    reply = _refused(command_id, command, speaker, None)
+                elif command is not None:
+                    reply = await self._carry_out(tx, command_id, message.routing_key, command, speaker)
             await commands.record(
                 tx,
                 command=message.routing_key,
@@ -116,15 +124,22 @@ class ConfirmService:
         return reply
 
     async def _carry_out(
-        self, tx: Transaction, command_id: str, routing_key: str, command: Confirm | Control
+        self,
+        tx: Transaction,
+        command_id: str,
+        routing_key: str,
+        command: Confirm | Control,
+        bearer: Bearer | None,
     ) -> Reply:
-        operator = await commands.read_operator(tx, command.operator)
+        operator = standing(await commands.read_operator(tx, command.operator), bearer)
         if isinstance(command, Confirm):
             delivery = await deliveries.read_for_update(tx, command.delivery_id)
             now = datetime.now(UTC)
             refused = check_confirm(command, operator, delivery, now)
             if refused is not None or delivery is None:
-                return _refused(command_id, command, refused, delivery)
+                return _refused(
+                    command_id, command, refused or unknown_delivery(command.delivery_id), delivery
+                )
             if not command.definitive:
                 return await self._summarise(tx, command_id, delivery, now)
             return await self._confirm(tx, command_id, command, delivery, now)
@@ -133,10 +148,8 @@ class ConfirmService:
         # Before the row's lock: claims hold this lock and then read the row.
         await outcomes.close_claims(tx, command.delivery_id)
         delivery = await deliveries.read_for_update(tx, command.delivery_id)
-        if refused is None and delivery is None:
-            refused = unknown_delivery(command.delivery_id)
         if refused is not None or delivery is None:
-            return _refused(command_id, command, refused, delivery)
+            return _refused(command_id, command, refused or unknown_delivery(command.delivery_id), delivery)
         return await self._control(tx, command_id, command, delivery, move)
 
     async def _summarise(self, tx: Transaction, command_id: str, delivery: Delivery, now: datetime) -> Reply:
@@ -208,6 +221,8 @@ class ConfirmService:
 
 
 def _read(command_id: str, message: Incoming) -> tuple[Confirm | Control | None, Reply]:
+    if message.routing_key not in (routing.CONFIRM, *_MOVES):
+        return None, _malformed(command_id, f"There is no command “{message.routing_key}”.")
     model = Confirm if message.routing_key == routing.CONFIRM else Control
     try:
         return model.model_validate_json(message.body), _malformed(command_id, "")
@@ -215,8 +230,8 @@ def _read(command_id: str, message: Incoming) -> tuple[Confirm | Control | None,
         return None, _malformed(command_id, f"The command could not be read: {explain(error)}")
 
 
-def _again(known: commands.Recorded, command: str, body: str) -> Reply:
-    if known.command == command and known.body == body:
+def _again(known: commands.Recorded, message: Incoming, body: str) -> Reply:
+    if (known.command, known.publisher, known.body) == (message.routing_key, message.user_id, body):
         return known.reply
     return _malformed(
         known.reply.command_id, "Another command was sent with this message_id. Give each its own."
@@ -228,14 +243,13 @@ def _malformed(command_id: str, sentence: str) -> Reply:
 
 
 def _refused(
-    command_id: str, command: Confirm | Control, refused: Refused | None, delivery: Delivery | None
+    command_id: str, command: Confirm | Control | None, refused: Refused, delivery: Delivery | None
 ) -> Reply:
-    verdict = refused or unknown_delivery(command.delivery_id)
     return Reply(
         command_id=command_id,
-        delivery_id=command.delivery_id,
+        delivery_id=command.delivery_id if command else None,
         status=Status.REFUSED,
-        reason=verdict.reason,
-        message=verdict.message,
+        reason=refused.reason,
+        message=refused.message,
         state=delivery.state if delivery else None,
     )

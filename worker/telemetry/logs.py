@@ -25,7 +25,10 @@ def configure(log_format: Literal["auto", "console", "json"], level: str) -> Non
     if not console:
         shared.append(structlog.processors.format_exc_info)
     renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        # By default Rich also prints local variables, and with them tokens and addresses.
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+        )
         if console
         else structlog.processors.JSONRenderer(ensure_ascii=False)
     )

@@ -1,0 +1,66 @@
+"""Who may speak: which broker users may publish commands, and whom a signed token lets speak. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from contracts.commands import Reason
+from worker.domain.confirm import Operator, Refused
+
+if TYPE_CHECKING:
+    from worker.domain.confirm import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """Whom a verified token names, and the roles that it gives them."""
+
+    operator: str
+    roles: frozenset[Role]
+
+
+def check_publisher(user: str | None, allowed: frozenset[str]) -> Refused | None:
+    """Refuses a command of a broker user who may not publish any.
+
+    Args:
+        user: The message's `user_id`, which the broker has compared with the connection's user; None where
+            the publisher left it out.
+        allowed: The broker users who may; none at all means everybody.
+    """
+    if not allowed or user in allowed:
+        return None
+    if user is None:
+        return not_allowed(
+            "The command does not say which broker user published it: set the property user_id to your own."
+        )
+    return not_allowed(
+        f"The broker user “{user}” may not publish commands: SENDOFF_PUBLISHERS leaves it out."
+    )
+
+
+def check_bearer(bearer: Bearer, operator: str) -> Refused | None:
+    """Refuses a command that names another operator than its token does."""
+    if bearer.operator == operator:
+        return None
+    return not_allowed(f"The token is for “{bearer.operator}”, and the command names “{operator}”.")
+
+
+def standing(listed: Operator | None, bearer: Bearer | None) -> Operator | None:
+    """Returns the operator whom the rules go by.
+
+    With a token, the roles are the token's alone and nobody needs to be in the directory; who was deactivated
+    there stays so, because a token cannot be taken back before it expires.
+
+    Args:
+        listed: The directory's entry, read in the transaction that moves the state.
+        bearer: Whom the command's token names; None where tokens are not asked for.
+    """
+    if bearer is None:
+        return listed
+    return Operator(bearer.operator, listed is None or listed.active, bearer.roles)
+
+
+def not_allowed(sentence: str) -> Refused:
+    """Refuses to listen to whoever published a command."""
+    return Refused(Reason.PUBLISHER_NOT_ALLOWED, sentence)
