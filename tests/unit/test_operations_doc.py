@@ -29,8 +29,9 @@ def setting_rows() -> list[str]:
     found = []
     for name, setting in Settings.model_fields.items():
         default = setting.default if isinstance(setting.default, str) else json.dumps(setting.default)
-        shown = f"`{default}`" if default else "empty"
-        found.append(f"| `SENDOFF_{name.upper()}` | {shown} | {setting.description} |")
+        shown = "empty" if default in ("", "null", "[]") else f"`{default}`"
+        meaning = " ".join((setting.description or "").split())
+        found.append(f"| `SENDOFF_{name.upper()}` | {shown} | {meaning} |")
     return found
 
 
