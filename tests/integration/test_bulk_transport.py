@@ -1,0 +1,364 @@
+"""One suite for both transports, on the real broker: what one promises the other promises."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import ssl
+import subprocess
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import aio_pika
+import pytest
+from bulk_peers import SECONDS, Proxy
+
+from worker.amqp.bulk.consumer import BulkConsumer
+from worker.amqp.bulk.publisher import BulkPublisher
+from worker.amqp.connection import BrokerUnreachable, open_broker
+from worker.amqp.consumer import Consumer
+from worker.amqp.publisher import Outgoing, Publisher, Unroutable
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from aio_pika.abc import AbstractConnection
+
+    from worker.amqp.consumer import Incoming
+    from worker.settings import Settings
+
+
+class Transport:
+    """Makes started publishers and consumers of one kind."""
+
+    def __init__(self, kind: str, url: str, stack: AsyncExitStack) -> None:
+        self.kind = kind
+        self._url = url
+        self._stack = stack
+
+    async def publisher(self, url: str = "", window: int = 500) -> Any:
+        url = url or self._url
+        if self.kind == "bulk":
+            bulk = BulkPublisher(url, name="test", window=window, timeout=SECONDS, connect_timeout=SECONDS)
+            await bulk.start()
+            self._stack.push_async_callback(bulk.close)
+            return bulk
+        broker = await open_broker(url, name="test", timeout=SECONDS)
+        self._stack.push_async_callback(broker.close)
+        publisher = Publisher(broker.publishing, window=window, timeout=SECONDS)
+        await publisher.start()
+        return publisher
+
+    async def consumer(self, queue: str, prefetch: int = 500, url: str = "") -> Any:
+        url = url or self._url
+        if self.kind == "bulk":
+            bulk = BulkConsumer(url, queue, name="test", prefetch=prefetch, connect_timeout=SECONDS)
+            await bulk.start()
+            self._stack.push_async_callback(bulk.close)
+            return bulk
+        broker = await open_broker(url, name="test", timeout=SECONDS)
+        self._stack.push_async_callback(broker.close)
+        consumer = Consumer(broker.consuming, queue, prefetch=prefetch)
+        await consumer.start()
+        return consumer
+
+
+@pytest.fixture(params=["bulk", "aio-pika"])
+async def transport(request: pytest.FixtureRequest, server_settings: Settings) -> AsyncIterator[Transport]:
+    async with AsyncExitStack() as stack:
+        yield Transport(request.param, server_settings.amqp_url, stack)
+
+
+@pytest.fixture
+async def admin(server_settings: Settings) -> AsyncIterator[AbstractConnection]:
+    connection = await aio_pika.connect(server_settings.amqp_url, timeout=SECONDS)
+    async with connection:
+        yield connection
+
+
+async def declare(admin: AbstractConnection, name: str) -> None:
+    async with admin.channel() as channel:
+        await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
+
+
+async def delete(admin: AbstractConnection, name: str) -> None:
+    async with admin.channel() as channel:
+        await channel.queue_delete(name)
+
+
+@pytest.fixture
+async def queue(admin: AbstractConnection) -> AsyncIterator[str]:
+    name = f"test.bulk.{secrets.token_hex(6)}"
+    await declare(admin, name)
+    yield name
+    await delete(admin, name)
+
+
+async def ready(admin: AbstractConnection, queue: str, *, consumers: int | None = None) -> int:
+    """How many messages wait, once the broker counts so many consumers: a gone one has given its own back."""
+    async with asyncio.timeout(SECONDS), admin.channel() as channel:
+        while True:
+            found = (await channel.declare_queue(queue, passive=True)).declaration_result
+            if consumers in (None, found.consumer_count):
+                return found.message_count or 0
+
+
+async def take(consumer: Any, count: int, *, settle: bool = True) -> list[Incoming]:
+    taken: list[Incoming] = []
+    async with asyncio.timeout(SECONDS):
+        while len(taken) < count:
+            batch = await consumer.batch(100, 0.01)
+            taken += batch
+            if settle:
+                consumer.settle(batch)
+    return taken
+
+
+async def finish(consumer: Any) -> None:
+    await consumer.stop()
+    await consumer.close()
+
+
+async def present(consumer: Any, *, is_it: bool = True) -> None:
+    async with asyncio.timeout(SECONDS):
+        while await consumer.present() is not is_it:  # noqa: ASYNC110 - as in until
+            await asyncio.sleep(0.01)
+
+
+def numbered(count: int) -> list[Outgoing]:
+    return [Outgoing(b"%d" % n, "t", f"id-{n}") for n in range(count)]
+
+
+async def test_ten_thousand_messages_arrive_in_order_and_intact(
+    transport: Transport, queue: str, admin: AbstractConnection
+) -> None:
+    publisher, consumer = await transport.publisher(), await transport.consumer(queue)
+    messages = [
+        Outgoing(b'{"n": %d}' % n, "t", f"id-{n}", f"co-{n}", {"part": str(n % 3)}) for n in range(10_000)
+    ]
+    await publisher.publish("", queue, messages)
+    taken = await take(consumer, len(messages))
+    assert [(m.body, m.message_id, m.correlation_id, m.headers["part"]) for m in taken] == [
+        (m.body, m.message_id, m.correlation_id, m.headers["part"]) for m in messages
+    ]
+    assert {(m.exchange, m.routing_key, m.reply_to, m.user_id) for m in taken} == {("", queue, None, None)}
+    await finish(consumer)
+    assert await ready(admin, queue, consumers=0) == 0
+
+
+@pytest.mark.parametrize("size", [0, 1, 131_063, 131_064, 131_065, 262_128, 1_000_000])
+async def test_bodies_of_any_size_arrive(transport: Transport, queue: str, size: int) -> None:
+    publisher, consumer = await transport.publisher(), await transport.consumer(queue)
+    body = secrets.token_bytes(size)
+    await publisher.publish("", queue, [Outgoing(body, "t"), Outgoing(b"next", "t")])
+    assert [m.body for m in await take(consumer, 2)] == [body, b"next"]
+
+
+async def test_identifiers_and_headers_may_be_of_any_script(transport: Transport, queue: str) -> None:
+    publisher, consumer = await transport.publisher(), await transport.consumer(queue)
+    sent = Outgoing("né".encode(), "тип", "消息-1", "ü" * 127, {"Straße": "naïve – ✓", "long": "x" * 5_000})
+    await publisher.publish("", queue, [sent, Outgoing(b"", "t")])
+    full, bare = await take(consumer, 2)
+    assert (full.message_id, full.correlation_id) == (sent.message_id, sent.correlation_id)
+    assert dict(full.headers) == {"schema_version": 1, **sent.headers}
+    # aio-pika invents an identifier where there is none.
+    assert (bare.correlation_id, dict(bare.headers)) == (None, {"schema_version": 1})
+
+
+async def test_what_no_queue_takes_is_an_error_for_its_publisher_alone(
+    transport: Transport, queue: str
+) -> None:
+    publisher, consumer = await transport.publisher(), await transport.consumer(queue)
+    lost, fine = await asyncio.gather(
+        publisher.publish("", f"{queue}.not", numbered(700)),
+        publisher.publish("", queue, numbered(700)),
+        return_exceptions=True,
+    )
+    assert isinstance(lost, Unroutable)
+    assert f"{queue}.not" in str(lost)
+    assert fine is None
+    await take(consumer, 700)
+    await publisher.publish("", f"{queue}.not", numbered(3), mandatory=False)
+    await publisher.publish("", queue, numbered(3))
+    await take(consumer, 3)
+
+
+async def test_many_tasks_publish_at_once(transport: Transport, queue: str) -> None:
+    publisher, consumer = await transport.publisher(window=50), await transport.consumer(queue)
+    parts = [[Outgoing(b"%d %d" % (task, n), "t") for n in range(task)] for task in range(60)]
+    await asyncio.gather(*(publisher.publish("", queue, part) for part in parts))
+    sent = [m.body for part in parts for m in part]
+    assert sorted(m.body for m in await take(consumer, len(sent))) == sorted(sent)
+
+
+async def test_no_more_is_delivered_than_prefetch(
+    transport: Transport, queue: str, admin: AbstractConnection
+) -> None:
+    publisher, consumer = await transport.publisher(), await transport.consumer(queue, prefetch=10)
+    await publisher.publish("", queue, numbered(50))
+    first = await take(consumer, 10, settle=False)
+    assert await ready(admin, queue) == 40
+    consumer.settle(first[:5])
+    second = await take(consumer, 5, settle=False)
+    assert [m.message_id for m in first + second] == [f"id-{n}" for n in range(15)]
+    assert await ready(admin, queue) == 35
+
+
+async def test_what_is_not_settled_comes_again(
+    transport: Transport, queue: str, admin: AbstractConnection
+) -> None:
+    publisher, consumer = await transport.publisher(), await transport.consumer(queue)
+    await publisher.publish("", queue, numbered(10))
+    taken = await take(consumer, 10, settle=False)
+    # Neither a prefix nor a suffix, so ranges do not help.
+    consumer.settle([taken[0], taken[1], taken[4], taken[9]])
+    await finish(consumer)
+    assert await ready(admin, queue, consumers=0) == 6
+    again = await take(await transport.consumer(queue), 6)
+    assert sorted(m.message_id or "" for m in again) == [f"id-{n}" for n in (2, 3, 5, 6, 7, 8)]
+
+
+async def test_settling_in_any_order_empties_the_queue(
+    transport: Transport, queue: str, admin: AbstractConnection
+) -> None:
+    publisher, consumer = await transport.publisher(), await transport.consumer(queue, prefetch=40)
+    await publisher.publish("", queue, numbered(400))
+    oldest = await asyncio.wait_for(consumer.batch(1), SECONDS)
+    left = 399
+    while left:
+        async with asyncio.timeout(SECONDS):
+            batch = await consumer.batch(7)
+        left -= len(batch)
+        consumer.settle(reversed(batch))
+    consumer.settle(oldest)
+    await finish(consumer)
+    assert await ready(admin, queue, consumers=0) == 0
+
+
+async def test_stopping_ends_the_wait_and_keeps_what_was_settled(
+    transport: Transport, queue: str, admin: AbstractConnection
+) -> None:
+    publisher, consumer = await transport.publisher(), await transport.consumer(queue, prefetch=5)
+    waiting = asyncio.create_task(consumer.batch(10))
+    await publisher.publish("", queue, numbered(8))
+    async with asyncio.timeout(SECONDS):
+        batch = await waiting
+        batch += await take(consumer, 5 - len(batch), settle=False)
+        waiting = asyncio.create_task(consumer.batch(10))
+        await consumer.stop()
+        assert await waiting == []
+    consumer.settle(batch)
+    await consumer.close()
+    assert await ready(admin, queue, consumers=0) == 3
+
+
+async def test_a_queue_that_was_deleted_and_made_again_is_consumed_again(
+    transport: Transport, queue: str, admin: AbstractConnection
+) -> None:
+    publisher, consumer = await transport.publisher(), await transport.consumer(queue)
+    await publisher.publish("", queue, numbered(3))
+    before = await take(consumer, 3, settle=False)
+    await delete(admin, queue)
+    await present(consumer, is_it=False)
+    consumer.settle(before)
+    await declare(admin, queue)
+    await present(consumer)
+    await publisher.publish("", queue, [Outgoing(b"after", "t")])
+    assert (await take(consumer, 1))[0].body == b"after"
+    await finish(consumer)
+    assert await ready(admin, queue, consumers=0) == 0
+
+
+async def test_a_connection_that_breaks_while_publishing_loses_nothing(
+    transport: Transport, queue: str, server_settings: Settings
+) -> None:
+    count = 50_000 if transport.kind == "bulk" else 5_000
+    messages = numbered(count)
+    async with Proxy(server_settings.amqp_url) as proxy:
+        publisher = await transport.publisher(proxy.url, window=1_000)
+        proxy.cut_after = count * 60
+        await asyncio.gather(*(publisher.publish("", queue, messages[n::4]) for n in range(4)))
+        assert proxy.cut_after is None
+        assert proxy.connections >= 2
+        seen: set[str] = set()
+        consumer = await transport.consumer(queue)
+        async with asyncio.timeout(SECONDS):
+            while len(seen) < count:
+                batch = await consumer.batch(500)
+                seen.update(m.message_id or "" for m in batch)
+                consumer.settle(batch)
+        assert seen == {m.message_id for m in messages}
+
+
+async def test_a_connection_that_breaks_while_consuming_delivers_again(
+    transport: Transport, queue: str, server_settings: Settings, admin: AbstractConnection
+) -> None:
+    async with Proxy(server_settings.amqp_url) as proxy:
+        publisher, consumer = await transport.publisher(), await transport.consumer(queue, 20, proxy.url)
+        await publisher.publish("", queue, numbered(20))
+        before = await take(consumer, 20, settle=False)
+        proxy.cut()
+        await present(consumer, is_it=False)
+        await present(consumer)
+        consumer.settle(before)
+        again = await take(consumer, 20)
+        assert {m.message_id for m in again} == {m.message_id for m in before}
+        assert {id(m.channel) for m in again}.isdisjoint({id(m.channel) for m in before})
+        consumer.settle(before)
+        await finish(consumer)
+        assert await ready(admin, queue, consumers=0) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"netloc": "nobody:wrong@{place}"}, "refuses the user or password of SENDOFF_AMQP_URL"),
+        ({"netloc": "127.0.0.1:1"}, "out of reach"),
+        ({"path": "/no-such-host"}, "out of reach.*no-such-host"),
+    ],
+)
+async def test_a_broker_that_does_not_let_us_in_is_a_sentence(
+    transport: Transport, server_settings: Settings, change: dict[str, str], sentence: str
+) -> None:
+    parts = urlsplit(server_settings.amqp_url)
+    place = parts.netloc.rpartition("@")[2]
+    url = parts._replace(**{k: v.format(place=place) for k, v in change.items()}).geturl()
+    if transport.kind == "aio-pika":
+        sentence = "The broker"
+    with pytest.raises(BrokerUnreachable, match=sentence):
+        await transport.publisher(url)
+    with pytest.raises(BrokerUnreachable, match=sentence):
+        await transport.consumer("any", url=url)
+
+
+def make_certificate(folder: Path) -> ssl.SSLContext:
+    """A certificate for localhost that vouches for itself: `folder/cert.pem`."""
+    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")]
+    name = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *name, *files],
+        check=True,
+        capture_output=True,
+        timeout=SECONDS,
+    )
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    return context
+
+
+async def test_tls_is_spoken_and_the_certificate_is_checked(
+    transport: Transport, queue: str, server_settings: Settings, tmp_path: Path
+) -> None:
+    async with Proxy(server_settings.amqp_url, make_certificate(tmp_path)) as proxy:
+        with pytest.raises(BrokerUnreachable, match=r"(?i)certificate"):
+            await transport.publisher(proxy.url)
+        with pytest.raises(BrokerUnreachable, match="No such file"):
+            await transport.publisher(f"{proxy.url}?cafile={tmp_path}/missing.pem")
+        for trust in (f"cafile={tmp_path}/cert.pem", "no_verify_ssl=1"):
+            publisher = await transport.publisher(f"{proxy.url}?{trust}")
+            consumer = await transport.consumer(queue, url=f"{proxy.url}?{trust}")
+            await publisher.publish("", queue, [*numbered(999), Outgoing(b"x" * 500_000, "t")])
+            assert len((await take(consumer, 1_000))[-1].body) == 500_000
+            await finish(consumer)

@@ -1,0 +1,310 @@
+"""The wire of the bulk transport against pamqp: what one writes the other reads."""
+
+from __future__ import annotations
+
+import itertools
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pamqp.body
+import pamqp.frame
+import pamqp.header
+import pamqp.heartbeat
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pamqp import commands
+
+from contracts.routing import CONTENT_TYPE, SCHEMA_VERSION
+from worker.amqp.bulk.encoding import Publishes, acknowledgement
+from worker.amqp.bulk.errors import ProtocolError
+from worker.amqp.bulk.reader import MOST_BODY, Reader
+from worker.amqp.publisher import Outgoing
+
+if TYPE_CHECKING:
+    from pamqp.base import Frame
+
+    from worker.amqp.consumer import Incoming
+
+FRAME_MAX = 4096
+
+
+class Heard:
+    """Keeps what a reader says, in one order."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+
+    def delivered(self, batch: list[Incoming]) -> None:
+        self.events += [
+            (
+                "delivered",
+                m.tag,
+                m.exchange,
+                m.routing_key,
+                m.message_id,
+                m.correlation_id,
+                m.reply_to,
+                m.user_id,
+                dict(m.headers),
+                m.body,
+            )
+            for m in batch
+        ]
+
+    def confirmed(self, tag: int, *, multiple: bool, positive: bool) -> None:
+        self.events.append(("confirmed", tag, multiple, positive))
+
+    def returned(self, frame: commands.Basic.Return) -> None:
+        self.events.append(("returned", frame.reply_code, frame.exchange, frame.routing_key))
+
+    def method(self, channel: int, frame: Frame) -> None:
+        self.events.append(("method", channel, frame.name))
+
+
+def read(data: bytes, cuts: list[int] | None = None, *, frame_max: int = FRAME_MAX) -> list[tuple[Any, ...]]:
+    heard = Heard()
+    reader = Reader(heard, None)
+    reader.frame_max = frame_max
+    reader.open_channel()
+    edges = [0, *sorted(c for c in cuts or [] if c < len(data)), len(data)]
+    for start, stop in itertools.pairwise(edges):
+        reader.feed(data[start:stop])
+    return heard.events
+
+
+def method(frame: Frame, channel: int = 1) -> bytes:
+    return pamqp.frame.marshal(frame, channel)
+
+
+HEARTBEAT = pamqp.heartbeat.Heartbeat().marshal()
+BLOCKED = method(commands.Connection.Blocked("low on memory"), 0)
+
+# Short strings are at most 255 bytes; a character takes up to four.
+short = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
+name = st.text("abcXYZ09-_.:", max_size=60)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
+tags = st.integers(1, 2**63 - 1)
+bodies = st.one_of(
+    st.binary(max_size=200), st.integers(0, 3 * FRAME_MAX).map(lambda n: bytes(n % 251 for n in range(n)))
+)
+outgoing = st.builds(
+    Outgoing,
+    bodies,
+    short,
+    st.none() | short,
+    st.none() | short,
+    st.dictionaries(short.filter(lambda k: len(k.encode()) <= 128), texts, max_size=3),
+)
+fields = st.recursive(
+    st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.text(max_size=40)
+    | st.none()
+    | st.integers(1, 4_000_000_000).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=20), inner, max_size=3),
+    max_leaves=6,
+)
+properties = st.fixed_dictionaries(
+    {},
+    optional={
+        "content_type": short,
+        "content_encoding": short,
+        "headers": st.dictionaries(st.text(min_size=1, max_size=20), fields, max_size=4),
+        "delivery_mode": st.sampled_from([1, 2]),
+        "priority": st.integers(0, 255),
+        "correlation_id": short,
+        "reply_to": short,
+        "expiration": short,
+        "message_id": short,
+        "timestamp": st.just(datetime(2026, 1, 1, tzinfo=UTC)),
+        "message_type": short,
+        "user_id": short,
+        "app_id": short,
+    },
+)
+
+
+def content(frame: Frame, given: dict[str, Any], body: bytes, noise: bytes = b"") -> bytes:
+    """A method that carries content, with frames of the connection itself in between."""
+    header = pamqp.header.ContentHeader(0, len(body), commands.Basic.Properties(**given))
+    piece = FRAME_MAX - 8
+    parts = [method(frame), pamqp.frame.marshal(header, 1)]
+    parts += [
+        pamqp.frame.marshal(pamqp.body.ContentBody(body[at : at + piece]), 1)
+        for at in range(0, len(body), piece)
+    ]
+    return noise.join(parts)
+
+
+@st.composite
+def spoken(draw: st.DrawFn) -> tuple[bytes, list[tuple[Any, ...]]]:
+    """Something that a broker says, and what is to be heard."""
+    noise = draw(st.sampled_from([b"", HEARTBEAT, HEARTBEAT + HEARTBEAT]))
+    kind = draw(st.sampled_from(["deliver", "deliver", "confirm", "return", "blocked", "heartbeat"]))
+    if kind == "deliver":
+        tag, exchange, key, given, body = draw(st.tuples(tags, name, short, properties, bodies))
+        data = content(
+            commands.Basic.Deliver(draw(short), tag, draw(st.booleans()), exchange, key), given, body, noise
+        )
+        # pamqp does not send what is empty.
+        ids = [given.get(p) or None for p in ("message_id", "correlation_id", "reply_to", "user_id")]
+        return data, [("delivered", tag, exchange, key, *ids, given.get("headers") or {}, body)]
+    if kind == "confirm":
+        tag, multiple, positive = draw(st.tuples(tags, st.booleans(), st.booleans()))
+        frame = commands.Basic.Ack(tag, multiple) if positive else commands.Basic.Nack(tag, multiple)
+        return method(frame), [("confirmed", tag, multiple, positive)]
+    if kind == "return":
+        exchange, key, given, body = draw(st.tuples(name, short, properties, bodies))
+        data = content(commands.Basic.Return(312, "NO_ROUTE", exchange, key), given, body, noise)
+        return data, [("returned", 312, exchange, key)]
+    if kind == "blocked":
+        return BLOCKED, [("method", 0, "Connection.Blocked")]
+    return HEARTBEAT, []
+
+
+@given(st.lists(spoken(), max_size=5), st.lists(st.integers(0, 20_000), max_size=8))
+def test_whatever_pamqp_writes_is_read_the_same_however_it_is_cut(
+    said: list[tuple[bytes, list[tuple[Any, ...]]]], cuts: list[int]
+) -> None:
+    data = b"".join(part for part, _ in said)
+    assert read(data, cuts) == [event for _, events in said for event in events]
+
+
+@settings(max_examples=20)
+@given(st.lists(spoken(), min_size=1, max_size=2))
+def test_the_same_is_read_byte_by_byte(said: list[tuple[bytes, list[tuple[Any, ...]]]]) -> None:
+    data = b"".join(part for part, _ in said)
+    assert read(data, list(range(len(data)))) == [event for _, events in said for event in events]
+
+
+def unmarshal(data: bytes) -> list[Any]:
+    frames = []
+    while data:
+        used, channel, frame = pamqp.frame.unmarshal(data)
+        assert channel == 1
+        frames.append(frame)
+        data = data[used:]
+    return frames
+
+
+@given(name, short, st.booleans(), st.lists(outgoing, min_size=1, max_size=5), st.integers(1, 5))
+def test_whatever_is_published_pamqp_reads(
+    exchange: str,
+    key: str,
+    mandatory: bool,  # noqa: FBT001
+    messages: list[Outgoing],
+    most: int,
+) -> None:
+    encoder = Publishes(exchange, key, mandatory=mandatory)
+    frames, at = [], 0
+    while at < len(messages):
+        data, count = encoder.encode(messages, at, most, FRAME_MAX)
+        assert 1 <= count <= most
+        frames += unmarshal(data)
+        at += count
+    now = datetime.now(UTC)
+    for message in messages:
+        publish, header = frames.pop(0), frames.pop(0)
+        assert (publish.exchange, publish.routing_key) == (exchange, key)
+        assert (publish.mandatory, publish.immediate) == (mandatory, False)
+        body = b""
+        while len(body) < header.body_size:
+            piece = frames.pop(0)
+            assert len(piece) <= FRAME_MAX - 8
+            body += piece.value
+        assert body == message.body
+        found = header.properties
+        assert found.headers == {"schema_version": SCHEMA_VERSION, **message.headers}
+        assert (found.content_type, found.delivery_mode, found.app_id) == (CONTENT_TYPE, 2, "sendoff")
+        assert (found.message_id or None) == (message.message_id or None)
+        assert (found.correlation_id or None) == (message.correlation_id or None)
+        assert (found.message_type or "") == message.type
+        assert abs((now - found.timestamp).total_seconds()) < 60
+        assert (found.reply_to, found.user_id, found.expiration, found.priority) == (None, None, None, None)
+    assert not frames
+
+
+@given(tags, st.booleans())
+def test_an_acknowledgement_is_read_by_pamqp(tag: int, multiple: bool) -> None:  # noqa: FBT001
+    (frame,) = unmarshal(acknowledgement(tag, multiple=multiple))
+    assert isinstance(frame, commands.Basic.Ack)
+    assert (frame.delivery_tag, frame.multiple) == (tag, multiple)
+
+
+def test_much_is_not_encoded_at_once() -> None:
+    data, count = Publishes("x", "y", mandatory=True).encode(
+        [Outgoing(b"b" * 400_000, "t")] * 10, 0, 10, 131_072
+    )
+    assert count == 3
+    assert len(data) < 2 << 20
+
+
+@pytest.mark.parametrize(
+    ("message", "complaint"),
+    [
+        (Outgoing(b"", "t", "i" * 256), "message_id"),
+        (Outgoing(b"", "t", None, "i" * 256), "correlation_id"),
+        (Outgoing(b"", "t" * 256), "type"),
+        (Outgoing(b"", "t", headers={"n" * 256: ""}), "name"),
+        (Outgoing(b"", "t", headers={"n": "v" * FRAME_MAX}), "headers"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_it_is_sent(message: Outgoing, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Publishes("x", "y", mandatory=True).encode([message], 0, 1, FRAME_MAX)
+
+
+DELIVERY = commands.Basic.Deliver("c", 1, False, "x", "k")
+SHORT_HEADER = pamqp.frame.marshal(pamqp.header.ContentHeader(0, 3), 1)
+BODY = pamqp.frame.marshal(pamqp.body.ContentBody(b"abc"), 1)
+LONG_BODY = pamqp.frame.marshal(pamqp.body.ContentBody(b"abcd"), 1)
+EMPTY_BODY = b"\x03\x00\x01\x00\x00\x00\x00\xce"
+
+
+def raw(kind: int, channel: int, payload: bytes) -> bytes:
+    return bytes((kind, 0, channel)) + len(payload).to_bytes(4, "big") + payload + b"\xce"
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (HEARTBEAT[:-1] + b"\x00", "ends with the byte 0"),
+        (raw(7, 1, b"x"), "type 7"),
+        (raw(2, 0, b"x"), "channel 0"),
+        (raw(8, 1, b""), "type 8"),
+        (raw(8, 0, b"x"), "type 8"),
+        (raw(1, 2, b"x"), "channel 2"),
+        (raw(3, 1, b"x" * FRAME_MAX), "agreed"),
+        (b"AMQP\x00\x00\x09\x01", "does not speak AMQP"),
+        (SHORT_HEADER, "where type 1 belongs"),
+        (BODY, "where type 1 belongs"),
+        (method(DELIVERY) + BODY, "where type 2 belongs"),
+        (method(DELIVERY) + method(DELIVERY), "where type 2 belongs"),
+        (method(DELIVERY) + SHORT_HEADER + method(DELIVERY), "where type 3 belongs"),
+        (method(DELIVERY) + SHORT_HEADER + LONG_BODY, "longer than announced"),
+        (method(DELIVERY) + SHORT_HEADER + EMPTY_BODY, "empty frame"),
+        (
+            method(DELIVERY) + pamqp.frame.marshal(pamqp.header.ContentHeader(0, MOST_BODY + 1), 1),
+            "announced",
+        ),
+        (method(DELIVERY) + raw(2, 1, b"\x00\x3c"), "header cannot be read"),
+        (method(DELIVERY) + raw(2, 1, b"\x00\x0a" + bytes(12)), "no kind"),
+        (method(DELIVERY) + raw(2, 1, b"\x00\x3c" + bytes(10) + b"\x80\x00\x05"), "shorter or longer"),
+        (method(DELIVERY) + raw(2, 1, b"\x00\x3c" + bytes(10) + b"\x80\x00"), "header cannot be read"),
+        (method(DELIVERY) + raw(2, 1, b"\x00\x3c" + bytes(10) + b"\x20\x00\x00\x00\x00\x02aX"), "headers"),
+        (raw(1, 1, b"\x00\x3c\x00\x3c"), "too short"),
+        (raw(1, 1, b"\x00\x3c\x00\x3c" + bytes(13)), "route"),
+        (raw(1, 1, b"\x00\x3c\x00\x50\x00"), "confirm"),
+        (raw(1, 1, b"\x00\x3c\x00\xff"), "method cannot be read"),
+        (raw(1, 0, b"\x00"), "method cannot be read"),
+    ],
+)
+def test_what_is_no_amqp_ends_the_reading_with_a_sentence(data: bytes, complaint: str) -> None:
+    with pytest.raises(ProtocolError, match=complaint):
+        read(data)
+
+
+def test_a_channel_that_is_not_open_says_nothing() -> None:
+    with pytest.raises(ProtocolError, match="channel 1"):
+        Reader(Heard(), None).feed(method(commands.Basic.CancelOk("c")))

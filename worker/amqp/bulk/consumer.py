@@ -1,0 +1,173 @@
+"""Consuming in bulk: deliveries arrive in batches as they were read, and are acknowledged by range.
+
+A delivery tag dies with its connection. What waits here goes with it, since the broker delivers it again;
+what is settled later is dropped, and every consumer of ours takes a message twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections import deque
+from operator import attrgetter
+from typing import TYPE_CHECKING, Final
+
+from pamqp import commands
+
+from worker.amqp.bulk.connection import Events, connect
+from worker.amqp.bulk.encoding import acknowledgement
+from worker.amqp.bulk.errors import ConnectionLost
+from worker.amqp.bulk.keeper import Keeper
+from worker.amqp.bulk.ledger import Ledger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from pamqp.base import Frame
+
+    from worker.amqp.consumer import Incoming
+
+_TAG: Final = "sendoff"
+"""The consumer's tag; there is but one on a connection."""
+
+_CANCEL_SECONDS: Final = 5
+
+_channel_of = attrgetter("channel")
+
+
+class BulkConsumer:
+    """Consumes one queue over one connection of its own."""
+
+    def __init__(self, url: str, queue: str, *, name: str, prefetch: int, connect_timeout: float) -> None:
+        """Takes what to consume; `start` begins.
+
+        Args:
+            url: `amqp://…` or `amqps://…`.
+            queue: Its full name.
+            name: What operators see in the broker's list of connections.
+            prefetch: The most deliveries that are unacknowledged at once; twice a batch is enough.
+            connect_timeout: Seconds for each attempt to connect.
+        """
+        self._url = url
+        self.queue = queue
+        self._name = name
+        self._prefetch = prefetch
+        self._connect_timeout = connect_timeout
+        self._buffer: deque[Incoming] = deque()
+        self._arrived = asyncio.Event()
+        self._stopping = False
+        self._keeper: Keeper[_Channel] = Keeper(f"{name} {queue}", self._open)
+
+    async def start(self) -> None:
+        """Connects and consumes.
+
+        Raises:
+            BrokerUnreachable: there is no broker at the address, or it does not let us in.
+            ChannelClosed: there is no such queue, or it may not be consumed.
+        """
+        await self._keeper.start()
+
+    async def present(self) -> bool:
+        """Says whether the broker delivers to this consumer at the moment: for the readiness probe."""
+        return self._keeper.current is not None and not self._stopping
+
+    async def batch(self, size: int, age: float = 0) -> list[Incoming]:
+        """Waits for deliveries.
+
+        Args:
+            size: The most to return.
+            age: Seconds to wait, once the first is there, for the batch to fill.
+
+        Returns:
+            At least one delivery, in their order; none only once `stop` was called.
+        """
+        # More than once only where a lost connection takes along what waits here.
+        while not self._stopping:
+            await self._more(1)
+            if age:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(age):
+                        await self._more(size)
+            if self._buffer:
+                break
+        return [self._buffer.popleft() for _ in range(min(size, len(self._buffer)))]
+
+    def settle(self, messages: Iterable[Incoming]) -> None:
+        """Says that messages are dealt with: they are acknowledged soon, in ranges where possible."""
+        for channel, group in itertools.groupby(messages, _channel_of):
+            channel.settle([message.tag for message in group])
+
+    async def stop(self) -> None:
+        """Stops consuming. What waits in the buffer goes back to the queue when the connection closes."""
+        self._stopping = True
+        self._buffer.clear()
+        self._arrived.set()
+        channel = self._keeper.current
+        if channel is not None:
+            with contextlib.suppress(TimeoutError, ConnectionLost):
+                async with asyncio.timeout(_CANCEL_SECONDS):
+                    await channel.connection.call(commands.Basic.Cancel(_TAG))
+
+    async def close(self) -> None:
+        """Sends the last acknowledgements and closes the connection."""
+        self._stopping = True
+        self._buffer.clear()
+        self._arrived.set()
+        if self._keeper.current is not None:
+            self._keeper.current.acknowledge(everything=True)
+        await self._keeper.close()
+
+    async def _more(self, size: int) -> None:
+        while len(self._buffer) < size and not self._stopping:
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    async def _open(self) -> _Channel:
+        channel = _Channel(max(self._prefetch // 4, 1), self._take, self._buffer.clear)
+        prepare: list[Frame] = [commands.Basic.Qos(0, self._prefetch)]
+        if not self._stopping:
+            prepare.append(commands.Basic.Consume(0, self.queue, _TAG))
+        await connect(self._url, channel, prepare, name=self._name, timeout=self._connect_timeout)
+        return channel
+
+    def _take(self, batch: list[Incoming]) -> None:
+        if not self._stopping:
+            self._buffer.extend(batch)
+            self._arrived.set()
+
+
+class _Channel(Events):
+    """What was delivered on one connection, and is acknowledged there or not at all."""
+
+    def __init__(
+        self, gap_limit: int, take: Callable[[list[Incoming]], None], forget: Callable[[], None]
+    ) -> None:
+        self._ledger = Ledger(gap_limit)
+        self._take = take
+        self._forget = forget
+        self._loop = asyncio.get_running_loop()
+        self._due = False
+
+    def delivered(self, batch: list[Incoming]) -> None:
+        self._ledger.delivered(message.tag for message in batch)
+        self._take(batch)
+
+    def lost(self, error: ConnectionLost) -> None:  # noqa: ARG002
+        self._forget()
+
+    def settle(self, tags: list[int]) -> None:
+        self._ledger.settle(tags)
+        if not self._due:
+            self._due = True
+            # At the end of this turn of the loop, so that whatever settles in it is one range.
+            self._loop.call_soon(self.acknowledge)
+
+    def acknowledge(self, *, everything: bool = False) -> None:
+        self._due = False
+        upto, alone = self._ledger.due(everything=everything)
+        frames = [acknowledgement(tag, multiple=False) for tag in alone]
+        if upto:
+            frames.insert(0, acknowledgement(upto, multiple=True))
+        if frames:
+            self.connection.write(b"".join(frames))

@@ -1,0 +1,174 @@
+"""What we say on the wire: rare frames by pamqp, publishes and acknowledgements by bytes made beforehand."""
+
+from __future__ import annotations
+
+import time
+from functools import lru_cache
+from struct import Struct
+from typing import TYPE_CHECKING, Final
+
+import pamqp.frame
+from pamqp import commands
+
+from contracts.routing import CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
+from worker.amqp.publisher import APP_ID
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from pamqp.base import Frame
+
+    from worker.amqp.publisher import Outgoing
+
+CHANNEL: Final = 1
+"""The one channel of a connection."""
+
+WRITE_BYTES: Final = 1 << 20
+"""About how much is written at once."""
+
+_END: Final = b"\xce"
+_FRAME_OVERHEAD: Final = 8
+_SHORT: Final = 255
+
+_ACKNOWLEDGE = Struct(">BHIHHQ?B").pack
+# Type, channel and size of the frame; class, weight, size of the body and flags of AMQP's content header.
+_HEADER = Struct(">BHIHHQH").pack
+_HEADER_FIXED: Final = 14
+# The end of one frame, and the beginning of a body's.
+_BODY = Struct(">BBHI").pack
+_LONG = Struct(">I").pack
+_TIMESTAMP = Struct(">Q").pack
+
+# The flags of the properties (AMQP 0-9-1, 2.3.5.2), whose values follow in this order.
+_F_CONTENT_TYPE, _F_HEADERS, _F_DELIVERY_MODE, _F_CORRELATION_ID = 0x8000, 0x2000, 0x1000, 0x0400
+_F_MESSAGE_ID, _F_TIMESTAMP, _F_TYPE, _F_APP_ID = 0x0080, 0x0040, 0x0020, 0x0008
+_ALWAYS: Final = _F_CONTENT_TYPE | _F_HEADERS | _F_DELIVERY_MODE | _F_TIMESTAMP | _F_APP_ID
+
+_PERSISTENT: Final = b"\x02"
+
+
+def method(frame: Frame, channel: int = CHANNEL) -> bytes:
+    """Encodes a frame that is sent now and then."""
+    return pamqp.frame.marshal(frame, channel)
+
+
+def acknowledgement(tag: int, *, multiple: bool) -> bytes:
+    """Encodes an acknowledgement of one delivery, or of all up to it."""
+    return _ACKNOWLEDGE(1, CHANNEL, 13, 60, 80, tag, multiple, 0xCE)
+
+
+class Publishes:
+    """Encodes publishes with one routing key, so that what is common to them is encoded once."""
+
+    def __init__(self, exchange: str, routing_key: str, *, mandatory: bool) -> None:
+        """Takes what they have in common.
+
+        Raises:
+            ValueError, TypeError: a name is not one that AMQP can carry.
+        """
+        self._method = method(commands.Basic.Publish(0, exchange, routing_key, mandatory))
+
+    def encode(
+        self, messages: Sequence[Outgoing], first: int, most: int, frame_max: int
+    ) -> tuple[bytes, int]:
+        """Encodes messages until there are enough of them, or about `WRITE_BYTES`.
+
+        Args:
+            messages: All of them.
+            first: The index of the first to encode.
+            most: How many at most; at least one is encoded.
+            frame_max: The largest frame in bytes; longer bodies are split.
+
+        Returns:
+            The bytes, and how many messages they are.
+
+        Raises:
+            ValueError: an identifier is over 255 bytes, or the headers do not fit into a frame.
+        """
+        piece = frame_max - _FRAME_OVERHEAD
+        parts: list[bytes] = []
+        add = parts.append
+        written, count = 0, 0
+        plain = _front({})
+        headers, front = None, plain
+        tails: dict[str, tuple[int, bytes]] = {}
+        for message in messages[first : first + most]:
+            body = message.body
+            if not message.headers:
+                front = plain
+            elif message.headers is not headers:
+                # Messages that are published together mostly share one dict, a trace's.
+                headers, front = message.headers, _front(message.headers)
+            found = tails.get(message.type)
+            if found is None:
+                found = tails[message.type] = _tail(message.type)
+            flags, tail = found
+            ids = b""
+            if message.correlation_id:
+                ids = _short(message.correlation_id, "correlation_id")
+                flags |= _F_CORRELATION_ID
+            if message.message_id:
+                ids += _short(message.message_id, "message_id")
+                flags |= _F_MESSAGE_ID
+            length = len(body)
+            size = _HEADER_FIXED + len(front) + len(ids) + len(tail)
+            if size > piece:
+                raise ValueError(f"The headers of a message take {size} bytes; a frame has {piece}.")
+            add(self._method)
+            add(_HEADER(2, CHANNEL, size, 60, 0, length, flags))
+            add(front)
+            add(ids)
+            add(tail)
+            for part in (body,) if 0 < length <= piece else _split(body, piece):
+                add(_BODY(0xCE, 3, CHANNEL, len(part)))
+                add(part)
+            add(_END)
+            count += 1
+            written += size + length
+            if written > WRITE_BYTES:
+                break
+        return b"".join(parts), count
+
+
+@lru_cache(maxsize=256)
+def publishes(exchange: str, routing_key: str, *, mandatory: bool) -> Publishes:
+    """Returns the encoder for a place; the common places are few.
+
+    Raises:
+        ValueError, TypeError: as `Publishes`.
+    """
+    return Publishes(exchange, routing_key, mandatory=mandatory)
+
+
+def _split(body: bytes, piece: int) -> Iterator[bytes]:
+    return (body[at : at + piece] for at in range(0, len(body), piece))
+
+
+def _short(text: str, name: str) -> bytes:
+    encoded = text.encode()
+    if len(encoded) > _SHORT:
+        raise ValueError(f"A {name} may have 255 bytes; this has {len(encoded)}: {text[:40]}…")
+    return bytes((len(encoded),)) + encoded
+
+
+def _front(headers: Mapping[str, str]) -> bytes:
+    """Returns the properties before the identifiers: content type, headers, delivery mode."""
+    version = b"" if HEADER_SCHEMA_VERSION in headers else _VERSION
+    table = version + b"".join(
+        _short(name, "header's name") + b"S" + _LONG(len(encoded := value.encode())) + encoded
+        for name, value in headers.items()
+    )
+    return _CONTENT_TYPE + _LONG(len(table)) + table + _PERSISTENT
+
+
+def _tail(kind: str) -> tuple[int, bytes]:
+    """Returns the flags without identifiers, and the properties behind these: timestamp, type, app_id."""
+    now = _TIMESTAMP(int(time.time()))
+    if not kind:
+        return _ALWAYS, now + _APP_ID
+    return _ALWAYS | _F_TYPE, now + _short(kind, "type") + _APP_ID
+
+
+_CONTENT_TYPE: Final = _short(CONTENT_TYPE, "content_type")
+_APP_ID: Final = _short(APP_ID, "app_id")
+_VERSION: Final = _short(HEADER_SCHEMA_VERSION, "header's name") + b"l" + Struct(">q").pack(SCHEMA_VERSION)

@@ -1,0 +1,39 @@
+"""How a connection ends."""
+
+from __future__ import annotations
+
+
+class ConnectionLost(Exception):  # noqa: N818 - the name is the sentence
+    """The connection is gone; the message says why."""
+
+
+class ProtocolError(ConnectionLost):
+    """The broker sent what AMQP 0-9-1 does not allow, or what nobody asked for."""
+
+
+class ConnectionClosed(ConnectionLost):
+    """The broker closed the connection and said why.
+
+    Attributes:
+        code: AMQP's reply code: 403 refused, 530 not allowed (no such virtual host, say).
+    """
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(f"{code} {text}")
+        self.code = code
+
+
+class ChannelClosed(ConnectionLost):
+    """The broker closed the channel, and with it goes the connection.
+
+    Attributes:
+        code: AMQP's reply code: 404 not found, 403 refused, 406 precondition failed.
+        text: AMQP's reply text.
+        method: The class and the method that the broker refused; (0, 0) where it was none.
+    """
+
+    def __init__(self, code: int, text: str, method: tuple[int, int]) -> None:
+        super().__init__(f"{code} {text}")
+        self.code = code
+        self.text = text
+        self.method = method

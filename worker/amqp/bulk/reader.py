@@ -1,0 +1,315 @@
+"""What the broker says: a stream of bytes, cut anywhere, into deliveries, confirms and rare frames.
+
+One state machine, without input or output of its own. What it holds is bounded: one frame that is not
+complete, one message that is not complete, and the deliveries of the bytes that it was just fed.
+"""
+
+from __future__ import annotations
+
+import struct
+from struct import Struct
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+import pamqp.frame
+from pamqp import commands, decode
+from pamqp.base import Frame
+
+from worker.amqp.bulk.encoding import CHANNEL
+from worker.amqp.bulk.errors import ProtocolError
+from worker.amqp.consumer import Incoming
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+V = TypeVar("V")
+
+MOST_BODY: Final = 512 << 20
+"""RabbitMQ takes no larger message, however it is configured."""
+
+_FRAME_HEAD = Struct(">BHI").unpack_from
+_HEAD: Final = 7
+_OVERHEAD: Final = 8
+_END: Final = 0xCE
+_METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
+_CLOSED: Final = -1
+
+_DELIVER, _RETURN = b"\x00\x3c\x00\x3c", b"\x00\x3c\x00\x32"
+_ACK, _NACK = b"\x00\x3c\x00\x50", b"\x00\x3c\x00\x78"
+_CONFIRM = Struct(">QB").unpack_from
+_CONFIRM_SIZE: Final = 13
+
+_CONTENT = Struct(">HHQH").unpack_from
+_CONTENT_SIZE: Final = 14
+_BASIC: Final = 60
+
+# The flags of the properties that stand before those that we read, or are those.
+_F_CONTENT_TYPE, _F_ENCODING, _F_HEADERS, _F_MODE, _F_PRIORITY = 0x8000, 0x4000, 0x2000, 0x1000, 0x0800
+_F_CORRELATION_ID, _F_REPLY_TO, _F_EXPIRATION, _F_MESSAGE_ID = 0x0400, 0x0200, 0x0100, 0x0080
+_F_TIMESTAMP, _F_TYPE, _F_USER_ID, _F_APP_ID = 0x0040, 0x0020, 0x0010, 0x0008
+_F_UNKNOWN: Final = 0x0007
+
+_Properties = tuple[str | None, str | None, str | None, str | None, "Mapping[str, Any]"]
+_NO_HEADERS: Final[Mapping[str, Any]] = MappingProxyType({})
+_NO_PROPERTIES: Final[_Properties] = (None, None, None, None, _NO_HEADERS)
+
+_KEPT, _KEPT_BYTES = 256, 256
+"""How many decoded routes and header tables are kept, and how long a table may be to be kept."""
+
+
+class Sink(Protocol):
+    """Who is told what was read. What it raises ends the reading."""
+
+    def delivered(self, batch: list[Incoming]) -> None:
+        """Takes deliveries, in their order."""
+
+    def confirmed(self, tag: int, *, multiple: bool, positive: bool) -> None:
+        """Takes a confirm (`positive`) or a refusal of one publish, or of all up to it."""
+
+    def returned(self, frame: commands.Basic.Return) -> None:
+        """Takes word of a message that no queue took."""
+
+    def method(self, channel: int, frame: Frame) -> None:
+        """Takes any other method."""
+
+
+class Reader:
+    """Reads one connection from its first byte.
+
+    Attributes:
+        frame_max: The largest frame that is accepted, in bytes.
+    """
+
+    def __init__(self, sink: Sink, source: Any) -> None:  # noqa: ANN401 - Incoming.channel names aiormq's
+        """Takes whom to tell, and what `Incoming.channel` is to be."""
+        self._sink = sink
+        self._source = source
+        self.frame_max = 131_072
+        self._channel = _CLOSED
+        self._tail = bytearray()
+        self._needed = _HEAD
+        self._batch: list[Incoming] = []
+        # The message that is being read: what comes next, then its parts.
+        self._next = _METHOD
+        self._tag = 0
+        self._route = ("", "")
+        self._return: commands.Basic.Return | None = None
+        self._properties = _NO_PROPERTIES
+        self._size = 0
+        self._body = bytearray()
+        self._routes: dict[bytes, tuple[str, str]] = {}
+        self._tables: dict[bytes, Mapping[str, Any]] = {}
+
+    def open_channel(self) -> None:
+        """From now on frames of the channel are accepted, and no others but the connection's own."""
+        self._channel = CHANNEL
+
+    def feed(self, data: bytes) -> None:
+        """Reads what arrived.
+
+        Raises:
+            ProtocolError: it is not AMQP; the reader is of no use from then on.
+            Anything that the sink raises; the same holds.
+        """
+        if self._tail:
+            self._tail += data
+            if len(self._tail) < self._needed:
+                return
+            data = bytes(self._tail)
+            self._tail.clear()
+        at, end = 0, len(data)
+        while end - at >= _HEAD:
+            kind, channel, size = _FRAME_HEAD(data, at)
+            if size > self.frame_max - _OVERHEAD:
+                raise ProtocolError(self._oversize(data, at, size))
+            after = at + size + _OVERHEAD
+            if after > end:
+                break
+            if data[after - 1] != _END:
+                raise ProtocolError(f"A frame ends with the byte {data[after - 1]} instead of {_END}.")
+            self._frame(kind, channel, data, at, after)
+            at = after
+        if at < end:
+            self._tail += data[at:] if at else data
+            self._needed = size + _OVERHEAD if end - at >= _HEAD else _HEAD
+        self._hand_over()
+
+    def _frame(self, kind: int, channel: int, data: bytes, at: int, after: int) -> None:
+        start, stop = at + _HEAD, after - 1
+        if channel == self._channel and kind in (_METHOD, _HEADER, _BODY):
+            if kind != self._next:
+                raise ProtocolError(f"A frame of type {kind} came where type {self._next} belongs.")
+            if kind == _BODY:
+                self._body_frame(data, start, stop)
+            elif kind == _HEADER:
+                self._header_frame(data[start:stop])
+            else:
+                key = data[start : start + 4]
+                if key == _DELIVER:
+                    self._deliver(data, start, stop)
+                elif key in (_ACK, _NACK):
+                    if stop - start != _CONFIRM_SIZE:
+                        raise ProtocolError("A confirm is too short or too long.")
+                    self._hand_over()
+                    tag, bits = _CONFIRM(data, start + 4)
+                    self._sink.confirmed(tag, multiple=bool(bits & 1), positive=key == _ACK)
+                else:
+                    self._method(channel, data[at:after])
+        elif channel == 0 and kind == _METHOD:
+            self._method(channel, data[at:after])
+        elif channel or kind != _HEARTBEAT or start != stop:
+            raise ProtocolError(f"A frame of type {kind} came on the channel {channel}.")
+
+    def _method(self, channel: int, data: bytes) -> None:
+        self._hand_over()
+        try:
+            _, _, frame = pamqp.frame.unmarshal(data)
+        except Exception as error:  # a decoder that is given anything may raise anything
+            raise ProtocolError(f"A method cannot be read: {error}") from error
+        if not isinstance(frame, Frame):
+            raise ProtocolError("A method cannot be read.")
+        if isinstance(frame, commands.Basic.Return) and channel:
+            self._return = frame
+            self._next = _HEADER
+        else:
+            self._sink.method(channel, frame)
+
+    def _deliver(self, data: bytes, start: int, stop: int) -> None:
+        # The consumer's tag, the delivery's tag, a byte that says “redelivered”, exchange and routing key.
+        at = start + 5 + data[start + 4]
+        if at + 11 > stop:
+            raise ProtocolError("A delivery is too short.")
+        self._tag = int.from_bytes(data[at : at + 8], "big")
+        route = data[at + 9 : stop]
+        self._route = self._routes.get(route) or self._read_route(route)
+        self._next = _HEADER
+
+    def _read_route(self, data: bytes) -> tuple[str, str]:
+        exchange_end = 1 + data[0]
+        try:
+            key_end = exchange_end + 1 + data[exchange_end]
+            route = data[1:exchange_end].decode(), data[exchange_end + 1 : key_end].decode()
+        except (IndexError, UnicodeDecodeError) as error:
+            raise ProtocolError(f"The route of a delivery cannot be read: {error}") from error
+        if key_end != len(data):
+            raise ProtocolError("The route of a delivery is too short or too long.")
+        _keep(self._routes, data, route)
+        return route
+
+    def _header_frame(self, data: bytes) -> None:
+        try:
+            class_id, weight, size, flags = _CONTENT(data)
+            if class_id != _BASIC or weight or flags & _F_UNKNOWN:
+                raise ProtocolError("A content header is of no kind that AMQP 0-9-1 knows.")
+            if size > MOST_BODY:
+                raise ProtocolError(f"A message of {size} bytes is announced; {MOST_BODY} are the most.")
+            self._properties = self._read_properties(data, flags)
+        except (struct.error, IndexError, UnicodeDecodeError) as error:
+            raise ProtocolError(f"A content header cannot be read: {error}") from error
+        self._size = size
+        self._next = _BODY
+        if not size:
+            self._complete(b"")
+
+    def _read_properties(self, data: bytes, flags: int) -> _Properties:  # noqa: C901, PLR0912 - one per property
+        """Reads what `Incoming` has and passes over the rest; an index beyond the end is an IndexError."""
+        at = _CONTENT_SIZE
+        headers = _NO_HEADERS
+        correlation_id = reply_to = message_id = user_id = None
+        if flags & _F_CONTENT_TYPE:
+            at += 1 + data[at]
+        if flags & _F_ENCODING:
+            at += 1 + data[at]
+        if flags & _F_HEADERS:
+            table = data[at : at + 4 + int.from_bytes(data[at : at + 4], "big")]
+            headers = self._tables.get(table) or self._read_table(table)
+            at += len(table)
+        if flags & (_F_MODE | _F_PRIORITY):
+            at += bool(flags & _F_MODE) + bool(flags & _F_PRIORITY)
+        if flags & _F_CORRELATION_ID:
+            stop = at + 1 + data[at]
+            correlation_id, at = data[at + 1 : stop].decode(), stop
+        if flags & _F_REPLY_TO:
+            stop = at + 1 + data[at]
+            reply_to, at = data[at + 1 : stop].decode(), stop
+        if flags & _F_EXPIRATION:
+            at += 1 + data[at]
+        if flags & _F_MESSAGE_ID:
+            stop = at + 1 + data[at]
+            message_id, at = data[at + 1 : stop].decode(), stop
+        if flags & _F_TIMESTAMP:
+            at += 8
+        if flags & _F_TYPE:
+            at += 1 + data[at]
+        if flags & _F_USER_ID:
+            stop = at + 1 + data[at]
+            user_id, at = data[at + 1 : stop].decode(), stop
+        if flags & _F_APP_ID:
+            at += 1 + data[at]
+        if at != len(data):
+            raise ProtocolError("The properties of a message are shorter or longer than their frame.")
+        return message_id, correlation_id, reply_to, user_id, headers
+
+    def _read_table(self, data: bytes) -> Mapping[str, Any]:
+        try:
+            used, table = decode.field_table(data)
+        except Exception as error:  # as in _method
+            raise ProtocolError(f"The headers of a message cannot be read: {error}") from error
+        if used != len(data):
+            raise ProtocolError("The headers of a message are shorter or longer than announced.")
+        headers = MappingProxyType(table)
+        if len(data) <= _KEPT_BYTES:
+            _keep(self._tables, data, headers)
+        return headers
+
+    def _body_frame(self, data: bytes, start: int, stop: int) -> None:
+        size = stop - start
+        if size == self._size and not self._body:
+            self._complete(data[start:stop])
+            return
+        if not size or len(self._body) + size > self._size:
+            raise ProtocolError("The body of a message is longer than announced, or has an empty frame.")
+        self._body += data[start:stop]
+        if len(self._body) == self._size:
+            body = bytes(self._body)
+            self._body.clear()
+            self._complete(body)
+
+    def _complete(self, body: bytes) -> None:
+        self._next = _METHOD
+        if self._return is not None:
+            frame, self._return = self._return, None
+            self._sink.returned(frame)
+            return
+        message_id, correlation_id, reply_to, user_id, headers = self._properties
+        exchange, key = self._route
+        self._batch.append(
+            Incoming(
+                body,
+                exchange,
+                key,
+                message_id,
+                correlation_id,
+                reply_to,
+                user_id,
+                headers,
+                self._tag,
+                self._source,
+            )
+        )
+
+    def _hand_over(self) -> None:
+        if self._batch:
+            batch, self._batch = self._batch, []
+            self._sink.delivered(batch)
+
+    def _oversize(self, data: bytes, at: int, size: int) -> str:
+        if data.startswith(b"AMQP", at):
+            return "The broker does not speak AMQP 0-9-1."
+        return f"A frame of {size} bytes came; {self.frame_max} were agreed on as the most."
+
+
+def _keep(kept: dict[bytes, V], key: bytes, value: V) -> None:
+    if len(kept) >= _KEPT:
+        kept.clear()
+    kept[key] = value
