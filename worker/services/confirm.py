@@ -154,11 +154,12 @@ class ConfirmService:
 
     async def _summarise(self, tx: Transaction, command_id: str, delivery: Delivery, now: datetime) -> Reply:
         excluded = await deliveries.excluded_by_cause(tx, delivery.delivery_id)
+        people = "recipient" if delivery.to_deliver == 1 else "recipients"
         return Reply(
             command_id=command_id,
             delivery_id=delivery.delivery_id,
             status=Status.FINALIZE,
-            message=f"“{delivery.label}” goes to {delivery.to_deliver} recipients. Confirm to send it.",
+            message=f"“{delivery.label}” goes to {delivery.to_deliver} {people}. Confirm to send it.",
             state=delivery.state,
             summary=summary(delivery, excluded, now),
         )
