@@ -20,6 +20,7 @@ from worker.amqp.consumer import Consumer
 from worker.amqp.publisher import Publisher
 from worker.db import listen
 from worker.db.pool import OUT_OF_REACH, SchemaMismatch, open_database
+from worker.domain.breaker import Limits
 from worker.email.channel import EmailChannel
 from worker.email.smtp import SmtpPool
 from worker.lifecycle import run_services, stop_on_signals
@@ -174,6 +175,7 @@ class Worker:
             self.metrics,
             batch=s.result_batch,
             age=s.result_batch_age,
+            limits=Limits(s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct),
             shard=self.shard,
         )
 

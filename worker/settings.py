@@ -114,6 +114,12 @@ class Settings(BaseSettings):
     """Result messages that are recorded together at most."""
     result_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.005
     """How long the recorder waits for a batch to fill once its first result is there."""
+    breaker_minimum: Annotated[int, Field(ge=0)] = 100
+    """How many recipients of a delivery must have been attempted before it may pause itself; 0 for never."""
+    breaker_hard_bounce_pct: Annotated[float, Field(ge=0, le=100)] = 10
+    """A delivery pauses itself when more percent of the attempted are hard bounces; 0 for no limit."""
+    breaker_error_pct: Annotated[float, Field(ge=0, le=100)] = 20
+    """A delivery pauses itself when more percent of the attempted are errors; 0 for no limit."""
     tick: Annotated[float, Field(gt=0, le=60)] = 1
     """How often the scheduler looks at what is due."""
 

@@ -83,6 +83,27 @@ WITH old AS (
 )
 SELECT delivery_id, pg_notify('sendoff_events', '') FROM recorded;
 
+-- name: read_progress
+-- After a batch: is anything left open, and how many of those that were attempted went wrong? Reads at most 16
+-- short rows.
+SELECT d.state, s.closed >= d.to_deliver AS complete, d.breaker_tripped_at IS NOT NULL AS tripped,
+       coalesce(d.breaker_minimum, $2) AS minimum, coalesce(d.hard_bounce_pct, $3) AS hard_bounce_pct,
+       coalesce(d.error_pct, $4) AS error_pct, s.attempted, s.bounced_hard, s.errors
+FROM sendoff.delivery_record d
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors), 0)::int AS attempted,
+           coalesce(sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors + c.unknown
+                        + c.excluded_late + c.cancelled), 0)::int AS closed,
+           coalesce(sum(c.bounced_hard), 0)::int AS bounced_hard,
+           coalesce(sum(c.errors), 0)::int AS errors
+    FROM sendoff.delivery_counter c
+    WHERE c.delivery_id = d.delivery_id
+) s
+WHERE d.delivery_id = $1;
+
+-- name: trip_breaker
+UPDATE sendoff.delivery_record SET breaker_tripped_at = now() WHERE delivery_id = $1;
+
 -- name: read_due_deliveries
 -- Confirmed, and their contact date is reached.
 SELECT delivery_id

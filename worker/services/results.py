@@ -12,7 +12,7 @@ import asyncpg
 import structlog
 
 from contracts import results
-from worker.db import deliveries, outcomes
+from worker.db import breaker, deliveries, outcomes
 from worker.db.outage import outlast
 from worker.db.pool import COLLIDED, OUT_OF_REACH
 from worker.domain.outcomes import fold
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from worker.amqp.consumer import Consumer, Incoming
     from worker.db.pool import Database
+    from worker.domain.breaker import Limits
     from worker.domain.outcomes import Facts
     from worker.services.dead import DeadQueue
     from worker.telemetry.metrics import Metrics
@@ -47,15 +48,28 @@ class ResultsService:
         *,
         batch: int,
         age: float,
+        limits: Limits,
         shard: int,
     ) -> None:
-        """Takes its parts; a batch is at most so many messages, and at most so many seconds old."""
+        """Takes its parts.
+
+        Args:
+            consumers: Of the queues of results.
+            dead: For what cannot be recorded.
+            db: The database.
+            metrics: Where to count.
+            batch: The most messages of a batch.
+            age: How old a batch may become, in seconds.
+            limits: When a delivery is paused that has no limits of its own.
+            shard: The counter row to move.
+        """
         self._consumers = consumers
         self._dead = dead
         self._db = db
         self._metrics = metrics
         self._batch = batch
         self._age = age
+        self._limits = limits
         self._shard = shard
         self._audience: dict[int, int] = {}
 
@@ -102,8 +116,19 @@ class ResultsService:
             rows = {r: facts[r] for r in order[start : start + _ROWS_AT_ONCE]}
             moved += await self._write(delivery_id, rows, sources)
         if moved:
-            await outlast(lambda: deliveries.finish(self._db, delivery_id), "finishing a delivery")
+            await outlast(lambda: self._look(delivery_id), "looking how far a delivery is")
         log.debug("results recorded", delivery_id=delivery_id, results=len(facts), moved=moved)
+
+    async def _look(self, delivery_id: int) -> None:
+        """Finishes a delivery that is done, and pauses one in which too much goes wrong."""
+        seen = await breaker.progress(self._db, delivery_id, self._limits)
+        if seen.complete:
+            await deliveries.finish(self._db, delivery_id)
+        elif seen.verdict is not None:
+            tripped = await breaker.trip(self._db, delivery_id, self._limits)
+            if tripped is not None:
+                self._metrics.breaker_trips.inc()
+                log.warning("delivery paused", delivery_id=delivery_id, because=tripped.reason)
 
     async def _write(
         self, delivery_id: int, facts: dict[int, Facts], sources: dict[tuple[int, int], Incoming]

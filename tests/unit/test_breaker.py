@@ -1,0 +1,71 @@
+"""The breaker trips above a limit, at a limit never, and says by what."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from worker.domain.breaker import Limits, Tally, judge
+
+COUNTS = st.integers(0, 5_000)
+PERCENT = st.integers(0, 100)
+
+
+@st.composite
+def tallies(draw: st.DrawFn) -> Tally:
+    hard, errors, rest = draw(COUNTS), draw(COUNTS), draw(COUNTS)
+    return Tally(hard + errors + rest, hard, errors)
+
+
+LIMITS = st.builds(Limits, st.integers(0, 10_000), PERCENT, PERCENT)
+
+
+@given(tallies(), LIMITS)
+def test_it_trips_if_and_only_if_a_share_is_above_its_limit(tally: Tally, limits: Limits) -> None:
+    above = [
+        Fraction(count, tally.attempted) > Fraction(int(limit), 100)
+        for count, limit in (
+            (tally.bounced_hard, limits.hard_bounce_pct),
+            (tally.errors, limits.error_pct),
+        )
+        if limit and tally.attempted
+    ]
+    ripe = 0 < limits.minimum <= tally.attempted
+    tripped = judge(tally, limits)
+    assert (tripped is not None) == (ripe and any(above))
+    if tripped is not None:
+        assert tripped.reason.count("limit") == sum(above)
+        assert f"of {tally.attempted} attempted" in tripped.reason
+
+
+@given(tallies(), LIMITS, st.integers(1, 100))
+def test_more_that_went_well_never_trips_it_once_it_is_ripe(tally: Tally, limits: Limits, more: int) -> None:
+    assume(tally.attempted >= limits.minimum and judge(tally, limits) is None)
+    assert judge(Tally(tally.attempted + more, tally.bounced_hard, tally.errors), limits) is None
+
+
+def test_the_reason_holds_the_figures() -> None:
+    tripped = judge(Tally(250, 31, 2), Limits(100, 10, 20))
+    assert tripped is not None
+    assert tripped.reason == (
+        "The circuit breaker paused it: hard bounces 12.4 % of 250 attempted, limit 10 %."
+    )
+    assert (tripped.figures.hard_bounce_pct, tripped.figures.error_pct) == (12.4, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("tally", "trips"),
+    [
+        (Tally(99, 99, 0), False),
+        (Tally(100, 10, 20), False),
+        (Tally(100, 11, 0), True),
+        (Tally(100, 0, 21), True),
+    ],
+)
+def test_the_edges(tally: Tally, *, trips: bool) -> None:
+    assert (judge(tally, Limits(100, 10, 20)) is not None) == trips
+    assert judge(tally, Limits(0, 10, 20)) is None
+    assert judge(tally, Limits(100, 0, 0)) is None

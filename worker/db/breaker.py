@@ -1,0 +1,60 @@
+"""The circuit breaker: read from the counters after a batch, and tripped once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from contracts.states import State
+from worker.db import deliveries, outcomes
+from worker.domain.breaker import Limits, Tally, Tripped, judge
+from worker.domain.states import CLAIMABLE, Move
+
+if TYPE_CHECKING:
+    from worker.db.pool import Database, Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a recorder asks after a batch."""
+
+    complete: bool
+    """Whether nothing is left open."""
+    verdict: Tripped | None
+    """Why the delivery must be paused; None where it may go on, is not under way, or was tripped before."""
+
+
+async def progress(source: Database | Transaction, delivery_id: int, defaults: Limits) -> Progress:
+    """Reads how far a delivery is, and whether it may go on.
+
+    Args:
+        source: The database, or a transaction.
+        delivery_id: The delivery, which exists.
+        defaults: The limits that hold where the delivery has none of its own.
+    """
+    row = await source.fetchrow(
+        "read_progress", delivery_id, defaults.minimum, defaults.hard_bounce_pct, defaults.error_pct
+    )
+    if row is None:
+        raise LookupError(f"There is no delivery {delivery_id}.")
+    own = Limits(row["minimum"], row["hard_bounce_pct"], row["error_pct"])
+    armed = State(row["state"]) in CLAIMABLE and not row["tripped"] and not row["complete"]
+    tally = Tally(row["attempted"], row["bounced_hard"], row["errors"])
+    return Progress(row["complete"], judge(tally, own) if armed else None)
+
+
+async def trip(db: Database, delivery_id: int, defaults: Limits) -> Tripped | None:
+    """Pauses a delivery whose breaker must trip, with the figures of that very moment.
+
+    Returns:
+        What tripped it; None where it may go on after all, or somebody else was first.
+    """
+    async with db.transaction() as tx:
+        # As a pause by command does, and before the row's lock: afterwards no claim is granted.
+        await outcomes.close_claims(tx, delivery_id)
+        await deliveries.read_for_update(tx, delivery_id)
+        verdict = (await progress(tx, delivery_id, defaults)).verdict
+        if verdict is not None:
+            await deliveries.move(tx, delivery_id, Move.PAUSE, reason=verdict.reason, figures=verdict.figures)
+            await tx.execute("trip_breaker", delivery_id)
+    return verdict

@@ -1,0 +1,76 @@
+"""The circuit breaker: when too many of a delivery's recipients bounce or fail, it is paused. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from contracts.events import Figures
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When the breaker trips; 0 turns off what it stands for."""
+
+    minimum: int
+    """Recipients that must have been attempted before any share counts; 0 turns the breaker off."""
+    hard_bounce_pct: float
+    """The share of hard bounces that is still borne, in percent of the attempted."""
+    error_pct: float
+    """The share of errors that is still borne, in percent of the attempted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Recipients by their standing outcome."""
+
+    attempted: int
+    """Sent, bounced or errors."""
+    bounced_hard: int
+    errors: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tripped:
+    """The breaker trips: a sentence for people, and the figures for programs."""
+
+    reason: str
+    figures: Figures
+
+
+def judge(tally: Tally, limits: Limits) -> Tripped | None:
+    """Says whether a share is above its limit: at the limit it is still borne.
+
+    Args:
+        tally: The outcomes so far.
+        limits: The delivery's limits.
+
+    Returns:
+        None where it does not trip.
+    """
+    if not limits.minimum or tally.attempted < limits.minimum:
+        return None
+    shares = (
+        ("hard bounces", tally.bounced_hard, limits.hard_bounce_pct),
+        ("errors", tally.errors, limits.error_pct),
+    )
+    passed = [
+        f"{name} {_pct(count, tally.attempted):g} % of {tally.attempted} attempted, limit {limit:g} %"
+        for name, count, limit in shares
+        if limit and 100 * count > limit * tally.attempted
+    ]
+    if not passed:
+        return None
+    figures = Figures(
+        attempted=tally.attempted,
+        bounced_hard=tally.bounced_hard,
+        errors=tally.errors,
+        hard_bounce_pct=_pct(tally.bounced_hard, tally.attempted),
+        error_pct=_pct(tally.errors, tally.attempted),
+        hard_bounce_limit_pct=limits.hard_bounce_pct,
+        error_limit_pct=limits.error_pct,
+    )
+    return Tripped(f"The circuit breaker paused it: {'; '.join(passed)}.", figures)
+
+
+def _pct(count: int, of: int) -> float:
+    return round(100 * count / of, 2)
