@@ -11,25 +11,35 @@ SELECT pg_advisory_xact_lock($1);
 -- name: claim
 -- Grants what nobody has: a first attempt where there is no row, a further one where its retry is due.
 -- Recipients are dense, so that "exists" is a comparison with to_deliver. An address that is quarantined by
--- now is excluded instead of granted. A scalar sub-select looks one row up, where EXISTS may read the whole
--- delivery into a hash. The counter row of the shard comes last, to be locked for the shortest time.
+-- now, or a profile that is on the denylist, is excluded instead of granted. A scalar sub-select looks one row
+-- up, where EXISTS may read the whole delivery into a hash, and a join the whole denylist for each recipient.
+-- Measured with 500 recipients a batch: 8.7 µs each in the server, 3.3 of them for the denylist.
+-- The counter row of the shard comes last, to be locked for the shortest time.
 WITH asked AS (
-    SELECT a.recipient, a.attempt, q.cause
+    SELECT a.recipient, a.attempt, q.cause,
+           (SELECT x.cause
+            FROM sendoff.denylisted_profile x
+            WHERE x.channel = d.channel
+              AND x.profile_id = (SELECT r.profile_id FROM sendoff.recipient r
+                                  WHERE r.delivery_id = $1 AND r.recipient = a.recipient)) AS denied
     FROM unnest($2::int[], $3::smallint[], $4::text[]) AS a (recipient, attempt, address_key)
     JOIN sendoff.delivery_record d ON d.delivery_id = $1
     LEFT JOIN sendoff.quarantined_address q ON q.channel = d.channel AND q.address_key = a.address_key
     WHERE d.state = ANY ($5::text[]) AND d.valid_until > now() AND d.cancelled_at IS NULL AND a.recipient <= d.to_deliver
     ORDER BY a.recipient
 ), granted AS (
-    INSERT INTO sendoff.outcome AS o (delivery_id, recipient, attempt, status, precedence, claimed_at, reason)
-    SELECT $1, recipient, attempt, CASE WHEN cause IS NULL THEN 'sending' ELSE 'excluded' END, attempt * 16, now(), cause
+    INSERT INTO sendoff.outcome AS o (
+        delivery_id, recipient, attempt, status, precedence, claimed_at, reason, reply)
+    SELECT $1, recipient, attempt, CASE WHEN coalesce(cause, denied) IS NULL THEN 'sending' ELSE 'excluded' END,
+           attempt * 16, now(), coalesce(cause, CASE WHEN denied IS NOT NULL THEN 'denylisted' END), denied
     FROM asked
     WHERE attempt = 1
        OR (SELECT true FROM sendoff.outcome k WHERE k.delivery_id = $1 AND k.recipient = asked.recipient)
     ORDER BY recipient
     ON CONFLICT (delivery_id, recipient) DO UPDATE
     SET attempt = excluded.attempt, status = excluded.status, was = o.status, precedence = excluded.precedence,
-        claimed_at = excluded.claimed_at, reason = excluded.reason, retry_at = NULL
+        claimed_at = excluded.claimed_at, reason = excluded.reason, reply = coalesce(excluded.reply, o.reply),
+        retry_at = NULL
     WHERE o.status = 'retrying' AND o.attempt = excluded.attempt - 1 AND o.retry_at <= now()
     RETURNING o.recipient, o.status, o.was
 ), counted AS (

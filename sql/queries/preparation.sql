@@ -56,6 +56,12 @@ SET cause = $2, detail = q.cause
 FROM sendoff.quarantined_address q
 WHERE t.cause IS NULL AND q.channel = $1 AND q.address_key = t.address_key;
 
+-- name: exclude_denylisted
+UPDATE pg_temp.staged_target t
+SET cause = $2, detail = x.cause
+FROM sendoff.denylisted_profile x
+WHERE t.cause IS NULL AND x.channel = $1 AND x.profile_id = t.profile_id;
+
 -- name: insert_exclusions
 INSERT INTO sendoff.exclusion (delivery_id, line, address, profile_id, cause, detail)
 SELECT $1, line, address, profile_id, cause, detail

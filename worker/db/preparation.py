@@ -58,6 +58,7 @@ async def replace_audience(tx: Transaction, delivery_id: int, definition: Delive
     await tx.execute("drop_audience", delivery_id)
     await tx.execute("exclude_duplicates", Cause.DUPLICATE)
     await tx.execute("exclude_quarantined", definition.channel, Cause.QUARANTINED)
+    await tx.execute("exclude_denylisted", definition.channel, Cause.DENYLISTED)
     await tx.execute("insert_exclusions", delivery_id)
     await tx.execute("insert_recipients", delivery_id)
     await tx.execute(

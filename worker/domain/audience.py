@@ -38,6 +38,8 @@ class Cause(StrEnum):
     """A row before it has the same address."""
     QUARANTINED = "quarantined"
     """Its address is in quarantine on the channel."""
+    DENYLISTED = "denylisted"
+    """Its profile is on the channel's denylist: they opted out, say."""
     MALFORMED = "malformed"
     """Its row does not fit the header, or cannot be read."""
 
