@@ -82,8 +82,9 @@ class Stack:
         channel: str = "null",
         extra: str = "",
         delivery: int | None = None,
+        columns: str = "address",
     ) -> int:
-        """Prepares a delivery as `sendoff prepare` does; returns its number."""
+        """Prepares a delivery as `sendoff prepare` does, from the rows of a file; returns its number."""
         addresses = (
             [f"user{i}@example.org" for i in range(1, recipients + 1)]
             if isinstance(recipients, int)
@@ -94,7 +95,7 @@ class Stack:
         file.write_text(
             f'label = "Test"\nchannel = "{channel}"\n{extra}\n{mail if channel == "email" else ""}'
         )
-        csv.write_text("address\n" + "".join(f"{a}\n" for a in addresses))
+        csv.write_text(f"{columns}\n" + "".join(f"{a}\n" for a in addresses))
         request = preparing.Request(file, csv, "ana", delivery, self.settings.channels)
         return (await preparing.prepare(self.db, request)).delivery_id
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from contracts import routing
 from contracts.sends import Send
+from sql import queries
 from tests.stack import until
 from worker.amqp import topology
 from worker.db import outcomes, pages
@@ -176,6 +177,57 @@ async def test_who_was_quarantined_meanwhile_is_excluded(stack: Stack) -> None:
     assert (row["sent"], row["excluded_late"], row["errors"]) == (1, 1, 0)
     late = await stack.rows("SELECT recipient, cause, late FROM sendoff.exclusion_log")
     assert late == [{"recipient": 2, "cause": "hard_bounce", "late": True}]
+
+
+async def deny(stack: Stack, channel: str, profile: str) -> None:
+    async with stack.db.transaction() as tx:
+        await tx.connection.execute(
+            "INSERT INTO sendoff.denylisted_profile (channel, profile_id, cause) VALUES ($1, $2, 'optout')",
+            channel,
+            profile,
+        )
+
+
+PROFILES = ("a@example.org,p1", "b@example.org,p2", "c@example.org,p2", "d@example.org,", "e@example.org,p3")
+
+
+async def test_whose_profile_was_denylisted_meanwhile_is_excluded_at_every_address(stack: Stack) -> None:
+    number = await stack.prepare(PROFILES, columns="address,profile_id")
+    await deny(stack, "null", "p2")
+    await deny(stack, "email", "p3")
+    channel = Counting()
+    async with stack.running(channel=channel, tick=0.05):
+        await stack.confirm(number)
+        row = await stack.finished(number)
+    assert (row["sent"], row["excluded_late"], row["errors"], row["bounced"]) == (3, 2, 0, 0)
+    assert channel.tries == Counter([1, 4, 5])
+    late = await stack.rows(
+        "SELECT recipient, profile_id, cause, detail, late FROM sendoff.exclusion_log ORDER BY recipient"
+    )
+    of_p2 = {"profile_id": "p2", "cause": "denylisted", "detail": "optout", "late": True}
+    assert late == [{"recipient": 2, **of_p2}, {"recipient": 3, **of_p2}]
+
+
+async def test_whose_profile_is_denylisted_is_left_out_of_a_preparation(stack: Stack) -> None:
+    await deny(stack, "null", "p2")
+    await deny(stack, "email", "p3")
+    number = await stack.prepare(PROFILES, columns="address,profile_id")
+    row = await stack.deployment(number)
+    assert (row["to_deliver"], row["excluded"], row["excluded_late"]) == (3, 2, 0)
+    left_out = await stack.rows("SELECT line, cause, detail, late FROM sendoff.exclusion_log ORDER BY line")
+    of_p2 = {"cause": "denylisted", "detail": "optout", "late": False}
+    assert left_out == [{"line": 3, **of_p2}, {"line": 4, **of_p2}]
+
+
+async def test_a_claim_looks_everything_up_by_key(stack: Stack) -> None:
+    asked = (1, [1, 2], [1, 1], ["a@example.org", "b@example.org"], ["in_progress"], 0)
+    async with stack.db.transaction() as tx:
+        plan = await tx.connection.fetch("EXPLAIN (COSTS OFF) " + queries()["claim"], *asked)
+    nodes = "\n".join(row[0] for row in plan)
+    assert "denylisted_profile_pkey" in nodes
+    assert "Seq Scan" not in nodes
+    assert "Hash" not in nodes
+    assert "Merge" not in nodes
 
 
 async def test_the_fan_out_waits_at_the_high_water_mark(stack: Stack) -> None:
