@@ -141,7 +141,7 @@ async def test_while_the_broker_is_short_publishers_wait_and_heartbeats_go_on() 
 
                 # That takes longer than a confirm may take otherwise.
                 await until(kept_waiting)
-                assert not (reading.done() or task.done() or before.done())
+                assert not any(waiting.done() for waiting in (reading, task, before))
                 peer.send(commands.Connection.Unblocked(), channel=0)
                 assert await reading == b"meanwhile"
                 peer.send(commands.Basic.Ack(2, True))
@@ -150,6 +150,22 @@ async def test_while_the_broker_is_short_publishers_wait_and_heartbeats_go_on() 
             "the broker takes no publishes",
             "the broker takes publishes again",
         ]
+
+
+async def test_the_time_in_which_the_broker_was_short_does_not_count_against_a_confirm() -> None:
+    async with FakeBroker() as broker, publishing(broker, confirm=0.3) as (publisher, peer):
+        loop = asyncio.get_running_loop()
+        end = loop.time() + 1
+        async with underway(publisher, numbered(1)):
+            await peer.publish()
+
+            def short_again_and_again() -> bool:
+                peer.send(commands.Connection.Blocked("low"), commands.Connection.Unblocked(), channel=0)
+                return loop.time() > end
+
+            await until(short_again_and_again)
+            assert publisher.connected
+            peer.send(commands.Basic.Ack(1, False))
 
 
 async def test_a_confirm_that_does_not_come_is_not_waited_for_for_ever() -> None:
