@@ -99,6 +99,17 @@ class ComputeStats(Message):
     """The delivery to count."""
 
 
+class Wave(Message):
+    """Recipients that are due together."""
+
+    recipients: Count
+    """How many they are."""
+    due_at: Instant | None = None
+    """When they are due; null where that is counted from the start."""
+    due_after: timedelta | None = None
+    """How long after the start they are due (ISO 8601 duration); null where they have a time of their own."""
+
+
 class Summary(Message):
     """What a person must see before the definitive confirmation."""
 
@@ -120,6 +131,14 @@ class Summary(Message):
     """How long sending and retrying may go on after the start (ISO 8601 duration); null for unlimited."""
     preparation: PreparationNumber
     """The preparation that this is the summary of: the one to name in the definitive confirmation."""
+    wave_count: Count = 0
+    """Into how many waves it is dealt; 0 where all are due at the start."""
+    waves: tuple[Wave, ...] = Field(default=(), strict=False)
+    """The first of them, at most 20, in the order in which they are due."""
+    late_limit: timedelta | None = None
+    """How late it may start before it is skipped (ISO 8601 duration); null for however late."""
+    messages_per_hour: Annotated[int, Field(ge=1)] | None = None
+    """The limit of its throughput; null for none."""
 
 
 class Reply(Message):

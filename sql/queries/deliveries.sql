@@ -3,8 +3,9 @@
 -- name: read_delivery_for_update
 -- Locks the one row that every command and every move of state goes through, so that they take turns.
 SELECT delivery_id, label, channel, state, preparation, to_deliver, contact_date, time_zone, valid_for, valid_until,
-       confirmed_at
-FROM sendoff.delivery_record
+       confirmed_at, late_limit, messages_per_hour,
+       (SELECT max(due_at) FROM sendoff.delivery_wave w WHERE w.delivery_id = d.delivery_id) AS last_due_at
+FROM sendoff.delivery_record d
 WHERE delivery_id = $1
 FOR UPDATE;
 
@@ -111,6 +112,24 @@ FROM sendoff.delivery_record
 WHERE state = 'start_pending' AND (contact_date IS NULL OR contact_date <= now())
 ORDER BY contact_date NULLS FIRST, delivery_id
 LIMIT 100;
+
+-- name: read_seconds_to_next_start
+-- How long a scheduler may sleep: to the next contact date, or not at all where one is past; null where none
+-- is waiting.
+SELECT extract(epoch FROM min(contact_date) - now())::float8
+FROM sendoff.delivery_record
+WHERE state = 'start_pending';
+
+-- name: read_clock
+SELECT clock_timestamp();
+
+-- name: read_waves
+-- The first of them, as a person is shown them; how many there are comes with each.
+SELECT last - first + 1 AS recipients, due_at, due_after, count(*) OVER ()::int AS waves
+FROM sendoff.delivery_wave
+WHERE delivery_id = $1
+ORDER BY wave
+LIMIT $2;
 
 -- name: read_expired_deliveries
 -- Under way, and their validity is over: what was not tried is to be cancelled.

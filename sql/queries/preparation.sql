@@ -10,7 +10,8 @@ CREATE TEMPORARY TABLE IF NOT EXISTS staged_target (
     profile_id   text,
     variables    text,
     cause        text,
-    detail       text
+    detail       text,
+    due_at       timestamptz
 );
 
 -- name: empty_staged_target
@@ -20,6 +21,10 @@ TRUNCATE pg_temp.staged_target;
 -- name: analyze_staged_target
 -- No autovacuum sees a temporary table; without this the planner thinks it is small.
 ANALYZE pg_temp.staged_target;
+
+-- name: read_span
+-- When the first and the last of those are due that have a time of their own.
+SELECT min(due_at) AS first, max(due_at) AS last FROM pg_temp.staged_target;
 
 -- name: lock_preparation
 -- One preparation of a delivery at a time; held by the session, so that it ends with the process. Below the
@@ -36,6 +41,8 @@ WITH recipients AS (
     DELETE FROM sendoff.recipient WHERE delivery_id = $1
 ), exclusions AS (
     DELETE FROM sendoff.exclusion WHERE delivery_id = $1
+), waves AS (
+    DELETE FROM sendoff.delivery_wave WHERE delivery_id = $1
 )
 DELETE FROM sendoff.delivery_content WHERE delivery_id = $1;
 
@@ -77,10 +84,56 @@ FROM pg_temp.staged_target
 WHERE cause IS NULL
 ORDER BY line;
 
+-- name: insert_recipients_by_time
+-- Numbered densely in the order in which they are due, then of the file; so that each wave is a range.
+INSERT INTO sendoff.recipient (delivery_id, recipient, profile_id, address, variables)
+SELECT $1, row_number() OVER (ORDER BY due_at NULLS FIRST, line), profile_id, address, variables::json
+FROM pg_temp.staged_target
+WHERE cause IS NULL
+ORDER BY due_at NULLS FIRST, line;
+
+-- name: insert_waves_by_time
+-- Those who are due together are a wave; without a time of their own, at the start.
+INSERT INTO sendoff.delivery_wave (delivery_id, wave, first, last, due_at, due_after)
+SELECT $1, row_number() OVER due, sum(count(*)) OVER due - count(*) + 1, sum(count(*)) OVER due, due_at,
+       CASE WHEN due_at IS NULL THEN interval '0' END
+FROM pg_temp.staged_target
+WHERE cause IS NULL
+GROUP BY due_at
+WINDOW due AS (ORDER BY due_at NULLS FIRST);
+
+-- name: count_staged
+SELECT count(*)::int FROM pg_temp.staged_target WHERE cause IS NULL;
+
+-- name: insert_recipients_by_share
+-- Dealt by the hash of the delivery and the address: each share is like the whole, whatever order the file
+-- has; another delivery deals otherwise, and the same one, prepared again, as before. $2 are the places at
+-- which the waves after the first begin. Within its wave everybody keeps the order of the file.
+WITH dealt AS (
+    SELECT line, width_bucket(row_number() OVER (ORDER BY md5($1::bigint || ' ' || address_key) COLLATE "C"), $2::bigint[]) AS wave
+    FROM pg_temp.staged_target
+    WHERE cause IS NULL
+)
+INSERT INTO sendoff.recipient (delivery_id, recipient, profile_id, address, variables)
+SELECT $1, row_number() OVER (ORDER BY d.wave, t.line), t.profile_id, t.address, t.variables::json
+FROM dealt d
+JOIN pg_temp.staged_target t ON t.line = d.line
+ORDER BY d.wave, t.line;
+
+-- name: insert_waves_by_share
+-- A share of nobody is no wave.
+INSERT INTO sendoff.delivery_wave (delivery_id, wave, first, last, due_after)
+SELECT $1, row_number() OVER (ORDER BY last), first, last, due_after
+FROM unnest($2::int[], $3::int[], $4::interval[]) AS w (first, last, due_after)
+WHERE first <= last;
+
 -- name: complete_preparation
--- The next snapshot: what the confirmation shows, and what it will freeze.
+-- The next snapshot: what the confirmation shows, and what it will freeze. Where everybody's own clock decides
+-- ($9), the contact date is that of the first.
 UPDATE sendoff.delivery_record d
-SET label = $2, channel = $3, contact_date = $4, time_zone = $5, valid_for = $6, preparation = d.preparation + 1,
+SET label = $2, channel = $3,
+    contact_date = coalesce(CASE WHEN $9 THEN (SELECT min(due_at) FROM sendoff.delivery_wave WHERE delivery_id = $1) END, $4),
+    time_zone = $5, valid_for = $6, late_limit = $7, messages_per_hour = $8, preparation = d.preparation + 1,
     to_deliver = s.to_deliver, excluded = s.excluded, prepared_at = now(), updated_at = now()
 FROM (
     SELECT count(*) FILTER (WHERE cause IS NULL) AS to_deliver, count(cause) AS excluded

@@ -304,8 +304,8 @@ async def test_an_interruption_leaves_the_snapshot_before_and_says_so(
     replaced = asyncio.Event()
     replace_audience = preparation.replace_audience
 
-    async def replace_and_wait(*args: Any) -> None:
-        await replace_audience(*args)
+    async def replace_and_wait(*args: Any, **options: Any) -> None:
+        await replace_audience(*args, **options)
         replaced.set()
         await asyncio.Event().wait()
 

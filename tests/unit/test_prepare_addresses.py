@@ -103,7 +103,8 @@ def test_only_mail_addresses_are_judged_as_such() -> None:
 
 
 def judge(text: str, channel: str = "email") -> list[Target]:
-    return list(targets(RecipientsFile(io.StringIO(text, newline="").readline), address_rule(channel)))
+    file = RecipientsFile(io.StringIO(text, newline="").readline)
+    return list(targets(file, address_rule(channel), lambda _: None))
 
 
 def test_a_row_becomes_a_target_with_its_columns_as_variables() -> None:

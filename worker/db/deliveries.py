@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from contracts.commands import Wave
 from contracts.states import State
-from worker.domain.confirm import Delivery
+from worker.domain.confirm import Delivery, Waves
 from worker.domain.states import EVENTS, Move, sources, target
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from contracts.events import Figures
     from worker.db.pool import Database, Transaction
+
+_WAVES_SHOWN: Final = 20
 
 
 async def read_for_update(tx: Transaction, delivery_id: int) -> Delivery | None:
@@ -80,6 +83,21 @@ async def confirm(tx: Transaction, delivery_id: int, operator: str, valid_until:
 async def excluded_by_cause(tx: Transaction, delivery_id: int) -> dict[str, int]:
     """Counts what the preparation left out."""
     return {r["cause"]: r["excluded"] for r in await tx.fetch("read_excluded_by_cause", delivery_id)}
+
+
+async def waves(tx: Transaction, delivery_id: int) -> Waves:
+    """Reads the first waves of a delivery, and how many there are."""
+    rows = await tx.fetch("read_waves", delivery_id, _WAVES_SHOWN)
+    shown = tuple(
+        Wave(recipients=r["recipients"], due_at=r["due_at"], due_after=r["due_after"]) for r in rows
+    )
+    return Waves(rows[0]["waves"] if rows else 0, shown)
+
+
+async def now(tx: Transaction) -> datetime:
+    """Returns the database's time: the clock that schedulers on several machines share."""
+    moment: datetime = await tx.fetchval("read_clock")
+    return moment
 
 
 async def content(db: Database, delivery_id: int) -> tuple[str, dict[str, Any]] | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
+from worker.domain.schedule import paced_page_size
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -59,9 +61,25 @@ class Inspected:
     retry_at: datetime | None
 
 
-async def create(tx: Transaction, delivery_id: int, to_deliver: int, page_size: int) -> None:
-    """Creates a delivery's pages and wakes the fan-out when the transaction commits."""
-    await tx.execute("create_pages", delivery_id, to_deliver, page_size)
+async def create(tx: Transaction, delivery_id: int, page_size: int, messages_per_hour: int | None) -> None:
+    """Creates a delivery's pages, wave by wave, and wakes the fan-out when the transaction commits.
+
+    Args:
+        tx: The transaction.
+        delivery_id: The delivery.
+        page_size: Recipients in a page at most.
+        messages_per_hour: The limit of the throughput, or None.
+    """
+    if messages_per_hour is not None:
+        page_size = paced_page_size(messages_per_hour, page_size)
+        await tx.execute("create_pace", delivery_id, page_size)
+    await tx.execute("create_pages", delivery_id, page_size)
+    await wake(tx, delivery_id)
+
+
+async def start(tx: Transaction, delivery_id: int) -> None:
+    """Has the waves follow the start, which is now, and wakes the fan-out when the transaction commits."""
+    await tx.execute("start_waves", delivery_id)
     await wake(tx, delivery_id)
 
 
@@ -83,8 +101,35 @@ async def lease(
         owner: Who leases: only the owner may say that the page is published.
         full_channels: Channels whose send queue is full; their deliveries are left out.
     """
-    rows = await db.fetch("lease_pages", after, limit, timedelta(seconds=seconds), owner, list(full_channels))
+    held, full = timedelta(seconds=seconds), list(full_channels)
+    rows = await db.fetch("lease_pages", after, limit, held, owner, full)
     return [Page(**row) for row in rows]
+
+
+async def lease_paced(
+    db: Database, *, limit: int, seconds: float, owner: str, full_channels: Sequence[str]
+) -> list[Page]:
+    """Leases one open page of each running delivery with a limit of its throughput that has its turn.
+
+    Args:
+        db: The database.
+        limit: The most pages.
+        seconds: How long the lease holds.
+        owner: Who leases.
+        full_channels: Channels whose send queue is full; their deliveries are left out.
+    """
+    async with db.transaction() as tx:
+        turns = [row["delivery_id"] for row in await tx.fetch("lock_paces", limit, list(full_channels))]
+        if not turns:
+            return []
+        rows = await tx.fetch("lease_paced_pages", turns, timedelta(seconds=seconds), owner)
+    return [Page(**row) for row in rows]
+
+
+async def seconds_to_next_turn(db: Database) -> float | None:
+    """Returns how long it is until a delivery with a limit may publish again; None where none waits."""
+    seconds: float | None = await db.fetchval("read_seconds_to_next_page")
+    return seconds
 
 
 async def read_sends(db: Database, page: Page) -> list[SendBody]:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 from worker.db import deliveries
 from worker.domain.audience import Cause, Target
+from worker.domain.schedule import deal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
 
     from worker.db.pool import Transaction
     from worker.domain.delivery_file import DeliveryFile
@@ -53,14 +55,29 @@ async def create_delivery(tx: Transaction, definition: DeliveryFile, operator: s
     return int(await tx.fetchval("create_delivery", definition.label, definition.channel, operator))
 
 
-async def replace_audience(tx: Transaction, delivery_id: int, definition: DeliveryFile) -> Counts:
-    """Makes the staged rows the delivery's audience, and the definition its content and schedule."""
+async def read_span(session: Transaction) -> tuple[datetime | None, datetime | None]:
+    """Returns when the first and the last staged row are due, of those with a time of their own."""
+    row = await session.fetchrow("read_span")
+    return (row["first"], row["last"]) if row else (None, None)
+
+
+async def replace_audience(
+    tx: Transaction, delivery_id: int, definition: DeliveryFile, *, by_row: bool
+) -> Counts:
+    """Makes the staged rows the delivery's audience, and the definition its content and schedule.
+
+    Args:
+        tx: The transaction.
+        delivery_id: The delivery.
+        definition: Its file.
+        by_row: Whether staged rows have times of their own.
+    """
     await tx.execute("drop_audience", delivery_id)
     await tx.execute("exclude_duplicates", Cause.DUPLICATE)
     await tx.execute("exclude_quarantined", definition.channel, Cause.QUARANTINED)
     await tx.execute("exclude_denylisted", definition.channel, Cause.DENYLISTED)
     await tx.execute("insert_exclusions", delivery_id)
-    await tx.execute("insert_recipients", delivery_id)
+    await _number(tx, delivery_id, definition, by_row=by_row)
     await tx.execute(
         "complete_preparation",
         delivery_id,
@@ -69,9 +86,27 @@ async def replace_audience(tx: Transaction, delivery_id: int, definition: Delive
         definition.schedule.instant,
         definition.schedule.zone,
         definition.valid_for,
+        definition.schedule.late_limit,
+        definition.limits.messages_per_hour,
+        definition.schedule.local_time,
     )
     await tx.execute("insert_content", delivery_id, definition.content)
     return await read_counts(tx, delivery_id)
+
+
+async def _number(tx: Transaction, delivery_id: int, definition: DeliveryFile, *, by_row: bool) -> None:
+    """Numbers those who are left, so that every wave is a range of recipients."""
+    if by_row:
+        await tx.execute("insert_recipients_by_time", delivery_id)
+        await tx.execute("insert_waves_by_time", delivery_id)
+    elif definition.waves:
+        ends = deal(await tx.fetchval("count_staged"), definition.waves)
+        firsts = [end + 1 for end in (0, *ends[:-1])]
+        await tx.execute("insert_recipients_by_share", delivery_id, firsts[1:])
+        delays = [wave.after for wave in definition.waves]
+        await tx.execute("insert_waves_by_share", delivery_id, firsts, ends, delays)
+    else:
+        await tx.execute("insert_recipients", delivery_id)
 
 
 async def read_counts(tx: Transaction, delivery_id: int) -> Counts:

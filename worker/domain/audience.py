@@ -13,7 +13,8 @@ from email_validator.rfc_constants import CASE_INSENSITIVE_MAILBOX_NAMES
 from worker.domain.recipients_file import TRIMMED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
+    from datetime import datetime
 
     from worker.domain.recipients_file import RecipientsFile
 
@@ -42,6 +43,8 @@ class Cause(StrEnum):
     """Its profile is on the channel's denylist: they opted out, say."""
     MALFORMED = "malformed"
     """Its row does not fit the header, or cannot be read."""
+    MISTIMED = "mistimed"
+    """When it is to be sent to cannot be read, or its time zone is not known."""
 
 
 class AddressInvalid(ValueError):  # noqa: N818 - the name is the sentence
@@ -62,6 +65,8 @@ class Target(NamedTuple):
     """The values of all columns but the address, as a JSON object; None where it is left out."""
     cause: Cause | None
     detail: str | None
+    due_at: datetime | None
+    """When it may be sent to, in UTC; None for from the start on, and where it is left out."""
 
 
 def address_key(address: str) -> str:
@@ -100,7 +105,9 @@ def address_rule(channel: str) -> Callable[[str], str]:
     return mail_address if channel in {"email", "null"} else any_address
 
 
-def targets(file: RecipientsFile, rule: Callable[[str], str]) -> Iterator[Target]:
+def targets(
+    file: RecipientsFile, rule: Callable[[str], str], due: Callable[[Mapping[str, str]], datetime | None]
+) -> Iterator[Target]:
     """Judges each row of a recipients file by itself.
 
     Every column but the address becomes a variable, `profile_id` too; one whose name is not an identifier
@@ -109,22 +116,34 @@ def targets(file: RecipientsFile, rule: Callable[[str], str]) -> Iterator[Target
     Args:
         file: The file, its header read.
         rule: Returns an address in its normal form, or raises AddressInvalid.
+        due: Returns when a row, by its columns, may be sent to, or raises ValueError.
     """
     columns = file.columns
     encode = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
     for line, fields, fault in file:
         if fault is not None:
-            yield Target(line, None, None, None, None, Cause.MALFORMED, fault)
+            yield _left_out(line, None, None, Cause.MALFORMED, fault)
             continue
         values = dict(zip(columns, fields, strict=True))
         profile_id = values.get("profile_id", "").strip(TRIMMED) or None
         written = values.pop("address").strip(TRIMMED)[:_LONGEST_ADDRESS]
         if not written:
-            yield Target(line, "", None, profile_id, None, Cause.EMPTY, None)
+            yield _left_out(line, "", profile_id, Cause.EMPTY, None)
             continue
         try:
             address = rule(written)
         except AddressInvalid as error:
-            yield Target(line, written, None, profile_id, None, Cause.INVALID, str(error))
+            yield _left_out(line, written, profile_id, Cause.INVALID, str(error))
             continue
-        yield Target(line, address, address_key(address), profile_id, encode(values), None, None)
+        try:
+            due_at = due(values)
+        except ValueError as error:
+            yield _left_out(line, address, profile_id, Cause.MISTIMED, str(error))
+            continue
+        yield Target(line, address, address_key(address), profile_id, encode(values), None, None, due_at)
+
+
+def _left_out(
+    line: int, address: str | None, profile_id: str | None, cause: Cause, detail: str | None
+) -> Target:
+    return Target(line, address, None, profile_id, None, cause, detail, None)

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 
 from contracts.commands import Confirm, Reason, Summary
 from contracts.states import State
+from worker.domain.schedule import written
 from worker.domain.states import CONFIRMED, Move, sources
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
+
+    from contracts.commands import Wave
 
 
 class Role(StrEnum):
@@ -49,6 +52,34 @@ class Delivery:
     valid_for: timedelta
     valid_until: datetime | None
     confirmed_at: datetime | None
+    late_limit: timedelta | None = None
+    """How late it may start; None for however late."""
+    messages_per_hour: int | None = None
+    last_due_at: datetime | None = None
+    """When the last recipients with a time of their own are due; None where there are none."""
+
+    def too_late(self, now: datetime) -> str | None:
+        """Says why it may not start any more, or None where it may.
+
+        Args:
+            now: The time, aware.
+        """
+        if self.contact_date is None or self.late_limit is None or now <= self.contact_date + self.late_limit:
+            return None
+        return (
+            f"it was due at {_shown(self.contact_date)} and may start {written(self.late_limit)} late at"
+            f" most, and it is {_shown(now)} now"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Waves:
+    """How a delivery is dealt out over time, as far as a person is shown it."""
+
+    count: int
+    """How many waves there are."""
+    shown: tuple[Wave, ...]
+    """The first of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +145,18 @@ def check_confirm(  # noqa: PLR0911 - one return for each rule, in their order
             f"The delivery could be sent until {validity_end(delivery, now).isoformat()}. "
             "Prepare it again with a later contact date or a longer validity.",
         )
+    if delivery.last_due_at is not None and validity_end(delivery, now) <= delivery.last_due_at:
+        return Refused(
+            Reason.VALIDITY_OVER,
+            f"The last recipients are due at {_shown(delivery.last_due_at)}, when the delivery, confirmed"
+            " now, is no longer valid. Prepare it again with a longer validity.",
+        )
+    late = delivery.too_late(now)
+    if late is not None:
+        return Refused(
+            Reason.VALIDITY_OVER,
+            f"The delivery cannot start any more: {late}. Prepare it again with a later contact date.",
+        )
     return None
 
 
@@ -129,12 +172,13 @@ def validity_end(delivery: Delivery, now: datetime) -> datetime:
     return (delivery.contact_date or now) + delivery.valid_for
 
 
-def summary(delivery: Delivery, excluded: dict[str, int], now: datetime) -> Summary:
+def summary(delivery: Delivery, excluded: dict[str, int], waves: Waves, now: datetime) -> Summary:
     """Returns what a person must see before the definitive OK.
 
     Args:
         delivery: The delivery.
         excluded: Targets left out by the preparation, by cause.
+        waves: How it is dealt out over time.
         now: The time, aware; the validity is counted from it where there is no contact date.
     """
     return Summary(
@@ -147,6 +191,10 @@ def summary(delivery: Delivery, excluded: dict[str, int], now: datetime) -> Summ
         valid_until=validity_end(delivery, now),
         valid_for=delivery.valid_for,
         preparation=delivery.preparation,
+        wave_count=waves.count,
+        waves=waves.shown,
+        late_limit=delivery.late_limit,
+        messages_per_hour=delivery.messages_per_hour,
     )
 
 
@@ -163,6 +211,10 @@ def _not_confirmable(delivery: Delivery) -> Refused:
         Reason.NOT_READY,
         f"The delivery is not ready to be confirmed: it is {words(delivery.state)}. Prepare it first.",
     )
+
+
+def _shown(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds")
 
 
 def words(state: State) -> str:

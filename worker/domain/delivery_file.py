@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
-from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final, Self
-from zoneinfo import ZoneInfo, available_timezones
+from datetime import timedelta
+from typing import Annotated, Self
 
 from pydantic import (
     AfterValidator,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -21,75 +18,17 @@ from pydantic import (
 )
 
 from worker.domain.content import EmailContent
-
-_DURATION: Final = re.compile(r"(\d{1,6})([mhd])")
-_UNITS: Final = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1)}
-_SHORTEST: Final = timedelta(minutes=1)
-_LONGEST: Final = timedelta(days=90)
-_YEARS: Final = range(2000, 2100)
-"""Years that a contact date may be in: what lies outside is a slip of the keyboard."""
+from worker.domain.schedule import Duration, Limits, Schedule, Wave, check_waves
 
 
 class DeliveryFileInvalid(Exception):  # noqa: N818 - the name is the sentence
     """The file does not describe a delivery; the message names the key and what is wrong with it."""
 
 
-def _duration(value: object) -> timedelta:
-    match = _DURATION.fullmatch(value) if isinstance(value, str) else None
-    if match is None:
-        raise ValueError('give a number with m, h or d for minutes, hours or days, such as "90m" or "3d"')
-    duration = int(match[1]) * _UNITS[match[2]]
-    if not _SHORTEST <= duration <= _LONGEST:
-        raise ValueError(f"it must be at least 1m and at most {_LONGEST.days}d")
-    return duration
-
-
-def _date_and_time(value: object) -> datetime:
-    if not isinstance(value, datetime):
-        raise ValueError("give a date and a time without quotes, such as 2026-12-01T09:00:00")  # noqa: TRY004
-    if value.year not in _YEARS:
-        raise ValueError(f"the year must be from {_YEARS[0]} to {_YEARS[-1]}")
-    return value
-
-
-def _known_zone(value: str) -> str:
-    if value not in available_timezones():
-        raise ValueError(f"“{value}” is not a time zone of the IANA database, such as Europe/Paris")
-    return value
-
-
 def _printable(value: str) -> str:
     if not value.isprintable() or not value.strip():
         raise ValueError("it must be one line that is not blank")
     return value
-
-
-class Schedule(BaseModel):
-    """When sending may start: the `[schedule]` table."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    contact_date: Annotated[datetime, BeforeValidator(_date_and_time)] | None = None
-    """As it is written: with an offset from UTC, or local to `time_zone`; none means as soon as confirmed."""
-    time_zone: Annotated[str, AfterValidator(_known_zone)] | None = None
-    """The zone's name in the IANA database; UTC if there is none."""
-
-    @property
-    def instant(self) -> datetime | None:
-        """The contact date in UTC.
-
-        A local time that the clocks skip in spring is taken as much later as they are put forward; of one
-        that comes twice in autumn, the first is meant (PEP 495, fold 0).
-        """
-        date = self.contact_date
-        if date is not None and date.tzinfo is None:
-            date = date.replace(tzinfo=ZoneInfo(self.zone or "UTC"))
-        return date and date.astimezone(UTC)
-
-    @property
-    def zone(self) -> str | None:
-        """The zone's name, to show the contact date in; None where there is neither a zone nor a date."""
-        return self.time_zone or ("UTC" if self.contact_date else None)
 
 
 class DeliveryFile(BaseModel):
@@ -101,10 +40,14 @@ class DeliveryFile(BaseModel):
     """What people call the delivery."""
     channel: str
     """One of the channels of this installation."""
-    valid_for: Annotated[timedelta, BeforeValidator(_duration)] = timedelta(days=3)
+    valid_for: Duration = timedelta(days=3)
     """For how long after the contact date, or else the confirmation, sending and retrying may go on."""
     schedule: Schedule = Schedule()
     """When sending may start."""
+    waves: Annotated[tuple[Wave, ...], Field(strict=False, max_length=100)] = ()
+    """Shares of the audience that are due one after the other; none for all at the start."""
+    limits: Limits = Limits()
+    """How fast it may go."""
     email: EmailContent | None = None
     """The content, which the channel `email` needs."""
 
@@ -117,6 +60,13 @@ class DeliveryFile(BaseModel):
                 f"“{value}” is not a channel of this installation, which has {', '.join(channels)}"
             )
         return value
+
+    @model_validator(mode="after")
+    def _deals_everybody(self) -> Self:
+        check_waves(self.waves, self.valid_for)
+        if self.waves and self.schedule.local_time:
+            raise ValueError("waves: they cannot be joined with schedule.local_time; leave out one of them")
+        return self
 
     @model_validator(mode="after")
     def _has_content(self) -> Self:

@@ -155,13 +155,14 @@ class ConfirmService:
     async def _summarise(self, tx: Transaction, command_id: str, delivery: Delivery, now: datetime) -> Reply:
         excluded = await deliveries.excluded_by_cause(tx, delivery.delivery_id)
         people = "recipient" if delivery.to_deliver == 1 else "recipients"
+        waves = await deliveries.waves(tx, delivery.delivery_id)
         return Reply(
             command_id=command_id,
             delivery_id=delivery.delivery_id,
             status=Status.FINALIZE,
             message=f"“{delivery.label}” goes to {delivery.to_deliver} {people}. Confirm to send it.",
             state=delivery.state,
-            summary=summary(delivery, excluded, now),
+            summary=summary(delivery, excluded, waves, now),
         )
 
     async def _confirm(
@@ -170,7 +171,7 @@ class ConfirmService:
         who, number = command.operator, delivery.delivery_id
         await deliveries.confirm(tx, number, who, validity_end(delivery, now))
         state = await deliveries.move(tx, number, Move.CONFIRM, operator=who, command_id=command_id)
-        await pages.create(tx, number, delivery.to_deliver, self._page_size)
+        await pages.create(tx, number, self._page_size, delivery.messages_per_hour)
         sentence = "Confirmed: sending begins at the contact date."
         if delivery.contact_date is None or delivery.contact_date <= now:
             state = await deliveries.move(tx, number, Move.START)

@@ -34,6 +34,9 @@ log = structlog.get_logger(__name__)
 _PAGES_AT_ONCE: Final = 4
 """Pages published side by side: the database reads one while the broker confirms another."""
 
+_SHORTEST_IDLE: Final = 0.01
+"""Seconds: a turn that another fan-out is about to take must not be asked for without a pause."""
+
 
 class FanoutService:
     """Leases pages and publishes them."""
@@ -92,11 +95,13 @@ class FanoutService:
             while not stop.is_set():
                 full = await self._full_channels()
                 leased = await outlast(lambda a=last, f=full: self._take(a, f), "leasing pages")  # type: ignore[misc]
+                paced = await outlast(lambda f=full: self._take_paced(f), "leasing pages with a limit")  # type: ignore[misc]
                 if leased:
                     last = leased[-1].delivery_id
-                    await asyncio.gather(*(self._publish(page) for page in leased))
+                if leased or paced:
+                    await asyncio.gather(*(self._publish(page) for page in (*leased, *paced)))
                 else:
-                    await self._wakener.wait(stop, self._idle)
+                    await self._wakener.wait(stop, await outlast(self._idle_for, "reading the next turn"))
 
     async def _take(self, after: int, full: list[str]) -> list[Page]:
         return await pages.lease(
@@ -107,6 +112,15 @@ class FanoutService:
             owner=self._owner,
             full_channels=full,
         )
+
+    async def _take_paced(self, full: list[str]) -> list[Page]:
+        return await pages.lease_paced(
+            self._db, limit=_PAGES_AT_ONCE, seconds=self._lease, owner=self._owner, full_channels=full
+        )
+
+    async def _idle_for(self) -> float:
+        turn = await pages.seconds_to_next_turn(self._db)
+        return self._idle if turn is None else min(self._idle, max(turn, _SHORTEST_IDLE))
 
     async def _publish(self, page: Page) -> None:
         sends = await outlast(lambda: pages.read_sends(self._db, page), "reading a page")

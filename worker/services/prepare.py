@@ -25,6 +25,7 @@ from worker.domain.delivery_file import DeliveryFileInvalid, parse_delivery_file
 from worker.domain.preparation import refuse_operator, refuse_state
 from worker.domain.recipients_file import RecipientsFile, RecipientsFileInvalid
 from worker.domain.states import Move
+from worker.domain.timing import TimingInvalid, check_span, timing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -81,15 +82,19 @@ async def prepare(db: Database, request: Request) -> Prepared:
         with _refusing(request.recipients):
             text = stack.enter_context(request.recipients.open(encoding="utf-8-sig", newline=""))
             recipients = RecipientsFile(text.readline)
+            when = timing(definition, recipients.columns)
         problems = templates.check(definition.email, recipients.columns) if definition.email else []
         async with db.session() as session:
             async with session.connection.transaction():
                 await _guard(session, request)
             if not problems:
-                rows = targets(recipients, address_rule(definition.channel))
+                rows = targets(recipients, address_rule(definition.channel), when.due)
                 await preparation.stage(session, _refusing_rows(request.recipients, rows))
+                if when.by_row:
+                    with _refusing(request.recipients):
+                        check_span(definition, *await preparation.read_span(session))
             delivery_id = await _begin(session, request, definition)
-            return await _complete(session, request, delivery_id, definition, problems)
+            return await _complete(session, request, delivery_id, definition, problems, by_row=when.by_row)
 
 
 async def _guard(tx: Transaction, request: Request) -> State:
@@ -131,14 +136,20 @@ async def _begin(session: Transaction, request: Request, definition: DeliveryFil
 
 
 async def _complete(
-    session: Transaction, request: Request, delivery_id: int, definition: DeliveryFile, problems: list[str]
+    session: Transaction,
+    request: Request,
+    delivery_id: int,
+    definition: DeliveryFile,
+    problems: list[str],
+    *,
+    by_row: bool,
 ) -> Prepared:
     if problems:
         standing = await _fail(session, request, delivery_id, " ".join(problems))
         return Prepared(delivery_id, State.PREPARATION_FAILED, standing, tuple(problems))
     try:
         async with session.connection.transaction():
-            counts = await preparation.replace_audience(session, delivery_id, definition)
+            counts = await preparation.replace_audience(session, delivery_id, definition, by_row=by_row)
             await deliveries.move(session, delivery_id, Move.PREPARED, operator=request.operator)
     except BaseException as error:
         # Interrupted, or the database could not. Where it is gone altogether, the next preparation finds out.
@@ -167,7 +178,7 @@ def _refusing(path: Path) -> Iterator[None]:
         raise PreparationRefused(
             f"{path} is not UTF-8 text: {_fault(path, error)}. Save it as UTF-8."
         ) from None
-    except (DeliveryFileInvalid, RecipientsFileInvalid) as error:
+    except (DeliveryFileInvalid, RecipientsFileInvalid, TimingInvalid) as error:
         raise PreparationRefused(f"{path}: {error}.") from None
 
 

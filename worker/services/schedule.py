@@ -6,11 +6,13 @@ of time, so that a duty missed while everything was down is done at the next tic
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from contracts import routing
+from contracts.states import State
 from worker.amqp.connection import OUT_OF_REACH
 from worker.db import deliveries, outcomes, pages
 from worker.db.outage import outlast
@@ -18,7 +20,6 @@ from worker.domain.states import Move
 from worker.lifecycle import pause
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable, Callable
 
     from worker.amqp.topology import QueueDepth
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _PAGES_AT_ONCE: Final = 200
+_LONGEST_SLEEP: Final = 0.5
+"""Seconds between two looks for what is to start: within this time of its confirmation a delivery is seen."""
+_SHORTEST_SLEEP: Final = 0.02
 
 
 class ScheduleService:
@@ -73,9 +77,19 @@ class ScheduleService:
         self._shard = shard
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Does every duty once a tick, until `stop`."""
+        """Starts each delivery at its time, and does every other duty once a tick, until `stop`."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep_starting(stop))
+            group.create_task(self._keep_looking(stop))
+
+    async def _keep_starting(self, stop: asyncio.Event) -> None:
+        """Sleeps until the next contact date; not for long, as any moment an earlier one may be confirmed."""
+        while not stop.is_set():
+            seconds = await outlast(self._start_due, "starting what is due")
+            await pause(stop, seconds)
+
+    async def _keep_looking(self, stop: asyncio.Event) -> None:
         duties: list[tuple[str, Callable[[], Awaitable[None]]]] = [
-            ("starting what is due", self._start_due),
             ("cancelling what is over", self._cancel_expired),
             ("looking after pages", self._look_after_pages),
             ("finishing what is done", self._finish_done),
@@ -85,12 +99,31 @@ class ScheduleService:
                 await outlast(duty, doing)
             await pause(stop, self._tick)
 
-    async def _start_due(self) -> None:
+    async def _start_due(self) -> float:
+        """Starts what is due; returns the seconds to the next look."""
         for row in await self._db.fetch("read_due_deliveries"):
-            async with self._db.transaction() as tx:
-                if await deliveries.move(tx, row["delivery_id"], Move.START):
-                    await pages.wake(tx, row["delivery_id"])
-                    log.info("delivery started", delivery_id=row["delivery_id"])
+            await self._start(row["delivery_id"])
+        seconds = await self._db.fetchval("read_seconds_to_next_start")
+        return _LONGEST_SLEEP if seconds is None else min(max(seconds, _SHORTEST_SLEEP), _LONGEST_SLEEP)
+
+    async def _start(self, delivery_id: int) -> None:
+        """Starts a delivery, or skips it where it is too late; of several schedulers, one does."""
+        async with self._db.transaction() as tx:
+            # Before the row's lock, as everywhere: a skip counts the rest as cancelled.
+            await outcomes.close_claims(tx, delivery_id)
+            delivery = await deliveries.read_for_update(tx, delivery_id)
+            if delivery is None or delivery.state is not State.START_PENDING:
+                return
+            late = delivery.too_late(await deliveries.now(tx))
+            if late is not None:
+                reason = f"Skipped: {late}."
+                await deliveries.move(tx, delivery_id, Move.FAIL, reason=reason)
+                await outcomes.cancel_remaining(tx, delivery_id, self._shard)
+                log.warning("delivery skipped", delivery_id=delivery_id, because=reason)
+                return
+            await deliveries.move(tx, delivery_id, Move.START)
+            await pages.start(tx, delivery_id)
+        log.info("delivery started", delivery_id=delivery_id)
 
     async def _cancel_expired(self) -> None:
         for row in await self._db.fetch("read_expired_deliveries"):

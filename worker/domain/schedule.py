@@ -1,0 +1,249 @@
+"""When a delivery is sent, and how fast: the `[schedule]`, `[[waves]]` and `[limits]` of a delivery file."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from functools import cache
+from itertools import pairwise
+from typing import Annotated, Final, Literal, Self
+from zoneinfo import ZoneInfo, available_timezones
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+_WRITTEN: Final = re.compile(r"(\d{1,6})([mhd])")
+_PER_CENT: Final = re.compile(r"(\d{1,3}(?:\.\d{1,4})?)%")
+_UNITS: Final = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
+_LONGEST: Final = timedelta(days=90)
+_MINUTE: Final = timedelta(minutes=1)
+_YEARS: Final = range(2000, 2100)
+"""Years that a time may be in: what lies outside is a slip of the keyboard."""
+
+_STRICT: Final = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _delay(value: object) -> timedelta:
+    match = _WRITTEN.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError('give a number with m, h or d for minutes, hours or days, such as "90m" or "3d"')
+    duration = int(match[1]) * _UNITS[match[2]]
+    if duration > _LONGEST:
+        raise ValueError(f"it must be at most {_LONGEST.days}d")
+    return duration
+
+
+def _duration(value: object) -> timedelta:
+    duration = _delay(value)
+    if not duration:
+        raise ValueError(f"it must be at least 1m and at most {_LONGEST.days}d")
+    return duration
+
+
+def written(duration: timedelta) -> str:
+    """Returns a duration as a delivery file has it: "90m", "2h", "3d"; a part of a minute is left out."""
+    unit = next((u for u, length in _UNITS.items() if duration and not duration % length), "m")
+    return f"{duration // _UNITS[unit]}{unit}"
+
+
+def _date_and_time(value: object) -> datetime:
+    if not isinstance(value, datetime):
+        raise ValueError("give a date and a time without quotes, such as 2026-12-01T09:00:00")  # noqa: TRY004
+    if value.year not in _YEARS:
+        raise ValueError(f"the year must be from {_YEARS[0]} to {_YEARS[-1]}")
+    return value
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
+
+
+def known_zone(value: str) -> str:
+    """Returns the name of a time zone if the IANA database knows it, or raises ValueError."""
+    if value not in _zones():
+        raise ValueError(f"“{value}” is not a time zone of the IANA database, such as Europe/Paris")
+    return value
+
+
+def _share(value: object) -> Fraction | None:
+    if value == "rest":
+        return None
+    match = _PER_CENT.fullmatch(value) if isinstance(value, str) else None
+    share = Fraction(match[1]) / 100 if match else 0
+    if not 0 < share <= 1:
+        raise ValueError('give a share such as "10%" or "0.5%", or "rest" for the last one')
+    return Fraction(share)
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration)]
+"""Written as a number with m, h or d; from a minute to 90 days."""
+
+Moment = Annotated[datetime, BeforeValidator(_date_and_time)]
+"""A date and a time, with or without an offset from UTC."""
+
+
+class Schedule(BaseModel):
+    """When sending may start: the `[schedule]` table."""
+
+    model_config = _STRICT
+
+    contact_date: Moment | None = None
+    """As it is written: with an offset from UTC, or local to `time_zone`; none means as soon as confirmed."""
+    time_zone: Annotated[str, AfterValidator(known_zone)] | None = None
+    """The zone's name in the IANA database; UTC if there is none."""
+    local_time: bool = False
+    """Whether each recipient's clock must show the contact date, in the zone of the column `time_zone`."""
+    late: Literal["send", "skip"] = "send"
+    """What becomes of a delivery that could not start in time: sent all the same, or skipped."""
+    late_limit: Duration | None = None
+    """How late a delivery may start that is skipped otherwise."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.late == "skip" and self.late_limit is None:
+            raise ValueError('late = "skip" needs late_limit, such as late_limit = "2h"')
+        if self.late == "send" and self.late_limit is not None:
+            raise ValueError('late_limit goes with late = "skip" only')
+        if self.contact_date is None and (self.late == "skip" or self.local_time):
+            raise ValueError('local_time and late = "skip" need a contact_date')
+        if self.local_time and self.contact_date and self.contact_date.tzinfo is not None:
+            raise ValueError(
+                "local_time needs a contact_date without an offset from UTC: it is each one's own"
+            )
+        return self
+
+    @property
+    def instant(self) -> datetime | None:
+        """The contact date in UTC (`instant_of` says how)."""
+        return self.contact_date and instant_of(self.contact_date, self.zone or "UTC")
+
+    @property
+    def zone(self) -> str | None:
+        """The zone's name, to show the contact date in; None where there is neither a zone nor a date."""
+        return self.time_zone or ("UTC" if self.contact_date else None)
+
+
+class Wave(BaseModel):
+    """A share of the audience: one of `[[waves]]`."""
+
+    model_config = _STRICT
+
+    share: Annotated[Fraction | None, BeforeValidator(_share)]
+    """Of the whole audience; None for what the waves before have left."""
+    after: Annotated[timedelta, BeforeValidator(_delay)] = timedelta()
+    """How long after the start it is due."""
+
+
+class Limits(BaseModel):
+    """How fast it may go: the `[limits]` table."""
+
+    model_config = _STRICT
+
+    messages_per_hour: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
+    """Messages of this delivery in an hour, retries among them; None for as fast as the relay takes them."""
+
+
+def check_waves(waves: tuple[Wave, ...], valid_for: timedelta) -> None:
+    """Checks what one wave alone does not show.
+
+    Args:
+        waves: The waves in the order of the file.
+        valid_for: How long after the start the delivery may be sent.
+
+    Raises:
+        ValueError: They do not add up to the whole, are not in the order of time, or end too late.
+    """
+    if not waves:
+        return
+    if any(later.after <= earlier.after for earlier, later in pairwise(waves)):
+        raise ValueError("waves: each must come after the one before; give it a longer “after”")
+    if waves[-1].after >= valid_for:
+        raise ValueError(
+            f"waves: the last is due {written(waves[-1].after)} after the start, when the delivery is no"
+            f" longer valid; make valid_for, now {written(valid_for)}, longer"
+        )
+    if any(w.share is None for w in waves[:-1]):
+        raise ValueError("waves: only the last share may be “rest”")
+    total = sum((w.share for w in waves if w.share is not None), Fraction())
+    rest = waves[-1].share is None
+    if (rest and total >= 1) or (not rest and total != 1):
+        advice = "leave out the last" if rest else "make them 100%, or the last “rest”"
+        raise ValueError(f"waves: the shares come to {float(total * 100):g}%; {advice}")
+
+
+def deal(total: int, waves: tuple[Wave, ...]) -> list[int]:
+    """Deals an audience into waves.
+
+    Each share is rounded so that the first waves get the more: a trial wave of a small audience is not empty.
+
+    Args:
+        total: How many recipients there are.
+        waves: Waves that `check_waves` lets pass.
+
+    Returns:
+        For each wave, how many recipients are in it and in those before; the last number is `total`.
+    """
+    ends, dealt = [], Fraction()
+    for wave in waves:
+        dealt = Fraction(1) if wave.share is None else dealt + wave.share
+        ends.append(-(-total * dealt.numerator // dealt.denominator))
+    return ends
+
+
+def paced_page_size(messages_per_hour: int, largest: int) -> int:
+    """Returns how many recipients a page of a delivery with a limit has: three seconds' worth, at least one.
+
+    A page is published at once, and up to two of them may wait for the senders, so this is what the limit is
+    exact to: in any stretch of time, ten seconds' worth more than the limit allows for it, or four messages.
+    """
+    return max(1, min(messages_per_hour // 1_200, largest))
+
+
+def instant_of(moment: datetime, zone: str) -> datetime:
+    """Returns a moment in UTC, one without an offset being local to a zone.
+
+    A local time that the clocks skip in spring is taken as much later as they are put forward; of one that
+    comes twice in autumn, the first is meant (PEP 495, fold 0).
+
+    Args:
+        moment: From the year 2000 to 2099.
+        zone: A name of the IANA database.
+    """
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=ZoneInfo(zone), fold=0)
+    return moment.astimezone(UTC)
+
+
+def due_of(send_at: str, time_zone: str, default_zone: str) -> datetime | None:
+    """Reads when a row is due, in UTC, rounded up to the minute.
+
+    Args:
+        send_at: ISO 8601, a date and a time, with an offset from UTC or local to the zone; empty for none.
+        time_zone: A name of the IANA database; empty for the delivery's zone.
+        default_zone: The delivery's zone.
+
+    Returns:
+        None where the row names no time.
+
+    Raises:
+        ValueError: One of them cannot be understood; the message says why.
+    """
+    zone = known_zone(time_zone) if time_zone else default_zone
+    if not send_at:
+        return None
+    try:
+        moment = datetime.fromisoformat(send_at)
+    except ValueError:
+        moment = None
+    if moment is None or not re.search(r"\d[T ]\d", send_at):
+        raise ValueError(
+            f"send_at: “{send_at}” is not a date and a time in ISO 8601, such as 2026-12-01T09:00"
+        )
+    return round_up(instant_of(_date_and_time(moment), zone))
+
+
+def round_up(moment: datetime) -> datetime:
+    """Returns the full minute at or after a moment, so that those who are due together make one wave."""
+    minute = moment.replace(second=0, microsecond=0)
+    return minute if minute == moment else minute + _MINUTE
