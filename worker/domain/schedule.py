@@ -23,21 +23,22 @@ _YEARS: Final = range(2000, 2100)
 _STRICT: Final = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def _delay(value: object) -> timedelta:
+def _read(value: object, shortest: timedelta) -> timedelta:
     match = _WRITTEN.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError('give a number with m, h or d for minutes, hours or days, such as "90m" or "3d"')
     duration = int(match[1]) * _UNITS[match[2]]
-    if duration > _LONGEST:
-        raise ValueError(f"it must be at most {_LONGEST.days}d")
+    if not shortest <= duration <= _LONGEST:
+        raise ValueError(f"it must be at least {written(shortest)} and at most {written(_LONGEST)}")
     return duration
 
 
 def _duration(value: object) -> timedelta:
-    duration = _delay(value)
-    if not duration:
-        raise ValueError(f"it must be at least 1m and at most {_LONGEST.days}d")
-    return duration
+    return _read(value, _MINUTE)
+
+
+def _delay(value: object) -> timedelta:
+    return _read(value, timedelta())
 
 
 def written(duration: timedelta) -> str:
