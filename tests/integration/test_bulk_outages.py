@@ -16,7 +16,7 @@ from pamqp import commands
 from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.errors import ChannelClosed, ConnectionLost
 from worker.amqp.bulk.publisher import BulkPublisher
-from worker.amqp.connection import BrokerUnreachable
+from worker.amqp.connection import RECONNECT_INTERVAL, BrokerUnreachable
 from worker.amqp.publisher import Outgoing, Unroutable
 
 if TYPE_CHECKING:
@@ -299,7 +299,10 @@ async def test_what_the_broker_says_at_the_end_is_logged_once_however_long_the_o
             await peer.expect("Connection.CloseOk")
             refused = await broker.peer()
             refused.send(commands.Connection.Close(541, "INTERNAL_ERROR", 0, 0), channel=0)
+            began = asyncio.get_running_loop().time()
             third = await broker.peer()
+            # The broker is not stormed.
+            assert asyncio.get_running_loop().time() - began > RECONNECT_INTERVAL / 2
             await third.welcome_publisher()
             await until(lambda: publisher.connected)
         said = [log for log in logs if log["log_level"] != "debug"]

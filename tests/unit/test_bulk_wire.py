@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -308,3 +309,53 @@ def test_what_is_no_amqp_ends_the_reading_with_a_sentence(data: bytes, complaint
 def test_a_channel_that_is_not_open_says_nothing() -> None:
     with pytest.raises(ProtocolError, match="channel 1"):
         Reader(Heard(), None).feed(method(commands.Basic.CancelOk("c")))
+
+
+damages = st.tuples(st.integers(0, 9_999), st.sampled_from("sdi"), st.binary(min_size=1, max_size=4))
+
+
+def damage(data: bytes, done: list[tuple[int, str, bytes]]) -> bytes:
+    """Overwrites, deletes and inserts."""
+    broken = bytearray(data)
+    for place, kind, new in done:
+        at = place % (len(broken) + 1)
+        if kind == "s":
+            broken[at : at + len(new)] = new
+        elif kind == "d":
+            del broken[at : at + len(new)]
+        else:
+            broken[at:at] = new
+    return bytes(broken)
+
+
+@settings(max_examples=400)
+@given(
+    st.lists(spoken(), min_size=1, max_size=4),
+    st.lists(damages, min_size=1, max_size=6),
+    st.lists(st.integers(0, 9_999), max_size=5),
+)
+def test_broken_bytes_end_in_the_one_error_or_in_waiting_for_more(
+    said: list[tuple[bytes, list[tuple[Any, ...]]]], done: list[tuple[int, str, bytes]], cuts: list[int]
+) -> None:
+    data = damage(b"".join(part for part, _ in said), done)
+    with contextlib.suppress(ProtocolError):
+        events = read(data, cuts)
+        # No body is made out of nothing.
+        assert sum(len(event[-1]) for event in events if event[0] == "delivered") <= len(data)
+
+
+@settings(max_examples=400)
+@given(st.binary(max_size=300))
+def test_any_bytes_in_any_place_end_in_the_one_error_or_in_waiting_for_more(data: bytes) -> None:
+    header = b"\x00\x3c" + bytes(10)
+    for stream in (
+        data,
+        raw(1, 0, data),
+        raw(1, 1, data),
+        raw(1, 1, b"\x00\x3c\x00\x3c" + data),
+        method(DELIVERY) + raw(2, 1, data),
+        method(DELIVERY) + raw(2, 1, header + data),
+        method(DELIVERY) + raw(2, 1, header + b"\x20\x00" + len(data).to_bytes(4, "big") + data),
+    ):
+        with contextlib.suppress(ProtocolError):
+            read(stream)
