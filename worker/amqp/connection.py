@@ -83,7 +83,10 @@ async def _connect(url: str, name: str, timeout: float) -> AbstractRobustConnect
                 client_properties={"connection_name": name},
                 reconnect_interval=RECONNECT_INTERVAL,
             )
-    except aiormq.exceptions.AuthenticationError as error:
+    except (
+        aiormq.exceptions.AuthenticationError,
+        aiormq.exceptions.ProbableAuthenticationError,
+    ) as error:
         raise BrokerUnreachable(
             f"The broker refuses the user or password of SENDOFF_AMQP_URL: {error}"
         ) from error
