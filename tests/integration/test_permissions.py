@@ -293,6 +293,32 @@ async def test_a_delivery_goes_its_whole_way_with_each_service_as_its_own_user(
             await until(both_dead)
 
 
+@pytest.mark.usefixtures("own")
+async def test_a_command_as_the_wrong_user_names_what_is_refused(broker: Broker, sendoff: Sendoff) -> None:
+    async def wrong(user: str, *command: object) -> str:
+        env = {"SENDOFF_AMQP_URL": broker.url(user), "SENDOFF_QUEUE_PREFIX": ""}
+        done = await asyncio.to_thread(sendoff, *command, env=env)
+        assert done.returncode == 1
+        last = done.stderr.strip().splitlines()[-1]
+        assert f"refused for user '{user}'" in last
+        return last
+
+    said = await asyncio.gather(
+        wrong("sendoff-send", "migrate"),
+        wrong("sendoff-send", "stats", 1),
+        wrong("upstream", "dead", "list"),
+        wrong("sendoff-confirm", "run", "stats"),
+    )
+    refused_to = (
+        "exchange 'sendoff.commands'",
+        "queue 'amq_",
+        "queue 'sendoff.dead'",
+        "queue 'sendoff.stats'",
+    )
+    for sentence, what in zip(said, refused_to, strict=True):
+        assert what in sentence
+
+
 def test_the_committed_definitions_hold_no_password() -> None:
     definitions = json.loads((DEPLOY / "definitions.json").read_text())
     assert {user["password_hash"] for user in definitions["users"]} == {""}

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from aio_pika import DeliveryMode, Message
 from aio_pika.exceptions import AMQPChannelError, DeliveryError, PublishError
+from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.routing import AUTHORIZATION, COMMANDS, CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
-from worker.amqp.connection import OUT_OF_REACH, BrokerUnreachable
+from worker.amqp.connection import OUT_OF_REACH, BrokerForbids, BrokerUnreachable
 from worker.amqp.publisher import APP_ID, Unroutable
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ async def ask(
 
     Raises:
         NoAnswer: The command is queued, and there was no answer in time. It will still be carried out.
+        BrokerForbids: The user may not publish commands, or not declare a queue for the answer.
         Unroutable: The broker has no queue for the command, which is lost.
         BrokerUnreachable: The connection was lost before the broker confirmed the command; nobody knows
             whether it has it.
@@ -91,6 +93,8 @@ async def ask(
             )
             published = True
             return await answer
+    except ChannelAccessRefused as error:
+        raise BrokerForbids(error) from error
     except (PublishError, AMQPChannelError) as error:
         raise Unroutable(
             f"The broker has no queue for {routing_key} behind {names.exchange(COMMANDS)}:"

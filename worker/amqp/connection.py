@@ -28,6 +28,16 @@ class BrokerUnreachable(Exception):  # noqa: N818 - the name is the sentence
     """The broker cannot be reached."""
 
 
+class BrokerForbids(Exception):  # noqa: N818 - the name is the sentence
+    """The broker user of SENDOFF_AMQP_URL lacks a permission; the message names it."""
+
+    def __init__(self, error: aiormq.exceptions.ChannelAccessRefused) -> None:
+        """Takes what the broker says, which names the user and what they may not touch."""
+        super().__init__(
+            f"The broker does not allow it: {error}. See which user this needs, and its permissions."
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Broker:
     """A connection to consume from and one to publish with; both reconnect by themselves."""

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aio_pika import DeliveryMode, Message
 from aio_pika.exceptions import AMQPChannelError, DeliveryError, PublishError
+from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.routing import DEAD_QUEUE, HEADER_EXCHANGE, HEADER_REASON, HEADER_ROUTING_KEY
-from worker.amqp.connection import OUT_OF_REACH, BrokerUnreachable
+from worker.amqp.connection import OUT_OF_REACH, BrokerForbids, BrokerUnreachable
 from worker.amqp.topology import TopologyMismatch
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ async def open_dead_letters(
         timeout: Seconds for each answer of the broker.
 
     Raises:
+        BrokerForbids: the user may not read it.
         TopologyMismatch: there is no dead queue.
         BrokerUnreachable: the connection was lost in the middle.
     """
@@ -166,6 +168,8 @@ async def open_dead_letters(
                 yield letters
             finally:
                 await _give_back(reading, timeout)
+    except ChannelAccessRefused as error:
+        raise BrokerForbids(error) from error
     except OUT_OF_REACH as error:
         raise BrokerUnreachable(
             f"The broker went out of reach: {str(error) or type(error).__name__}."

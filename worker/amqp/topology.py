@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 from aio_pika import ExchangeType
 from aio_pika.exceptions import AMQPChannelError
+from aiormq.exceptions import ChannelAccessRefused
 
 from contracts import routing
+from worker.amqp.connection import BrokerForbids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,6 +57,7 @@ async def declare(connection: AbstractConnection, names: Names, channels: Sequen
         The names of the queues.
 
     Raises:
+        BrokerForbids: the user may not declare them.
         TopologyMismatch: something of the same name is there with other properties.
     """
     try:
@@ -80,6 +83,8 @@ async def declare(connection: AbstractConnection, names: Names, channels: Sequen
                 )
                 for key in keys:
                     await queue.bind(exchanges[exchange], key)
+    except ChannelAccessRefused as error:
+        raise BrokerForbids(error) from error
     except AMQPChannelError as error:
         raise TopologyMismatch(
             f"The broker has something of ours with other properties: {error}."

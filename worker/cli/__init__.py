@@ -14,7 +14,7 @@ from typing import Final
 import typer
 
 from worker.amqp.client import NoAnswer
-from worker.amqp.connection import BrokerUnreachable
+from worker.amqp.connection import BrokerForbids, BrokerUnreachable
 from worker.amqp.publisher import Unroutable
 from worker.amqp.topology import TopologyMismatch
 from worker.cli import check, control, dead, log, migrate, operators, prepare, run, stats, watch
@@ -28,6 +28,7 @@ from worker.telemetry.health import HealthUnavailable
 _STATUS: Final[dict[type[Exception], int]] = {
     CommandRefused: 1,
     PreparationRefused: 1,
+    BrokerForbids: 1,
     SettingsError: 2,
     HealthUnavailable: 2,
     BrokerUnreachable: 3,
