@@ -14,6 +14,7 @@ import pytest
 from pydantic import SecretStr
 
 from contracts import routing
+from tests.stack import until
 
 if TYPE_CHECKING:
     import subprocess
@@ -104,6 +105,21 @@ async def test_an_answer_is_told_again_to_the_same_broker_user_alone(stack: Stac
     assert first["status"] == "finalize"
     assert (other["status"], other["reason"], other["summary"]) == ("invalid", "malformed", None)
     assert len(await logged(stack)) == 1
+
+
+async def test_what_comes_by_another_way_than_the_exchange_is_no_command(stack: Stack) -> None:
+    number = await stack.prepare(3)
+    answers = await stack.channel.declare_queue(exclusive=True, auto_delete=True)
+    body = json.dumps({"delivery_id": number, "operator": "ana", "reason": "an event reads like this"})
+    message = aio_pika.Message(body.encode(), message_id="c-1", reply_to=answers.name)
+    async with stack.running("confirm"):
+        queue = stack.names.queue(routing.COMMANDS_QUEUE)
+        await stack.channel.default_exchange.publish(message, queue)
+        answered = await until(lambda: answers.get(fail=False, no_ack=True))
+    answer = json.loads(answered.body)
+    assert (answer["status"], answer["reason"]) == ("invalid", "malformed")
+    assert queue in answer["message"]
+    assert (await stack.deployment(number))["state"] == "ready"
 
 
 @pytest.mark.parametrize(
