@@ -230,3 +230,13 @@ def test_a_start_with_settings_that_do_not_fit_is_a_sentence(sendoff: Sendoff, t
     checked = sendoff("check", "--json", env=nowhere)
     assert checked.returncode == 1
     assert "cannot be read" in json.loads(checked.stdout)[0]["message"]
+
+
+async def test_a_dead_command_is_shown_without_its_token(stack: Stack, sendoff: Sendoff) -> None:
+    bearer = token()
+    await stack.publish(routing.DEAD, routing.STOP, b"{}", **bearing(bearer))
+    for form in ((), ("--json",)):
+        shown = await asyncio.to_thread(sendoff, "dead", "show", 1, *form)
+        assert shown.returncode == 0
+        assert "authorization" in shown.stdout
+        assert bearer[:20] not in shown.stdout
