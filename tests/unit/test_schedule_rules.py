@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from contracts import commands as told
+from contracts.commands import Summary
 from contracts.states import State
+from worker.cli.control import summary_table
 from worker.domain.confirm import Delivery
 from worker.domain.delivery_file import DeliveryFile, DeliveryFileInvalid, parse_delivery_file
 from worker.domain.schedule import Wave, check_waves, deal, due_of, paced_page_size, written
@@ -248,6 +253,39 @@ def test_a_page_of_a_delivery_with_a_limit_is_three_seconds_of_it(
     messages_per_hour: int, recipients: int
 ) -> None:
     assert paced_page_size(messages_per_hour, 1_000) == recipients
+
+
+def test_a_person_sees_the_waves_and_the_limits_before_the_ok() -> None:
+    nine = datetime(2026, 12, 1, 8, tzinfo=UTC)
+    seen = Summary(
+        label="x",
+        channel="null",
+        to_deliver=1_000,
+        excluded={},
+        contact_date=nine,
+        time_zone="Europe/Paris",
+        preparation=1,
+        wave_count=7,
+        waves=(
+            told.Wave(recipients=100, due_after=timedelta()),
+            told.Wave(recipients=300, due_after=timedelta(minutes=90)),
+            told.Wave(recipients=100, due_at=nine + timedelta(days=1)),
+        ),
+        late_limit=timedelta(hours=2),
+        messages_per_hour=36_000,
+    )
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(summary_table(seen))
+    lines = [" ".join(line.split()) for line in console.export_text().splitlines()]
+    assert lines[4:-1] == [
+        "begins Tuesday 01 December 2026, 09:00:00 Europe/Paris",
+        "if late skipped when it cannot start within 2h",
+        "wave 1 100 recipients, at the start",
+        "wave 2 300 recipients, 90m after the start",
+        "wave 3 100 recipients, Wednesday 02 December 2026, 09:00:00 Europe/Paris",
+        "and 4 more waves",
+        "not faster than 36,000 messages an hour",
+    ]
 
 
 def test_too_late_is_later_than_the_limit() -> None:
