@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import aio_pika
 import asyncpg
+import hypothesis
 import pytest
 
 from tests.stack import Stack
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SECONDS = 20
+
+# How long an example takes says how busy the machine is, and nothing about the code.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 def _renamed(url: str, name: str) -> str:

@@ -15,9 +15,11 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 
 from contracts import routing
 from worker.amqp import topology
+from worker.amqp.bulk.consumer import BulkConsumer
+from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.connection import open_broker
-from worker.amqp.consumer import Consumer
-from worker.amqp.publisher import Publisher
+from worker.amqp.consumer import PikaConsumer
+from worker.amqp.publisher import PikaPublisher
 from worker.db import listen
 from worker.db.pool import OUT_OF_REACH, SchemaMismatch, open_database
 from worker.domain.breaker import Limits
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from worker.amqp.connection import Broker
+    from worker.amqp.messages import Consumer, Publisher
     from worker.db.pool import Database
     from worker.lifecycle import Service
     from worker.services.channels import Channel
@@ -64,6 +67,7 @@ class Worker:
     names: routing.Names
     broker: Broker
     publisher: Publisher
+    bulk_publisher: Publisher
     db: Database
     registry: CollectorRegistry
     metrics: Metrics
@@ -110,7 +114,22 @@ class Worker:
         return {"process": process, "broker": broker, "consumers": consumers, "database": database}
 
     def _consumer(self, queue: str, prefetch: int) -> Consumer:
-        consumer = Consumer(self.broker.consuming, self.names.queue(queue), prefetch=prefetch)
+        consumer = PikaConsumer(self.broker.consuming, self.names.queue(queue), prefetch=prefetch)
+        self.consumers.append(consumer)
+        return consumer
+
+    def _bulk_consumer(self, queue: str, prefetch: int) -> Consumer:
+        """Returns a consumer for one of the streams that carry a message per recipient."""
+        s = self.settings
+        if s.transport == "aio-pika":
+            return self._consumer(queue, prefetch)
+        consumer = BulkConsumer(
+            s.amqp_url,
+            self.names.queue(queue),
+            name=f"sendoff {self.owner} consume",
+            prefetch=prefetch,
+            connect_timeout=s.connect_timeout,
+        )
         self.consumers.append(consumer)
         return consumer
 
@@ -133,7 +152,7 @@ class Worker:
     def _fanout(self) -> Service:
         s = self.settings
         return FanoutService(
-            self.publisher,
+            self.bulk_publisher,
             topology.QueueDepth(self.broker.consuming),
             listen.Wakener(s.database_url, listen.PAGES, timeout=s.connect_timeout),
             self.db,
@@ -155,8 +174,8 @@ class Worker:
         return SendService(
             channel_name,
             channel,
-            self._consumer(routing.send_queue(channel_name), min(2 * s.send_batch, 2_000)),
-            self.publisher,
+            self._bulk_consumer(routing.send_queue(channel_name), min(2 * s.send_batch, 2_000)),
+            self.bulk_publisher,
             self._dead(),
             self.db,
             self.names,
@@ -169,7 +188,7 @@ class Worker:
         s = self.settings
         queues = (routing.SENT_QUEUE, routing.BOUNCE_QUEUE, routing.ERROR_QUEUE)
         return ResultsService(
-            [self._consumer(q, min(2 * s.result_batch, 2_000)) for q in queues],
+            [self._bulk_consumer(q, min(2 * s.result_batch, 2_000)) for q in queues],
             self._dead(),
             self.db,
             self.metrics,
@@ -238,12 +257,24 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
         metrics.broker_connected.set_function(lambda: broker.connected)
         names = routing.Names(settings.queue_prefix)
         await topology.check(broker.consuming, names, settings.channels)
-        publisher = Publisher(
+        publisher = PikaPublisher(
             broker.publishing, window=settings.publish_window, timeout=settings.command_timeout
         )
         await publisher.start()
+        bulk_publisher: Publisher = publisher
+        if settings.transport == "bulk":
+            bulk = BulkPublisher(
+                settings.amqp_url,
+                name=f"{name} publish",
+                window=settings.publish_window,
+                timeout=settings.command_timeout,
+                connect_timeout=settings.connect_timeout,
+            )
+            await bulk.start()
+            stack.push_async_callback(bulk.close)
+            bulk_publisher = bulk
         shard = random.randrange(_SHARDS)  # noqa: S311 - spreads the counters' rows, nothing secret
-        yield Worker(settings, names, broker, publisher, db, registry, metrics, owner, shard)
+        yield Worker(settings, names, broker, publisher, bulk_publisher, db, registry, metrics, owner, shard)
 
 
 async def run(settings: Settings, services: Sequence[str], stop: asyncio.Event | None = None) -> None:

@@ -90,6 +90,9 @@ class Settings(BaseSettings):
     database_pool: Annotated[int, Field(ge=2, le=100)] = 8
     """Connections to the database per process."""
 
+    transport: Literal["bulk", "aio-pika"] = "bulk"
+    """What carries the streams of a message per recipient: our own bulk client, or aio-pika one by one."""
+
     page_size: Annotated[int, Field(ge=1, le=100_000)] = 1_000
     """Recipients in a page."""
     page_lease: Annotated[float, Field(gt=0)] = 120

@@ -23,8 +23,9 @@ from rich.table import Table
 from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.connection import open_broker
-from worker.amqp.consumer import Consumer
-from worker.amqp.publisher import Outgoing, Publisher
+from worker.amqp.consumer import PikaConsumer
+from worker.amqp.messages import Outgoing
+from worker.amqp.publisher import PikaPublisher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -47,9 +48,9 @@ async def transport(kind: str, url: str, queue: str) -> AsyncIterator[tuple[Any,
         await publisher.close()
         return
     broker = await open_broker(url, name="bench", timeout=SECONDS)
-    publisher = Publisher(broker.publishing, window=WINDOW, timeout=SECONDS)
+    publisher = PikaPublisher(broker.publishing, window=WINDOW, timeout=SECONDS)
     await publisher.start()
-    yield publisher, Consumer(broker.consuming, queue, prefetch=PREFETCH)
+    yield publisher, PikaConsumer(broker.consuming, queue, prefetch=PREFETCH)
     await publisher.close()
     await broker.close()
 

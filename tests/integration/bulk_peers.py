@@ -1,4 +1,4 @@
-"""What stands between a transport and the broker, or in its place: a proxy that fails, a scripted peer."""
+"""What stands between a client and a server, or in its place: a proxy that fails, a scripted broker."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def until(condition: Callable[[], Any], seconds: float = SECONDS) -> None:
 
 
 class Proxy:
-    """Passes bytes between a client and the broker of a URL, until it is told to fail."""
+    """Passes bytes between a client and the server of a URL, until it is told to fail."""
 
     def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
         self._target = urlsplit(url)
@@ -47,7 +47,7 @@ class Proxy:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._tls)
         port = self._server.sockets[0].getsockname()[1]
         login = self._target.netloc.rpartition("@")[0]
-        scheme, host = ("amqps", "localhost") if self._tls else ("amqp", "127.0.0.1")
+        scheme, host = ("amqps", "localhost") if self._tls else (self._target.scheme, "127.0.0.1")
         self.url = self._target._replace(scheme=scheme, netloc=f"{login}@{host}:{port}").geturl()
         return self
 
@@ -71,18 +71,19 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
-        with contextlib.suppress(OSError, asyncio.CancelledError):
-            back, forth = await asyncio.open_connection(self._target.hostname, self._target.port)
-            ends = {writer, forth}
-            self._writers |= ends
-            try:
+        ends = {writer}
+        try:
+            with contextlib.suppress(OSError, asyncio.CancelledError):
+                back, forth = await asyncio.open_connection(self._target.hostname, self._target.port)
+                ends.add(forth)
+                self._writers |= ends
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self._pass("client", reader, forth, ends))
                     group.create_task(self._pass("broker", back, writer, ends))
-            finally:
-                self._writers -= ends
-                for end in ends:
-                    end.transport.abort()
+        finally:
+            self._writers -= ends
+            for end in ends:
+                end.transport.abort()
 
     async def _pass(
         self,

@@ -10,20 +10,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import structlog.testing
 import uvloop
-from bulk_peers import SECONDS, FakeBroker, Proxy, until
 from pamqp import commands
 
+from tests.integration.bulk_peers import SECONDS, FakeBroker, Proxy, until
 from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.errors import ChannelClosed, ConnectionLost
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.connection import RECONNECT_INTERVAL, BrokerUnreachable
-from worker.amqp.publisher import Outgoing, Unroutable
+from worker.amqp.messages import Outgoing, Unroutable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from bulk_peers import Peer
-
+    from tests.integration.bulk_peers import Peer
     from worker.settings import Settings
 
 PUBLISH = (60, 40)

@@ -12,13 +12,14 @@ from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
-from bulk_peers import SECONDS, Proxy
 
+from tests.integration.bulk_peers import SECONDS, Proxy
 from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.connection import BrokerUnreachable, open_broker
-from worker.amqp.consumer import Consumer
-from worker.amqp.publisher import Outgoing, Publisher, Unroutable
+from worker.amqp.consumer import PikaConsumer
+from worker.amqp.messages import Outgoing, Unroutable
+from worker.amqp.publisher import PikaPublisher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractConnection
 
-    from worker.amqp.consumer import Incoming
+    from worker.amqp.messages import Incoming
     from worker.settings import Settings
 
 
@@ -47,7 +48,7 @@ class Transport:
             return bulk
         broker = await open_broker(url, name="test", timeout=SECONDS)
         self._stack.push_async_callback(broker.close)
-        publisher = Publisher(broker.publishing, window=window, timeout=SECONDS)
+        publisher = PikaPublisher(broker.publishing, window=window, timeout=SECONDS)
         await publisher.start()
         return publisher
 
@@ -60,7 +61,7 @@ class Transport:
             return bulk
         broker = await open_broker(url, name="test", timeout=SECONDS)
         self._stack.push_async_callback(broker.close)
-        consumer = Consumer(broker.consuming, queue, prefetch=prefetch)
+        consumer = PikaConsumer(broker.consuming, queue, prefetch=prefetch)
         await consumer.start()
         return consumer
 

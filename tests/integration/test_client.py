@@ -12,7 +12,7 @@ import pytest
 from contracts import routing
 from worker.amqp.client import NoAnswer, ask
 from worker.amqp.connection import open_connection
-from worker.amqp.publisher import Unroutable
+from worker.amqp.messages import Unroutable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

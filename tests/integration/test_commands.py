@@ -10,7 +10,7 @@ import pytest
 
 from contracts import routing
 from contracts.commands import Reply
-from worker.amqp.consumer import Incoming
+from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
 
 if TYPE_CHECKING:

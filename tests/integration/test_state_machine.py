@@ -26,7 +26,7 @@ from hypothesis.stateful import (
 from contracts import routing
 from contracts.results import Bounce, BounceKind, BounceReason, Error, Fault, Sent
 from contracts.states import State
-from worker.amqp.consumer import Incoming
+from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
 from worker.db import deliveries, outcomes, pages
 from worker.domain.outcomes import fold

@@ -13,7 +13,7 @@ from worker.amqp.bulk.address import read_address
 from worker.amqp.bulk.confirms import Confirms
 from worker.amqp.bulk.errors import ProtocolError
 from worker.amqp.bulk.ledger import Ledger
-from worker.amqp.publisher import Outgoing
+from worker.amqp.messages import Outgoing
 
 if TYPE_CHECKING:
     from worker.amqp.bulk.confirms import Flight

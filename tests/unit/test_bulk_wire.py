@@ -20,12 +20,12 @@ from contracts.routing import CONTENT_TYPE, SCHEMA_VERSION
 from worker.amqp.bulk.encoding import Publishes, acknowledgement
 from worker.amqp.bulk.errors import ProtocolError
 from worker.amqp.bulk.reader import MOST_BODY, Reader
-from worker.amqp.publisher import Outgoing
+from worker.amqp.messages import Outgoing
 
 if TYPE_CHECKING:
     from pamqp.base import Frame
 
-    from worker.amqp.consumer import Incoming
+    from worker.amqp.messages import Incoming
 
 FRAME_MAX = 4096
 

@@ -13,7 +13,8 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.routing import AUTHORIZATION, COMMANDS, CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
 from worker.amqp.connection import OUT_OF_REACH, BrokerForbids, BrokerUnreachable
-from worker.amqp.publisher import APP_ID, Unroutable
+from worker.amqp.messages import Unroutable
+from worker.amqp.publisher import APP_ID
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection, HeadersType

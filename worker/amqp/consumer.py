@@ -10,16 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import aiormq
 import structlog
 
 from worker.amqp.connection import OUT_OF_REACH
+from worker.amqp.messages import Incoming
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from aio_pika.abc import (
         AbstractIncomingMessage,
@@ -27,28 +27,11 @@ if TYPE_CHECKING:
         AbstractRobustConnection,
         AbstractRobustQueue,
     )
-    from aiormq.abc import AbstractChannel
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Incoming:
-    """A delivery: the body and the properties that anybody here reads."""
-
-    body: bytes
-    exchange: str
-    routing_key: str
-    message_id: str | None
-    correlation_id: str | None
-    reply_to: str | None
-    user_id: str | None
-    headers: Mapping[str, Any]
-    tag: int
-    channel: AbstractChannel
-
-
-class Consumer:
+class PikaConsumer:
     """Consumes one queue."""
 
     def __init__(self, connection: AbstractRobustConnection, queue: str, *, prefetch: int) -> None:
@@ -164,7 +147,7 @@ class _Ledger:
 
     def __init__(self, gap_limit: int) -> None:
         self._gap_limit = gap_limit
-        self._channel: AbstractChannel | None = None
+        self._channel: Any = None  # aiormq's, of the last delivery
         self._open: deque[int] = deque()
         self._settled: set[int] = set()
         self._wake = asyncio.Event()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
@@ -13,33 +12,21 @@ from aio_pika.exceptions import DeliveryError, PublishError
 
 from contracts.routing import CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
 from worker.amqp.connection import OUT_OF_REACH, RECONNECT_INTERVAL
+from worker.amqp.messages import Unroutable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aio_pika.abc import AbstractExchange, AbstractRobustChannel, AbstractRobustConnection
 
+    from worker.amqp.messages import Outgoing
+
 log = structlog.get_logger(__name__)
 
 APP_ID: Final = "sendoff"
 
 
-class Unroutable(Exception):  # noqa: N818 - the name is the sentence
-    """The broker has no queue for a message; the topology is not what it was at the start."""
-
-
-@dataclass(frozen=True, slots=True)
-class Outgoing:
-    """A message to publish. `type` names the kind of message (AMQP's property of that name)."""
-
-    body: bytes
-    type: str
-    message_id: str | None = None
-    correlation_id: str | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-class Publisher:
+class PikaPublisher:
     """Publishes over one channel with confirms; may be used by any number of tasks."""
 
     def __init__(self, connection: AbstractRobustConnection, *, window: int, timeout: float) -> None:

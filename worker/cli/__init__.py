@@ -15,7 +15,7 @@ import typer
 
 from worker.amqp.client import NoAnswer
 from worker.amqp.connection import BrokerForbids, BrokerUnreachable
-from worker.amqp.publisher import Unroutable
+from worker.amqp.messages import Unroutable
 from worker.amqp.topology import TopologyMismatch
 from worker.cli import check, control, dead, log, migrate, operators, prepare, run, stats, watch
 from worker.cli.common import CommandRefused

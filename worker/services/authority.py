@@ -9,7 +9,7 @@ from worker.domain.authority import Bearer, check_bearer, check_publisher, not_a
 from worker.tokens import TokenRefused
 
 if TYPE_CHECKING:
-    from worker.amqp.consumer import Incoming
+    from worker.amqp.messages import Incoming
     from worker.domain.confirm import Refused
     from worker.tokens import Verifier
 

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import structlog
 
 from contracts.routing import DEAD, HEADER_EXCHANGE, HEADER_REASON, HEADER_ROUTING_KEY, Names
-from worker.amqp.publisher import Outgoing
+from worker.amqp.messages import Outgoing
 
 if TYPE_CHECKING:
-    from worker.amqp.consumer import Incoming
-    from worker.amqp.publisher import Publisher
+    from worker.amqp.messages import Incoming, Publisher
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)

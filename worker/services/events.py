@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from contracts import routing
-from worker.amqp.publisher import Outgoing
+from worker.amqp.messages import Outgoing
 from worker.db import events
 from worker.db.outage import outlast
 
 if TYPE_CHECKING:
     from contracts.events import DeliveryEvent
-    from worker.amqp.publisher import Publisher
+    from worker.amqp.messages import Publisher
     from worker.db.listen import Wakener
     from worker.db.pool import Database
     from worker.telemetry.metrics import Metrics

@@ -14,7 +14,7 @@ import structlog
 from contracts import routing
 from contracts.sends import message_id
 from worker.amqp.connection import OUT_OF_REACH
-from worker.amqp.publisher import Outgoing
+from worker.amqp.messages import Outgoing
 from worker.db import pages
 from worker.db.outage import outlast
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from contracts.routing import Names
-    from worker.amqp.publisher import Publisher
+    from worker.amqp.messages import Publisher
     from worker.amqp.topology import QueueDepth
     from worker.db.listen import Wakener
     from worker.db.pages import Page

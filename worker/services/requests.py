@@ -6,15 +6,14 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from worker.amqp.publisher import Outgoing
+from worker.amqp.messages import Outgoing
 from worker.lifecycle import on_stop
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable
 
-    from worker.amqp.consumer import Consumer, Incoming
-    from worker.amqp.publisher import Publisher
+    from worker.amqp.messages import Consumer, Incoming, Publisher
     from worker.services.dead import DeadQueue
 
 log = structlog.get_logger(__name__)

@@ -21,7 +21,7 @@ from worker.lifecycle import on_stop
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from worker.amqp.consumer import Consumer, Incoming
+    from worker.amqp.messages import Consumer, Incoming
     from worker.db.pool import Database
     from worker.domain.breaker import Limits
     from worker.domain.outcomes import Facts

@@ -20,7 +20,7 @@ from contracts import results, routing
 from contracts.base import explain
 from contracts.batch import MAX_ITEMS
 from contracts.sends import Send
-from worker.amqp.publisher import Outgoing
+from worker.amqp.messages import Outgoing
 from worker.db import deliveries, outcomes
 from worker.db.outage import outlast
 from worker.domain.audience import address_key
@@ -30,8 +30,7 @@ from worker.email.smtp import SmtpUnreachable
 from worker.lifecycle import on_stop, pause
 
 if TYPE_CHECKING:
-    from worker.amqp.consumer import Consumer, Incoming
-    from worker.amqp.publisher import Publisher
+    from worker.amqp.messages import Consumer, Incoming, Publisher
     from worker.db.pool import Database
     from worker.domain.verdicts import Verdict
     from worker.services.channels import Channel

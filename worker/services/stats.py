@@ -20,8 +20,7 @@ from worker.services.requests import reply_to, take_each
 if TYPE_CHECKING:
     import asyncio
 
-    from worker.amqp.consumer import Consumer, Incoming
-    from worker.amqp.publisher import Publisher
+    from worker.amqp.messages import Consumer, Incoming, Publisher
     from worker.db.pool import Database
     from worker.services.dead import DeadQueue
     from worker.telemetry.metrics import Metrics

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from worker.amqp.bulk.errors import ConnectionLost
-    from worker.amqp.publisher import Outgoing
+    from worker.amqp.messages import Outgoing
 
 
 @dataclass(slots=True, eq=False)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pamqp.base import Frame
 
     from worker.amqp.bulk.address import Address
-    from worker.amqp.consumer import Incoming
+    from worker.amqp.messages import Incoming
 
 log = structlog.get_logger(__name__)
 

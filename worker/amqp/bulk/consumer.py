@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from pamqp.base import Frame
 
-    from worker.amqp.consumer import Incoming
+    from worker.amqp.messages import Incoming
 
 _TAG: Final = "sendoff"
 """The consumer's tag; there is but one on a connection."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from pamqp.base import Frame
 
-    from worker.amqp.publisher import Outgoing
+    from worker.amqp.messages import Outgoing
 
 CHANNEL: Final = 1
 """The one channel of a connection."""

@@ -14,14 +14,14 @@ from worker.amqp.bulk.encoding import publishes
 from worker.amqp.bulk.errors import ChannelClosed, ConnectionLost
 from worker.amqp.bulk.keeper import Keeper
 from worker.amqp.connection import RECONNECT_INTERVAL
-from worker.amqp.publisher import Unroutable
+from worker.amqp.messages import Unroutable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from worker.amqp.bulk.confirms import Flight
     from worker.amqp.bulk.encoding import Publishes
-    from worker.amqp.publisher import Outgoing
+    from worker.amqp.messages import Outgoing
 
 log = structlog.get_logger(__name__)
 

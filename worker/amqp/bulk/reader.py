@@ -17,7 +17,7 @@ from pamqp.base import Frame
 
 from worker.amqp.bulk.encoding import CHANNEL
 from worker.amqp.bulk.errors import ProtocolError
-from worker.amqp.consumer import Incoming
+from worker.amqp.messages import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
