@@ -53,6 +53,13 @@ UPDATE sendoff.delivery_record
 SET confirmed_at = now(), confirmed_by = $2, valid_until = $3
 WHERE delivery_id = $1;
 
+-- name: authorise_delivery
+-- By a confirm, and by a resume: the authority that it starts under.
+UPDATE sendoff.delivery_record SET authorised_by = $2, authorised_by_token = $3 WHERE delivery_id = $1;
+
+-- name: read_authority
+SELECT authorised_by, authorised_by_token FROM sendoff.delivery_record WHERE delivery_id = $1;
+
 -- name: finish_delivery
 -- Finished is computed: nothing is left open when the closed outcomes reach to_deliver. The sum reads at
 -- most 16 short rows, so that it may be asked after every batch.

@@ -1,12 +1,15 @@
 -- The directory of operators.
 
+-- name: share_operator
+-- Before read_operator, as a statement of its own: a revocation waits for the command that relies on the role, or
+-- comes first. One that was waited for is seen only by a statement that begins afterwards.
+SELECT name FROM sendoff.operator WHERE name = $1 FOR SHARE;
+
 -- name: read_operator
--- FOR SHARE of the operator's row: a revocation waits for the command that relies on the role, or comes first.
 SELECT o.name, o.active,
        ARRAY(SELECT r.role FROM sendoff.operator_role r WHERE r.operator = o.name ORDER BY r.role) AS roles
 FROM sendoff.operator o
-WHERE o.name = $1
-FOR SHARE OF o;
+WHERE o.name = $1;
 
 -- name: add_operator
 INSERT INTO sendoff.operator (name) VALUES ($1)
@@ -14,7 +17,7 @@ ON CONFLICT (name) DO NOTHING
 RETURNING name;
 
 -- name: lock_operator
--- Taken by grant and revoke before they touch the roles: the other side of read_operator's FOR SHARE.
+-- Taken by grant and revoke before they touch the roles: the other side of share_operator.
 SELECT name FROM sendoff.operator WHERE name = $1 FOR UPDATE;
 
 -- name: grant_role

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-    from worker.db.pool import Database
+    from worker.db.pool import Database, Transaction
 
     Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -54,12 +54,36 @@ async def test_what_takes_a_right_away_waits_for_the_command_that_relies_on_it(
         else:
             task = asyncio.create_task(operators.set_operator_active(db, "ana", active=False))
         async with asyncio.timeout(10):
-            while not await tx.connection.fetchval(
-                "SELECT EXISTS (SELECT FROM pg_locks"
-                " WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid)))"
-            ):
+            while not await someone_waits(tx):
                 assert not task.done()
     assert await task
+
+
+async def test_a_command_that_waited_for_a_revocation_sees_it(db: Database) -> None:
+    await operators.add_operator(db, "ana", [Role.START_DELIVERIES])
+
+    async def command() -> Operator | None:
+        async with db.transaction() as tx:
+            return await commands.read_operator(tx, "ana")
+
+    async with asyncio.timeout(10):
+        async with db.transaction() as tx:
+            await tx.fetchval("lock_operator", "ana")
+            await tx.fetchval("revoke_role", "ana", Role.START_DELIVERIES)
+            task = asyncio.create_task(command())
+            while not await someone_waits(tx):
+                assert not task.done()
+        assert await task == Operator("ana", active=True, roles=frozenset())
+
+
+async def someone_waits(tx: Transaction) -> bool:
+    """Whether another session waits for a lock that this one holds."""
+    return bool(
+        await tx.connection.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_locks"
+            " WHERE NOT granted AND pg_backend_pid() = ANY (pg_blocking_pids(pid)))"
+        )
+    )
 
 
 def test_the_command_line_is_idempotent_and_speaks_in_sentences(sendoff: Sendoff) -> None:

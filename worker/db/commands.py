@@ -54,6 +54,7 @@ async def record(
 
 async def read_operator(tx: Transaction, name: str) -> Operator | None:
     """Reads an operator; a revocation that is under way is waited for, one that comes later waits for us."""
+    await tx.execute("share_operator", name)
     row = await tx.fetchrow("read_operator", name)
     if row is None:
         return None

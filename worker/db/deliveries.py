@@ -80,6 +80,19 @@ async def confirm(tx: Transaction, delivery_id: int, operator: str, valid_until:
     await tx.execute("confirm_delivery", delivery_id, operator, valid_until)
 
 
+async def authorise(tx: Transaction, delivery_id: int, operator: str, *, by_token: bool) -> None:
+    """Records under whose authority the delivery starts, and whether a token gave it."""
+    await tx.execute("authorise_delivery", delivery_id, operator, by_token)
+
+
+async def authority(tx: Transaction, delivery_id: int) -> tuple[str, bool]:
+    """Returns under whose authority a confirmed delivery starts, and whether a token gave it."""
+    row = await tx.fetchrow("read_authority", delivery_id)
+    if row is None or row["authorised_by"] is None:
+        raise LookupError(f"The delivery {delivery_id} was never confirmed.")
+    return row["authorised_by"], row["authorised_by_token"]
+
+
 async def excluded_by_cause(tx: Transaction, delivery_id: int) -> dict[str, int]:
     """Counts what the preparation left out."""
     return {r["cause"]: r["excluded"] for r in await tx.fetch("read_excluded_by_cause", delivery_id)}

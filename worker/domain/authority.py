@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from contracts.commands import Reason
-from worker.domain.confirm import Operator, Refused
-
-if TYPE_CHECKING:
-    from worker.domain.confirm import Role
+from worker.domain.confirm import Operator, Refused, Role
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +55,23 @@ def standing(listed: Operator | None, bearer: Bearer | None) -> Operator | None:
     if bearer is None:
         return listed
     return Operator(bearer.operator, listed is None or listed.active, bearer.roles)
+
+
+def check_start(listed: Operator | None, name: str, *, by_token: bool) -> str | None:
+    """Says why a scheduled delivery must not start under the authority that it was confirmed with, or None.
+
+    Args:
+        listed: The directory's entry for `name`, read in the transaction that starts the delivery.
+        name: Who confirmed the delivery, or resumed it last.
+        by_token: Whether a token gave them their roles then; the directory can but have deactivated them.
+    """
+    if listed is not None and not listed.active:
+        why = "has been deactivated"
+    elif by_token or (listed is not None and Role.START_DELIVERIES in listed.roles):
+        return None
+    else:
+        why = f"no longer holds the Start deliveries role ({Role.START_DELIVERIES.value})"
+    return f"It was not started: “{name}”, who confirmed or resumed it, {why}."
 
 
 def not_allowed(sentence: str) -> Refused:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from contracts import routing
 from contracts.base import explain
 from contracts.commands import Confirm, Control, Reason, Reply, Status
+from contracts.states import State
 from worker.db import commands, deliveries, outcomes, pages
 from worker.db.outage import outlast
 from worker.domain.authority import standing
@@ -141,6 +142,7 @@ class ConfirmService:
                 )
             if not command.definitive:
                 return await self._summarise(tx, command_id, delivery, now)
+            await deliveries.authorise(tx, command.delivery_id, command.operator, by_token=bearer is not None)
             return await self._confirm(tx, command_id, command, delivery, now)
         move = _MOVES[routing_key]
         refused = authorise(operator, command.operator, f"{move.value} a delivery")
@@ -149,6 +151,8 @@ class ConfirmService:
         delivery = await deliveries.read_for_update(tx, command.delivery_id)
         if refused is not None or delivery is None:
             return _refused(command_id, command, refused or unknown_delivery(command.delivery_id), delivery)
+        if move is Move.RESUME and delivery.state is State.PAUSED:
+            await deliveries.authorise(tx, command.delivery_id, command.operator, by_token=bearer is not None)
         return await self._control(tx, command_id, command, delivery, move)
 
     async def _summarise(self, tx: Transaction, command_id: str, delivery: Delivery, now: datetime) -> Reply:

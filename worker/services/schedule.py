@@ -14,8 +14,9 @@ import structlog
 from contracts import routing
 from contracts.states import State
 from worker.amqp.connection import OUT_OF_REACH
-from worker.db import deliveries, outcomes, pages
+from worker.db import commands, deliveries, outcomes, pages
 from worker.db.outage import outlast
+from worker.domain.authority import check_start
 from worker.domain.states import Move
 from worker.lifecycle import pause
 
@@ -107,7 +108,10 @@ class ScheduleService:
         return _LONGEST_SLEEP if seconds is None else min(max(seconds, _SHORTEST_SLEEP), _LONGEST_SLEEP)
 
     async def _start(self, delivery_id: int) -> None:
-        """Starts a delivery, or skips it where it is too late; of several schedulers, one does."""
+        """Starts a delivery, skips it where it is too late, or pauses it where nobody stands for it any more.
+
+        Of several schedulers, one does.
+        """
         async with self._db.transaction() as tx:
             # Before the row's lock, as everywhere: a skip counts the rest as cancelled.
             await outcomes.close_claims(tx, delivery_id)
@@ -120,6 +124,12 @@ class ScheduleService:
                 await deliveries.move(tx, delivery_id, Move.FAIL, reason=reason)
                 await outcomes.cancel_remaining(tx, delivery_id, self._shard)
                 log.warning("delivery skipped", delivery_id=delivery_id, because=reason)
+                return
+            name, by_token = await deliveries.authority(tx, delivery_id)
+            unauthorised = check_start(await commands.read_operator(tx, name), name, by_token=by_token)
+            if unauthorised is not None:
+                await deliveries.move(tx, delivery_id, Move.PAUSE, reason=unauthorised)
+                log.warning("delivery paused", delivery_id=delivery_id, because=unauthorised)
                 return
             await deliveries.move(tx, delivery_id, Move.START)
             await pages.start(tx, delivery_id)
