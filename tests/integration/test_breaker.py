@@ -94,6 +94,22 @@ async def test_it_can_be_turned_off(stack: Stack, off: dict[str, int]) -> None:
         assert (await stack.finished(number))["bounced_hard"] == 200
 
 
+async def test_limits_of_its_own_stand_before_the_settings(stack: Stack) -> None:
+    own = "[limits]\nbreaker_minimum = 4\nhard_bounce_pct = 50\nerror_pct = 0"
+    number = await stack.prepare(20, extra=own)
+    async with stack.running("confirm", "results", breaker_minimum=1, breaker_error_pct=1):
+        await stack.confirm(number)
+        errors = [result(number, r, reason="x", retryable=False) for r in range(1, 4)]
+        await publish(stack, "error", errors)
+        await publish(stack, "bounce", [bounced(number, r) for r in range(4, 7)])
+        row = await until(lambda: attempted(stack, number, 6))
+        assert row["state"] == "in_progress"
+        await publish(stack, "bounce", [bounced(number, 7)])
+        await stack.finished(number, "paused")
+    (pause,) = await pauses(stack)
+    assert "hard bounces 57.14 % of 7 attempted, limit 50 %." in pause["reason"]
+
+
 async def test_two_recorders_at_once_make_one_pause_at_the_right_point(stack: Stack) -> None:
     number = await confirmed(stack, 2_000)
     for recipient in range(1, 301):

@@ -88,6 +88,9 @@ def test_waves_are_read() -> None:
         ("[schedule]\ncontact_date = 2026-12-01T09:00:00Z\nlocal_time = true", "without an offset from UTC"),
         ("[limits]\nmessages_per_hour = 0", "limits.messages_per_hour: "),
         ("[limits]\nmessages_per_hour = 1.5", "limits.messages_per_hour: "),
+        ("[limits]\nbreaker_minimum = -1", "limits.breaker_minimum: "),
+        ("[limits]\nhard_bounce_pct = 100.1", "limits.hard_bounce_pct: "),
+        ("[limits]\nerror_pct = nan", "limits.error_pct: "),
     ],
 )
 def test_what_does_not_fit_is_told(rest: str, reason: str) -> None:

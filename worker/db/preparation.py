@@ -89,6 +89,9 @@ async def replace_audience(
         definition.schedule.late_limit,
         definition.limits.messages_per_hour,
         definition.schedule.local_time,
+        definition.limits.breaker_minimum,
+        definition.limits.hard_bounce_pct,
+        definition.limits.error_pct,
     )
     await tx.execute("insert_content", delivery_id, definition.content)
     return await read_counts(tx, delivery_id)

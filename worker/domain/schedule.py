@@ -1,4 +1,4 @@
-"""When a delivery is sent, and how fast: the `[schedule]`, `[[waves]]` and `[limits]` of a delivery file."""
+"""When a delivery is sent, and how far: the `[schedule]`, `[[waves]]` and `[limits]` of a delivery file."""
 
 from __future__ import annotations
 
@@ -137,12 +137,18 @@ class Wave(BaseModel):
 
 
 class Limits(BaseModel):
-    """How fast it may go: the `[limits]` table."""
+    """How fast it may go, and when it must pause itself: the `[limits]` table."""
 
     model_config = _STRICT
 
     messages_per_hour: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     """Messages of this delivery in an hour, retries among them; None for as fast as the relay takes them."""
+    breaker_minimum: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    """Recipients attempted before it may pause itself; 0 for never, None as the settings have it, as below."""
+    hard_bounce_pct: Annotated[float, Field(ge=0, le=100)] | None = None
+    """It pauses itself when more percent of the attempted are hard bounces; 0 for no limit."""
+    error_pct: Annotated[float, Field(ge=0, le=100)] | None = None
+    """It pauses itself when more percent of the attempted are errors; 0 for no limit."""
 
 
 def check_waves(waves: tuple[Wave, ...], valid_for: timedelta) -> None:
