@@ -219,10 +219,11 @@ WHERE delivery_id = $1 AND page = ANY ($2::int[]) AND state = 'published'
 RETURNING page;
 
 -- name: reopen_all_pages
--- After a resume: messages that were refused during the pause are gone from the queue.
+-- After a resume: messages that were refused during the pause are gone from the queue. So may be those of a page
+-- that is being published at this moment: its lease is taken back, so that it is not counted as published.
 UPDATE sendoff.delivery_page
-SET state = 'open', due_at = now(), look_at = NULL
-WHERE delivery_id = $1 AND state = 'published'
+SET state = 'open', due_at = now(), look_at = NULL, leased_until = NULL, leased_by = NULL
+WHERE delivery_id = $1 AND (state = 'published' OR (state = 'open' AND leased_by IS NOT NULL))
 RETURNING page;
 
 -- name: close_all_pages

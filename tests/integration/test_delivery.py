@@ -86,6 +86,19 @@ async def test_after_a_pause_nothing_is_claimed_and_after_a_resume_nobody_is_mis
     assert set(channel.tries.values()) == {1}
 
 
+async def test_a_page_that_is_being_published_over_a_pause_is_published_again(stack: Stack) -> None:
+    number = await stack.prepare(3)
+    async with stack.running("confirm"):
+        await stack.confirm(number)
+        (page,) = await pages.lease(stack.db, after=0, limit=5, seconds=60, owner="me", full_channels=[])
+        await stack.control(routing.PAUSE, number)
+        # Here the senders refuse what was published of it.
+        await stack.control(routing.RESUME, number)
+    assert not await pages.published(stack.db, page, "me", 30)
+    again = await pages.lease(stack.db, after=0, limit=5, seconds=60, owner="you", full_channels=[])
+    assert [p.page for p in again] == [page.page]
+
+
 async def test_a_stop_cancels_the_rest_for_good(stack: Stack) -> None:
     number = await stack.prepare(1_000)
     channel = Counting()

@@ -144,7 +144,7 @@ class Limits(BaseModel):
     messages_per_hour: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
     """Messages of this delivery in an hour, retries among them; None for as fast as the relay takes them."""
     breaker_minimum: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    """Recipients attempted before it may pause itself; 0 for never, None as the settings have it, as below."""
+    """Recipients attempted before it may pause itself; 0 for never; None, as below, for the settings' own."""
     hard_bounce_pct: Annotated[float, Field(ge=0, le=100)] | None = None
     """It pauses itself when more percent of the attempted are hard bounces; 0 for no limit."""
     error_pct: Annotated[float, Field(ge=0, le=100)] | None = None
