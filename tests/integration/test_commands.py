@@ -12,6 +12,8 @@ from contracts import routing
 from contracts.commands import Reply
 from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
+from worker.lifecycle import pause
+from worker.services.prepare import PreparationRefused
 
 if TYPE_CHECKING:
     from tests.stack import Stack
@@ -231,3 +233,34 @@ async def test_a_command_that_raises_goes_to_the_dead_queue_and_holds_up_nobody(
         assert (await stack.confirm(number))["status"] == "accepted"
     ((_, reason),) = await stack.dead()
     assert reason.startswith("It could not be handled: CheckViolationError")
+
+
+@pytest.mark.parametrize("moment", range(8))
+async def test_an_ok_and_a_new_preparation_at_once_never_send_what_was_not_seen(
+    stack: Stack, moment: int
+) -> None:
+    number = await stack.prepare(["old@example.org"])
+    async with stack.running("confirm", "fanout", "send", "results"):
+
+        async def prepare_again() -> bool:
+            try:
+                await stack.prepare(["new@example.org"], delivery=number)
+            except PreparationRefused:
+                return False
+            return True
+
+        async def confirm_in_a_moment() -> dict[str, Any]:
+            await pause(asyncio.Event(), 0.005 * moment)
+            return await stack.confirm(number)
+
+        prepared, answer = await asyncio.gather(prepare_again(), confirm_in_a_moment())
+        if answer["status"] == "accepted":
+            await stack.finished(number)
+    sent = await stack.rows("SELECT address FROM sendoff.sending_log WHERE status = 'sent'")
+    if answer["status"] == "accepted":
+        assert not prepared
+        assert sent == [{"address": "old@example.org"}]
+    else:
+        assert prepared
+        assert answer["reason"] in {"stale_preparation", "not_ready"}
+        assert sent == []

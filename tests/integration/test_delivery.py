@@ -99,6 +99,22 @@ async def test_a_page_that_is_being_published_over_a_pause_is_published_again(st
     assert [p.page for p in again] == [page.page]
 
 
+async def test_a_pause_holds_with_a_hundred_thousand_messages_queued(stack: Stack) -> None:
+    number = await stack.prepare(100_000)
+    channel = Counting()
+    async with stack.running("confirm", "fanout", send_queue_high_water=200_000):
+        await stack.confirm(number)
+        await until(lambda: _all_published(stack, 100_000), 60)
+        async with stack.running("send", channel=channel), stack.running("send", channel=channel):
+            await until(lambda: _tried(channel, 1_000))
+            assert (await stack.control(routing.PAUSE, number))["state"] == "paused"
+            row = await stack.deployment(number)
+            claimed = row["to_deliver"] - row["pending"]
+            await until(lambda: _empty(stack), 60)
+    assert channel.tries.total() == claimed < 100_000
+    assert (await stack.deployment(number))["pending"] == 100_000 - claimed
+
+
 async def test_a_stop_cancels_the_rest_for_good(stack: Stack) -> None:
     number = await stack.prepare(1_000)
     channel = Counting()
@@ -267,6 +283,10 @@ async def test_send_messages_that_cannot_be_handled_go_to_the_dead_queue(stack: 
     reasons = sorted(reason for _, reason in await stack.dead())
     assert reasons[0].startswith("The delivery was never confirmed, or has no recipient")
     assert all(r.startswith("The send message could not be read") for r in reasons[1:])
+
+
+async def _tried(channel: Counting, count: int) -> bool:
+    return channel.tries.total() >= count
 
 
 async def _dead_count(stack: Stack, count: int) -> bool:
