@@ -242,18 +242,15 @@ async def test_an_ok_and_a_new_preparation_at_once_never_send_what_was_not_seen(
     number = await stack.prepare(["old@example.org"])
     async with stack.running("confirm", "fanout", "send", "results"):
 
-        async def prepare_again() -> bool:
+        async def prepare_again_in_a_moment() -> bool:
+            await pause(asyncio.Event(), 0.006 * moment)
             try:
                 await stack.prepare(["new@example.org"], delivery=number)
             except PreparationRefused:
                 return False
             return True
 
-        async def confirm_in_a_moment() -> dict[str, Any]:
-            await pause(asyncio.Event(), 0.005 * moment)
-            return await stack.confirm(number)
-
-        prepared, answer = await asyncio.gather(prepare_again(), confirm_in_a_moment())
+        prepared, answer = await asyncio.gather(prepare_again_in_a_moment(), stack.confirm(number))
         if answer["status"] == "accepted":
             await stack.finished(number)
     sent = await stack.rows("SELECT address FROM sendoff.sending_log WHERE status = 'sent'")
