@@ -6,10 +6,9 @@ import asyncio
 import signal
 from typing import TYPE_CHECKING
 
-from tests.faults.proxy import CutProxy
-
 from contracts import routing
 from contracts.commands import Reply
+from tests.faults.proxy import CutProxy
 from tests.faults.test_kill import worker
 from tests.integration.test_events import CONFIRMED, PAUSED, STARTED, STOPPED, heard, listener, outbox
 from tests.stack import until

@@ -14,8 +14,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.faults.proxy import CutProxy
 
+from tests.faults.proxy import CutProxy
 from tests.stack import until
 
 if TYPE_CHECKING:

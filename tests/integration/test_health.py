@@ -11,9 +11,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
-from tests.faults.proxy import CutProxy
 
 from contracts import routing
+from tests.faults.proxy import CutProxy
 from tests.stack import until
 from worker.telemetry.health import serving
 
