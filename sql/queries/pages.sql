@@ -32,11 +32,11 @@ WHERE p.delivery_id = $1 AND w.delivery_id = $1 AND p.first BETWEEN w.first AND 
 SELECT pg_notify('sendoff_pages', $1::text);
 
 -- name: lease_pages
--- One page of every running delivery, the deliveries after $1 first: round-robin, so that a small delivery
--- never waits behind a large one. SKIP LOCKED lets any number of fan-outs work side by side. Deliveries with a
--- limit of their throughput are left to lease_paced_pages.
-WITH picked AS (
-    SELECT p.delivery_id, p.page
+-- The first page of every running delivery, the deliveries after $1 first, then the second of each: round-robin,
+-- so that a small delivery never waits behind a large one. SKIP LOCKED lets any number of fan-outs work side by
+-- side. Deliveries with a limit of their throughput are left to lease_paced_pages.
+WITH candidate AS (
+    SELECT p.delivery_id, p.page, row_number() OVER (PARTITION BY p.delivery_id ORDER BY p.page) AS nth
     FROM sendoff.delivery_record d
     CROSS JOIN LATERAL (
         SELECT o.delivery_id, o.page
@@ -44,12 +44,15 @@ WITH picked AS (
         WHERE o.delivery_id = d.delivery_id AND o.state = 'open' AND o.due_at <= now()
           AND (o.leased_until IS NULL OR o.leased_until < now())
         ORDER BY o.page
-        LIMIT 1
+        LIMIT $2
         FOR UPDATE SKIP LOCKED
     ) p
     WHERE d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL AND d.channel <> ALL ($5::text[])
       AND d.messages_per_hour IS NULL
-    ORDER BY d.delivery_id <= $1, d.delivery_id
+), picked AS (
+    SELECT delivery_id, page
+    FROM candidate
+    ORDER BY nth, delivery_id <= $1, delivery_id
     LIMIT $2
 )
 UPDATE sendoff.delivery_page p

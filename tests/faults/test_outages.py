@@ -13,7 +13,7 @@ from tests.stack import until
 if TYPE_CHECKING:
     from tests.stack import Stack
 
-RECIPIENTS = 3_000
+RECIPIENTS = 12_000
 
 
 @pytest.mark.parametrize("server", ["amqp_url", "database_url"])

@@ -87,36 +87,35 @@ class FanoutService:
         self._look_after = look_after
         self._high_water = high_water
         self._idle = idle
+        self._last = 0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Publishes pages until `stop`; the pages in hand are finished first."""
-        last = 0
-        async with self._wakener.listening():
+        publishing: set[asyncio.Task[None]] = set()
+        async with self._wakener.listening(), asyncio.TaskGroup() as group:
             while not stop.is_set():
+                room = _PAGES_AT_ONCE - len(publishing)
                 full = await self._full_channels()
-                leased = await outlast(lambda a=last, f=full: self._take(a, f), "leasing pages")  # type: ignore[misc]
-                paced = await outlast(lambda f=full: self._take_paced(f), "leasing pages with a limit")  # type: ignore[misc]
-                if leased:
-                    last = leased[-1].delivery_id
-                if leased or paced:
-                    await asyncio.gather(*(self._publish(page) for page in (*leased, *paced)))
-                else:
+                leased = await self._take(room, full)
+                publishing |= {group.create_task(self._publish(page)) for page in leased}
+                if not publishing:
                     await self._wakener.wait(stop, await outlast(self._idle_for, "reading the next turn"))
+                elif len(leased) < room or len(publishing) >= _PAGES_AT_ONCE:
+                    _, publishing = await asyncio.wait(publishing, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _take(self, after: int, full: list[str]) -> list[Page]:
-        return await pages.lease(
-            self._db,
-            after=after,
-            limit=_PAGES_AT_ONCE,
-            seconds=self._lease,
-            owner=self._owner,
-            full_channels=full,
+    async def _take(self, room: int, full: list[str]) -> list[Page]:
+        lease = {"limit": room, "seconds": self._lease, "owner": self._owner, "full_channels": full}
+        plain = await outlast(
+            lambda: pages.lease(self._db, after=self._last, **lease),  # type: ignore[arg-type]
+            "leasing pages",
         )
-
-    async def _take_paced(self, full: list[str]) -> list[Page]:
-        return await pages.lease_paced(
-            self._db, limit=_PAGES_AT_ONCE, seconds=self._lease, owner=self._owner, full_channels=full
+        if plain:
+            self._last = plain[-1].delivery_id
+        paced = await outlast(
+            lambda: pages.lease_paced(self._db, **lease),  # type: ignore[arg-type]
+            "leasing pages with a limit",
         )
+        return [*plain, *paced]
 
     async def _idle_for(self) -> float:
         turn = await pages.seconds_to_next_turn(self._db)
