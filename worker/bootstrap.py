@@ -211,6 +211,7 @@ class Worker:
             self.names,
             self.metrics,
             idle=s.tick,
+            lease=s.event_lease,
         )
 
     def _schedule(self) -> Service:

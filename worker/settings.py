@@ -97,6 +97,8 @@ class Settings(BaseSettings):
     """Recipients in a page."""
     page_lease: Annotated[float, Field(gt=0)] = 120
     """How long a fan-out may take to publish a page before another takes it over."""
+    event_lease: Annotated[float, Field(gt=0)] = 20
+    """How long a process may take to publish events before another takes them over."""
     publish_window: Annotated[int, Field(ge=1, le=100_000)] = 2_000
     """Publishes that may wait for their confirm at once, per process."""
     send_queue_high_water: Annotated[int, Field(ge=1)] = 20_000

@@ -2,15 +2,35 @@
 
 -- name: take_events
 -- The oldest event of each delivery, and no other: the next is taken when it is gone, so that events of one
--- delivery leave in order, whoever publishes them. SKIP LOCKED lets any number of processes work side by side.
--- A row that another has published meanwhile is deleted, and so is not locked and not returned.
-SELECT e.delivery_id, e.number, e.event, t.to_state AS state, t.at, t.operator, t.reason, t.figures::text AS figures
-FROM sendoff.event e
-JOIN sendoff.delivery_transition t ON t.delivery_id = e.delivery_id AND t.number = e.number
-WHERE e.number = (SELECT min(first.number) FROM sendoff.event first WHERE first.delivery_id = e.delivery_id)
-ORDER BY e.number
-LIMIT $1
-FOR UPDATE OF e SKIP LOCKED;
+-- delivery leave in order, whoever publishes them. A lease keeps others off while the broker confirms; it runs
+-- out by itself when its owner dies.
+WITH head AS (
+    SELECT e.delivery_id, e.number
+    FROM sendoff.event e
+    WHERE e.number = (SELECT min(first.number) FROM sendoff.event first WHERE first.delivery_id = e.delivery_id)
+      AND (e.leased_until IS NULL OR e.leased_until < now())
+    ORDER BY e.number
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED
+), taken AS (
+    UPDATE sendoff.event e
+    SET leased_until = now() + $2::interval
+    FROM head
+    WHERE e.delivery_id = head.delivery_id AND e.number = head.number
+    RETURNING e.delivery_id, e.number, e.event
+)
+SELECT taken.delivery_id, taken.number, taken.event, t.to_state AS state, t.at, t.operator, t.reason,
+       t.figures::text AS figures
+FROM taken
+JOIN sendoff.delivery_transition t ON t.delivery_id = taken.delivery_id AND t.number = taken.number
+ORDER BY taken.number;
+
+-- name: release_events
+-- Gives leases back: the broker did not confirm.
+UPDATE sendoff.event e
+SET leased_until = NULL
+FROM unnest($1::bigint[], $2::bigint[]) AS held (delivery_id, number)
+WHERE e.delivery_id = held.delivery_id AND e.number = held.number;
 
 -- name: drop_events
 -- The broker has them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from contracts.events import DeliveryEvent, Event, Figures
@@ -10,15 +11,16 @@ from contracts.states import State
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from worker.db.pool import Transaction
+    from worker.db.pool import Database
 
 
-async def take(tx: Transaction, limit: int) -> list[DeliveryEvent]:
+async def take(db: Database, limit: int, lease: float) -> list[DeliveryEvent]:
     """Takes the oldest event of each delivery that nobody else has in hand.
 
     Args:
-        tx: Until its end nobody else gets them; without a `drop` they stay in the outbox.
+        db: The database.
         limit: The most events.
+        lease: Seconds for which nobody else gets them; without a `drop` they stay in the outbox.
     """
     return [
         DeliveryEvent(
@@ -32,10 +34,15 @@ async def take(tx: Transaction, limit: int) -> list[DeliveryEvent]:
             reason=r["reason"],
             figures=r["figures"] and Figures.model_validate_json(r["figures"]),
         )
-        for r in await tx.fetch("take_events", limit)
+        for r in await db.fetch("take_events", limit, timedelta(seconds=lease))
     ]
 
 
-async def drop(tx: Transaction, events: Sequence[DeliveryEvent]) -> None:
+async def drop(db: Database, events: Sequence[DeliveryEvent]) -> None:
     """Takes events that were published out of the outbox."""
-    await tx.execute("drop_events", [e.delivery_id for e in events], [e.number for e in events])
+    await db.fetch("drop_events", [e.delivery_id for e in events], [e.number for e in events])
+
+
+async def release(db: Database, events: Sequence[DeliveryEvent]) -> None:
+    """Gives events that were not published back at once."""
+    await db.fetch("release_events", [e.delivery_id for e in events], [e.number for e in events])

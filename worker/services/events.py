@@ -1,8 +1,8 @@
 """Events: what the moves of deliveries put into the outbox is told to whoever listens.
 
-An event is deleted from the outbox once the broker has confirmed it, and until that is committed nobody takes
-the next one of its delivery. So each is published at least once, and those of a delivery in their order,
-however many processes run and whichever of them die.
+An event is deleted from the outbox once the broker has confirmed it, and until then nobody takes the next one
+of its delivery. So each is published at least once, and those of a delivery in their order, however many
+processes run and whichever of them die.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _AT_ONCE: Final = 200
-_CONFIRM_SECONDS: Final = 10
-"""How long the broker may take to confirm what was taken, before the transaction lets it go."""
 
 
 class EventsService:
@@ -45,14 +43,26 @@ class EventsService:
         metrics: Metrics,
         *,
         idle: float,
+        lease: float,
     ) -> None:
-        """Takes its parts; `idle` is in seconds, between two looks when nobody wakes us."""
+        """Takes its parts.
+
+        Args:
+            publisher: For the events.
+            wakener: Tells when a move put one into the outbox.
+            db: The database.
+            names: The installation's names.
+            metrics: What is counted.
+            idle: Seconds between two looks when nobody wakes us.
+            lease: Seconds for which taken events are ours; the broker has half of them to confirm.
+        """
         self._publisher = publisher
         self._wakener = wakener
         self._db = db
         self._exchange = names.exchange(routing.EVENTS)
         self._metrics = metrics
         self._idle = idle
+        self._lease = lease
 
     async def run(self, stop: asyncio.Event) -> None:
         """Publishes events until `stop`."""
@@ -63,17 +73,17 @@ class EventsService:
 
     async def _tell(self) -> int:
         """Publishes the oldest event of each delivery; returns how many."""
-        async with self._db.transaction() as tx:
-            heads = await events.take(tx, _AT_ONCE)
-            if not heads:
-                return 0
-            try:
-                async with asyncio.timeout(_CONFIRM_SECONDS):
-                    await asyncio.gather(*(self._publish(event) for event in heads))
-            except TimeoutError:
-                log.warning("the broker does not confirm: events stay in the outbox", events=len(heads))
-                return 0
-            await events.drop(tx, heads)
+        heads = await events.take(self._db, _AT_ONCE, self._lease)
+        if not heads:
+            return 0
+        try:
+            async with asyncio.timeout(self._lease / 2):
+                await asyncio.gather(*(self._publish(event) for event in heads))
+        except TimeoutError:
+            log.warning("the broker does not confirm: events stay in the outbox", events=len(heads))
+            await events.release(self._db, heads)
+            return 0
+        await events.drop(self._db, heads)
         self._metrics.events_published.inc(len(heads))
         return len(heads)
 
