@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from worker.amqp.bulk.address import read_address
 from worker.amqp.bulk.confirms import Confirms
 from worker.amqp.bulk.errors import ProtocolError
-from worker.amqp.bulk.ledger import Ledger
+from worker.amqp.ledger import Ledger
 from worker.amqp.messages import Outgoing
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ import aiormq
 import structlog
 
 from worker.amqp.connection import OUT_OF_REACH
+from worker.amqp.ledger import Ledger
 from worker.amqp.messages import Incoming
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class PikaConsumer:
         self._prefetch = prefetch
         self._buffer: deque[Incoming] = deque()
         self._arrived = asyncio.Event()
-        self._ledger = _Ledger(gap_limit=max(prefetch // 4, 1))
+        self._acknowledger = _Acknowledger(gap_limit=max(prefetch // 4, 1))
         self._stopping = False
         self._tag = ""
         self._channel: AbstractRobustChannel
@@ -62,7 +63,7 @@ class PikaConsumer:
         await self._channel.set_qos(prefetch_count=self._prefetch)
         # Declared passively, so that a reconnect restores the consumer and never alters the queue.
         self._source = await self._channel.declare_queue(self.queue, passive=True)
-        self._acker = asyncio.create_task(self._ledger.run(), name=f"acknowledge {self.queue}")
+        self._acker = asyncio.create_task(self._acknowledger.run(), name=f"acknowledge {self.queue}")
         self._tag = await self._source.consume(self._take)
 
     async def present(self) -> bool:
@@ -73,15 +74,7 @@ class PikaConsumer:
         return isinstance(underlay, aiormq.Channel) and self._tag in underlay.consumers
 
     async def batch(self, size: int, age: float = 0) -> list[Incoming]:
-        """Waits for deliveries.
-
-        Args:
-            size: The most to return.
-            age: Seconds to wait, once the first is there, for the batch to fill.
-
-        Returns:
-            At least one delivery, in their order; none only once `stop` was called.
-        """
+        """Waits for deliveries, as `worker.amqp.messages.Consumer` says."""
         while not self._buffer:
             if self._stopping:
                 return []
@@ -97,7 +90,7 @@ class PikaConsumer:
 
     def settle(self, messages: Iterable[Incoming]) -> None:
         """Says that messages are dealt with: they are acknowledged soon, in ranges where possible."""
-        self._ledger.settle(messages)
+        self._acknowledger.settle(messages)
 
     async def stop(self) -> None:
         """Stops consuming. What waits in the buffer goes back to the queue when the channel closes."""
@@ -112,7 +105,7 @@ class PikaConsumer:
 
     async def close(self) -> None:
         """Sends the last acknowledgements and closes the channel."""
-        await self._ledger.finish()
+        self._acknowledger.finish()
         with contextlib.suppress(*OUT_OF_REACH):
             await self._acker
             await self._channel.close()
@@ -133,13 +126,13 @@ class PikaConsumer:
             tag,
             message.channel,
         )
-        self._ledger.delivered(incoming)
+        self._acknowledger.delivered(incoming)
         self._buffer.append(incoming)
         self._arrived.set()
 
 
-class _Ledger:
-    """Which deliveries of the present channel are open, and the one task that acknowledges.
+class _Acknowledger:
+    """The one task that acknowledges what was delivered on the present channel.
 
     One task, because acknowledgements of ranges must leave in order: an older range after a newer one names
     unknown tags, and the broker closes the channel for it.
@@ -148,23 +141,21 @@ class _Ledger:
     def __init__(self, gap_limit: int) -> None:
         self._gap_limit = gap_limit
         self._channel: Any = None  # aiormq's, of the last delivery
-        self._open: deque[int] = deque()
-        self._settled: set[int] = set()
+        self._ledger = Ledger(gap_limit)
         self._wake = asyncio.Event()
         self._finished = False
 
     def delivered(self, message: Incoming) -> None:
         if message.channel is not self._channel:
             self._channel = message.channel
-            self._open.clear()
-            self._settled.clear()
-        self._open.append(message.tag)
+            self._ledger = Ledger(self._gap_limit)
+        self._ledger.delivered([message.tag])
 
     def settle(self, messages: Iterable[Incoming]) -> None:
-        self._settled.update(m.tag for m in messages if m.channel is self._channel)
+        self._ledger.settle(m.tag for m in messages if m.channel is self._channel)
         self._wake.set()
 
-    async def finish(self) -> None:
+    def finish(self) -> None:
         self._finished = True
         self._wake.set()
 
@@ -174,26 +165,13 @@ class _Ledger:
             await self._wake.wait()
             self._wake.clear()
             last = self._finished  # what was settled until then is still acknowledged
+            channel = self._channel
+            upto, alone = self._ledger.due(everything=last)
             try:
-                await self._acknowledge()
+                if upto:
+                    await channel.basic_ack(upto, multiple=True)
+                for tag in alone:
+                    await channel.basic_ack(tag)
             except OUT_OF_REACH as error:
                 # The channel is gone and with it the tags; the broker delivers again.
                 log.debug("acknowledgement lost with its channel", because=str(error))
-                self._settled.clear()
-
-    async def _acknowledge(self) -> None:
-        channel, upto = self._channel, 0
-        if channel is None:
-            return
-        while self._open and self._open[0] in self._settled:
-            upto = self._open.popleft()
-            self._settled.discard(upto)
-        if upto:
-            await channel.basic_ack(upto, multiple=True)
-        # One slow message must not hold the window shut behind it.
-        if self._finished or len(self._settled) > self._gap_limit:
-            alone = sorted(self._settled)
-            self._settled.clear()
-            self._open = deque(tag for tag in self._open if tag not in set(alone))
-            for tag in alone:
-                await channel.basic_ack(tag)

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 from aio_pika import DeliveryMode, Message
-from aio_pika.exceptions import DeliveryError, PublishError
+from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
+from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.routing import CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
-from worker.amqp.connection import OUT_OF_REACH, RECONNECT_INTERVAL
+from worker.amqp.connection import OUT_OF_REACH, RECONNECT_INTERVAL, BrokerForbids
 from worker.amqp.messages import Unroutable
 
 if TYPE_CHECKING:
@@ -52,18 +53,11 @@ class PikaPublisher:
     async def publish(
         self, exchange: str, routing_key: str, messages: Sequence[Outgoing], *, mandatory: bool = True
     ) -> None:
-        """Publishes messages; returns when the broker has confirmed every one.
-
-        What a lost connection leaves in doubt is published again: consumers take a message twice.
-
-        Args:
-            exchange: Its full name; "" is the default exchange, whose routing key is a queue's name.
-            routing_key: The same for all.
-            messages: Any number.
-            mandatory: Whether a message that no queue takes is an error.
+        """Publishes messages, as `worker.amqp.messages.Publisher` says.
 
         Raises:
-            Unroutable: no queue took one of them.
+            Unroutable: no queue took one of them, or there is no such exchange.
+            BrokerForbids: the broker user may not publish there.
         """
         target = await self._exchange(exchange)
         rest = messages
@@ -78,6 +72,10 @@ class PikaPublisher:
             for message, result in zip(rest, results, strict=True):
                 if isinstance(result, PublishError):
                     raise Unroutable(f"No queue takes {exchange!r} with the key {routing_key!r}.") from result
+                if isinstance(result, ChannelNotFoundEntity):
+                    raise Unroutable(f"There is no exchange {exchange!r}: {result}") from result
+                if isinstance(result, ChannelAccessRefused):
+                    raise BrokerForbids(result) from result
                 if isinstance(result, (DeliveryError, *OUT_OF_REACH)):
                     again.append(message)
                     fault = result

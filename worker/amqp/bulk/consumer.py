@@ -19,7 +19,7 @@ from worker.amqp.bulk.connection import Events, connect
 from worker.amqp.bulk.encoding import acknowledgement
 from worker.amqp.bulk.errors import ConnectionLost
 from worker.amqp.bulk.keeper import Keeper
-from worker.amqp.bulk.ledger import Ledger
+from worker.amqp.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -73,15 +73,7 @@ class BulkConsumer:
         return self._keeper.current is not None and not self._stopping
 
     async def batch(self, size: int, age: float = 0) -> list[Incoming]:
-        """Waits for deliveries.
-
-        Args:
-            size: The most to return.
-            age: Seconds to wait, once the first is there, for the batch to fill.
-
-        Returns:
-            At least one delivery, in their order; none only once `stop` was called.
-        """
+        """Waits for deliveries, as `worker.amqp.messages.Consumer` says."""
         # More than once only where a lost connection takes along what waits here.
         while not self._stopping:
             await self._more(1)

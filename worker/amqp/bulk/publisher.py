@@ -69,15 +69,7 @@ class BulkPublisher:
     async def publish(
         self, exchange: str, routing_key: str, messages: Sequence[Outgoing], *, mandatory: bool = True
     ) -> None:
-        """Publishes messages; returns when the broker has confirmed every one.
-
-        What a lost connection leaves in doubt is published again: consumers take a message twice.
-
-        Args:
-            exchange: Its full name; "" is the default exchange, whose routing key is a queue's name.
-            routing_key: The same for all.
-            messages: Any number.
-            mandatory: Whether a message that no queue takes is an error.
+        """Publishes messages, as `worker.amqp.messages.Publisher` says.
 
         Raises:
             Unroutable: no queue took one of them, or the broker refuses to publish there.
