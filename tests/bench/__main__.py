@@ -201,7 +201,8 @@ def show(runs: dict[tuple[str, int], list[Run]]) -> None:
             f"{max(run.peak_mib for run in found):,.0f}",
             f"{len(found)}",
         )
-    Console().print(table)
+    console = Console()
+    console.print(table, width=max(console.width, 100), crop=False)
 
 
 def main() -> None:
