@@ -38,7 +38,7 @@ EXAMPLES: Final[dict[type[BaseModel], list[dict[str, Any]]]] = {
             "delivery_id": 42,
             "status": "finalize",
             "reason": None,
-            "message": "Delivery 42 will go to 1000 recipients by email.",
+            "message": "“November newsletter” goes to 1000 recipients. Confirm to send it.",
             "state": "ready",
             "summary": {
                 "label": "November newsletter",

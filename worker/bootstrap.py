@@ -57,6 +57,8 @@ SERVICES: Final = ("confirm", "fanout", "send", "results", "stats", "schedule", 
 """The services by name, as `sendoff run` takes them."""
 
 _SHARDS: Final = 16
+_OWN_CHANNELS: Final = ("email", "null")
+"""Those that we send over; the send queue of any other is for a sender of somebody else's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Worker:
         builders: dict[str, Callable[[], list[Service]]] = {
             "confirm": lambda: [self._confirm()],
             "fanout": lambda: [self._fanout()],
-            "send": lambda: [self._send(channel) for channel in self.settings.channels],
+            "send": lambda: [self._send(c) for c in self.settings.channels if c in _OWN_CHANNELS],
             "results": lambda: [self._results()],
             "stats": lambda: [self._stats()],
             "schedule": lambda: [self._schedule()],
@@ -119,7 +121,11 @@ class Worker:
         return consumer
 
     def _bulk_consumer(self, queue: str, prefetch: int) -> Consumer:
-        """Returns a consumer for one of the streams that carry a message per recipient."""
+        """Returns a consumer of our own making.
+
+        For commands too, though they are few: aio-pika ends the connection over a property that is not UTF-8,
+        and after 50 rounds the broker gives all that was prefetched to the dead queue.
+        """
         s = self.settings
         if s.transport == "aio-pika":
             return self._consumer(queue, prefetch)
@@ -137,7 +143,7 @@ class Worker:
         return DeadQueue(self.publisher, self.names, self.metrics)
 
     def _confirm(self) -> Service:
-        consumer = self._consumer(routing.COMMANDS_QUEUE, 10)
+        consumer = self._bulk_consumer(routing.COMMANDS_QUEUE, 10)
         return ConfirmService(
             consumer,
             self.publisher,
@@ -199,7 +205,7 @@ class Worker:
         )
 
     def _stats(self) -> Service:
-        consumer = self._consumer(routing.STATS_QUEUE, 10)
+        consumer = self._bulk_consumer(routing.STATS_QUEUE, 10)
         return StatsService(consumer, self.publisher, self._dead(), self.db, self.metrics, shard=self.shard)
 
     def _events(self) -> Service:

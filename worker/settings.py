@@ -189,7 +189,7 @@ class Settings(BaseSettings):
         if not keys:
             yield (
                 "SENDOFF_AUTH=token needs a key: set SENDOFF_AUTH_KEY to a shared secret,"
-                " SENDOFF_AUTH_KEY_FILE to a file with a public key, or SENDOFF_AUTH_JWKS_FILE to a key set's"
+                " SENDOFF_AUTH_KEY_FILE to a file with a public key, or SENDOFF_AUTH_JWKS_FILE to a JWKS"
             )
         if len(keys) > 1:
             yield f"only one key can be used: leave out all but one of {', '.join(map(_variable, keys))}"

@@ -108,3 +108,11 @@ CROSS JOIN LATERAL (
 ON CONFLICT (delivery_id, shard) DO UPDATE
 SET cancelled = c.cancelled + excluded.cancelled, retrying = c.retrying + excluded.retrying, updated_at = now()
 RETURNING c.delivery_id;
+
+-- name: look_at_open_pages
+-- Of a delivery that is cancelled: nobody leases its open pages any more, and only published ones are looked at,
+-- which is where claims without a result run out.
+UPDATE sendoff.delivery_page
+SET state = 'published', published_at = coalesce(published_at, now()), look_at = now(), leased_until = NULL,
+    leased_by = NULL
+WHERE delivery_id = $1 AND state = 'open';

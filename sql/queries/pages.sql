@@ -47,7 +47,7 @@ WITH candidate AS (
         LIMIT $2
         FOR UPDATE SKIP LOCKED
     ) p
-    WHERE d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL AND d.channel <> ALL ($5::text[])
+    WHERE d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL AND d.channel = ANY ($5::text[])
       AND d.messages_per_hour IS NULL
 ), picked AS (
     SELECT delivery_id, page
@@ -67,7 +67,7 @@ RETURNING p.delivery_id, p.page, p.first, p.last, d.channel, d.valid_until;
 SELECT p.delivery_id
 FROM sendoff.delivery_record d
 JOIN sendoff.delivery_pace p ON p.delivery_id = d.delivery_id
-WHERE d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL AND d.channel <> ALL ($2::text[])
+WHERE d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL AND d.channel = ANY ($2::text[])
   AND p.next_at <= now()
   AND EXISTS (
       SELECT FROM sendoff.delivery_page o

@@ -3,10 +3,10 @@
 -- name: lock_stats
 -- One recount of a delivery at a time: two would both repair the same drift. Held by the session, because the
 -- snapshot must be taken after it; the key lies below those of deliveries and commands.
-SELECT pg_advisory_lock(-9000000000000000000 - $1);
+SELECT pg_advisory_lock(-9000000000000000000 - $1 % 100000000000000000);
 
 -- name: unlock_stats
-SELECT pg_advisory_unlock(-9000000000000000000 - $1);
+SELECT pg_advisory_unlock(-9000000000000000000 - $1 % 100000000000000000);
 
 -- name: read_deployment
 SELECT * FROM sendoff.deployment WHERE delivery_id = $1;

@@ -170,7 +170,7 @@ class Deliveries(RuleBasedStateMachine):
     @rule()
     def fan_out(self) -> None:
         leased = self.do(
-            pages.lease(self.stack.db, after=0, limit=50, seconds=60, owner="me", full_channels=[])
+            pages.lease(self.stack.db, after=0, limit=50, seconds=60, owner="me", channels=["email", "null"])
         )
         for page in leased:
             self.do(pages.published(self.stack.db, page, "me", 60))

@@ -42,7 +42,7 @@ async def worst_excess(stack: Stack, number: int) -> float:
 
 
 async def lease(stack: Stack) -> list[Page]:
-    return await pages.lease_paced(stack.db, limit=4, seconds=60, owner="me", full_channels=[])
+    return await pages.lease_paced(stack.db, limit=4, seconds=60, owner="me", channels=["email", "null"])
 
 
 async def an_hour_passes(stack: Stack) -> None:
@@ -114,7 +114,9 @@ async def test_a_turn_is_taken_once_and_time_is_not_saved_up(stack: Stack) -> No
     left = await pages.seconds_to_next_turn(stack.db)
     assert left is not None
     assert 0 < left <= PAGE / PER_SECOND
-    assert await pages.lease(stack.db, after=0, limit=5, seconds=5, owner="me", full_channels=[]) == []
+    assert (
+        await pages.lease(stack.db, after=0, limit=5, seconds=5, owner="me", channels=["email", "null"]) == []
+    )
 
 
 async def test_retries_count_and_only_they(stack: Stack) -> None:
@@ -141,7 +143,7 @@ async def test_retries_count_and_only_they(stack: Stack) -> None:
 
 async def test_a_full_queue_holds_limited_deliveries_too(stack: Stack) -> None:
     await confirmed(stack, PAGE)
-    leased = await pages.lease_paced(stack.db, limit=4, seconds=60, owner="me", full_channels=["null"])
+    leased = await pages.lease_paced(stack.db, limit=4, seconds=60, owner="me", channels=["email"])
     assert leased == []
     assert len(await lease(stack)) == 1
 

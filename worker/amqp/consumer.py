@@ -99,7 +99,8 @@ class PikaConsumer:
         self._arrived.set()
         if self._tag:
             with contextlib.suppress(*OUT_OF_REACH):
-                await self._source.cancel(self._tag, timeout=5)
+                async with asyncio.timeout(5):
+                    await self._source.cancel(self._tag)
             self._tag = ""
         self._buffer.clear()
 
@@ -107,8 +108,9 @@ class PikaConsumer:
         """Sends the last acknowledgements and closes the channel."""
         self._acknowledger.finish()
         with contextlib.suppress(*OUT_OF_REACH):
-            await self._acker
-            await self._channel.close()
+            async with asyncio.timeout(5):
+                await self._acker
+                await self._channel.close()
 
     async def _take(self, message: AbstractIncomingMessage) -> None:
         tag = message.delivery_tag

@@ -113,7 +113,7 @@ def summary_table(summary: Summary) -> Table:
     table = grid()
     table.add_row("delivery", plain(summary.label))
     table.add_row("channel", summary.channel)
-    table.add_row("goes to", f"{number(summary.to_deliver)} recipients")
+    table.add_row("goes to", _people(summary.to_deliver))
     left_out = ", ".join(f"{number(count)} {words(cause)}" for cause, count in summary.excluded.items())
     table.add_row("left out", left_out or "nobody")
     if summary.contact_date is None:
@@ -152,10 +152,14 @@ def _control(
     show_reply(_command(routing_key, command, timeout, token_file), as_json=as_json)
 
 
+def _people(count: int) -> str:
+    return f"{number(count)} recipient{'' if count == 1 else 's'}"
+
+
 def _ask_for_ok(summary: Summary, *, yes: bool, stderr: bool) -> None:
     console(stderr=stderr).print(summary_table(summary))
     try:
-        agreed = yes or typer.confirm(f"Send it to {number(summary.to_deliver)} recipients?", err=stderr)
+        agreed = yes or typer.confirm(f"Send it to {_people(summary.to_deliver)}?", err=stderr)
     except typer.Abort:
         typer.echo(f"\n{_DECLINED}", err=True)
         raise typer.Exit(_INTERRUPTED) from None

@@ -103,3 +103,4 @@ async def close_claims(tx: Transaction, delivery_id: int) -> None:
 async def cancel_remaining(tx: Transaction, delivery_id: int, shard: int) -> None:
     """Counts what was not tried as cancelled; call `close_claims` first."""
     await tx.execute("cancel_remaining", delivery_id, shard)
+    await tx.execute("look_at_open_pages", delivery_id)

@@ -89,7 +89,7 @@ async def wake(tx: Transaction, delivery_id: int) -> None:
 
 
 async def lease(
-    db: Database, *, after: int, limit: int, seconds: float, owner: str, full_channels: Sequence[str]
+    db: Database, *, after: int, limit: int, seconds: float, owner: str, channels: Sequence[str]
 ) -> list[Page]:
     """Leases one open page of each running delivery.
 
@@ -99,15 +99,15 @@ async def lease(
         limit: The most pages.
         seconds: How long the lease holds.
         owner: Who leases: only the owner may say that the page is published.
-        full_channels: Channels whose send queue is full; their deliveries are left out.
+        channels: Those whose send queue has room; deliveries over others are left out.
     """
-    held, full = timedelta(seconds=seconds), list(full_channels)
-    rows = await db.fetch("lease_pages", after, limit, held, owner, full)
+    held = timedelta(seconds=seconds)
+    rows = await db.fetch("lease_pages", after, limit, held, owner, list(channels))
     return [Page(**row) for row in rows]
 
 
 async def lease_paced(
-    db: Database, *, limit: int, seconds: float, owner: str, full_channels: Sequence[str]
+    db: Database, *, limit: int, seconds: float, owner: str, channels: Sequence[str]
 ) -> list[Page]:
     """Leases one open page of each running delivery with a limit of its throughput that has its turn.
 
@@ -116,10 +116,10 @@ async def lease_paced(
         limit: The most pages.
         seconds: How long the lease holds.
         owner: Who leases.
-        full_channels: Channels whose send queue is full; their deliveries are left out.
+        channels: Those whose send queue has room; deliveries over others are left out.
     """
     async with db.transaction() as tx:
-        turns = [row["delivery_id"] for row in await tx.fetch("lock_paces", limit, list(full_channels))]
+        turns = [row["delivery_id"] for row in await tx.fetch("lock_paces", limit, list(channels))]
         if not turns:
             return []
         rows = await tx.fetch("lease_paced_pages", turns, timedelta(seconds=seconds), owner)

@@ -22,10 +22,17 @@ OUT_OF_REACH: Final = (
     asyncpg.CannotConnectNowError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
+    asyncpg.InternalClientError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.PostgresIOError,
+    asyncpg.ReadOnlySQLTransactionError,
 )
-"""What asyncpg raises when the server is not there: worth waiting for. InterfaceError is how it says that a
-pooled connection was closed under the caller."""
+"""What asyncpg raises when the server is not there, or not in a state to serve: worth waiting for.
+
+Full, shutting down, a standby after a failover: all of it passes. InterfaceError and InternalClientError are
+how asyncpg says that a connection was closed under the caller.
+"""
 
 COLLIDED: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
 """Two transactions met: the same transaction again will do."""

@@ -95,27 +95,29 @@ class FanoutService:
         async with self._wakener.listening(), asyncio.TaskGroup() as group:
             while not stop.is_set():
                 room = _PAGES_AT_ONCE - len(publishing)
-                full = await self._full_channels()
-                leased = await self._take(room, full)
+                channels = await self._channels_with_room()
+                leased = await self._take(room, channels)
                 publishing |= {group.create_task(self._publish(page)) for page in leased}
                 if not publishing:
                     await self._wakener.wait(stop, await outlast(self._idle_for, "reading the next turn"))
                 elif len(leased) < room or len(publishing) >= _PAGES_AT_ONCE:
                     _, publishing = await asyncio.wait(publishing, return_when=asyncio.FIRST_COMPLETED)
 
-    async def _take(self, room: int, full: list[str]) -> list[Page]:
-        lease = {"limit": room, "seconds": self._lease, "owner": self._owner, "full_channels": full}
+    async def _take(self, room: int, channels: list[str]) -> list[Page]:
+        lease = {"seconds": self._lease, "owner": self._owner, "channels": channels}
+        paced = await outlast(
+            lambda: pages.lease_paced(self._db, limit=room, **lease),  # type: ignore[arg-type]
+            "leasing pages with a limit",
+        )
+        if len(paced) == room:
+            return paced
         plain = await outlast(
-            lambda: pages.lease(self._db, after=self._last, **lease),  # type: ignore[arg-type]
+            lambda: pages.lease(self._db, after=self._last, limit=room - len(paced), **lease),  # type: ignore[arg-type]
             "leasing pages",
         )
         if plain:
             self._last = plain[-1].delivery_id
-        paced = await outlast(
-            lambda: pages.lease_paced(self._db, **lease),  # type: ignore[arg-type]
-            "leasing pages with a limit",
-        )
-        return [*plain, *paced]
+        return [*paced, *plain]
 
     async def _idle_for(self) -> float:
         turn = await pages.seconds_to_next_turn(self._db)
@@ -140,13 +142,14 @@ class FanoutService:
         self._metrics.sends_published.labels(page.channel).inc(len(messages))
         log.debug("page published", delivery_id=page.delivery_id, page=page.page, messages=len(messages))
 
-    async def _full_channels(self) -> list[str]:
-        full = []
+    async def _channels_with_room(self) -> list[str]:
+        """Names our channels whose send queue is below its mark, as far as the broker says."""
+        found = []
         for channel in self._channels:
             try:
                 waiting = await self._depth.ready(self._names.queue(routing.send_queue(channel)))
             except OUT_OF_REACH:
-                return list(self._channels)
-            if waiting >= self._high_water:
-                full.append(channel)
-        return full
+                continue
+            if waiting < self._high_water:
+                found.append(channel)
+        return found

@@ -146,7 +146,6 @@ class SendService:
         return False
 
     async def _send_granted(self, delivery_id: int, asked: dict[int, _Asked]) -> None:
-        compiled = await self._compiled(delivery_id)
         wanted = {r: (a.send.attempt, address_key(a.send.address)) for r, a in asked.items()}
         with self._metrics.claim_seconds.time():
             granted = await outlast(
@@ -156,6 +155,10 @@ class SendService:
         self._metrics.sends_claimed.labels(self._channel_name).inc(len(granted))
         self._metrics.sends_refused.labels(self._channel_name).inc(len(wanted) - len(granted))
         await self._refuse(delivery_id, [a for r, a in asked.items() if r not in granted])
+        if not granted:
+            return
+        # After the claim: only a confirmed delivery's content is final.
+        compiled = await self._compiled(delivery_id)
         for recipient in sorted(granted):
             one = asked[recipient]
             if self._channel.concurrency is None:

@@ -47,6 +47,6 @@ def configure(log_format: Literal["auto", "console", "json"], level: str) -> Non
         )
     )
     logging.basicConfig(handlers=[handler], level=least, force=True)
-    # They report every attempt to reconnect at a high level; our own lines say that the broker is away.
+    # They report every attempt to connect as an error; our own lines say that the broker is away.
     for noisy in ("aiormq", "aio_pika"):
-        logging.getLogger(noisy).setLevel(max(least, logging.ERROR))
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)

@@ -228,22 +228,22 @@ class Reader:
             at += bool(flags & _F_MODE) + bool(flags & _F_PRIORITY)
         if flags & _F_CORRELATION_ID:
             stop = at + 1 + data[at]
-            correlation_id, at = data[at + 1 : stop].decode(), stop
+            correlation_id, at = data[at + 1 : stop].decode(errors="replace"), stop
         if flags & _F_REPLY_TO:
             stop = at + 1 + data[at]
-            reply_to, at = data[at + 1 : stop].decode(), stop
+            reply_to, at = data[at + 1 : stop].decode(errors="replace"), stop
         if flags & _F_EXPIRATION:
             at += 1 + data[at]
         if flags & _F_MESSAGE_ID:
             stop = at + 1 + data[at]
-            message_id, at = data[at + 1 : stop].decode(), stop
+            message_id, at = data[at + 1 : stop].decode(errors="replace"), stop
         if flags & _F_TIMESTAMP:
             at += 8
         if flags & _F_TYPE:
             at += 1 + data[at]
         if flags & _F_USER_ID:
             stop = at + 1 + data[at]
-            user_id, at = data[at + 1 : stop].decode(), stop
+            user_id, at = data[at + 1 : stop].decode(errors="replace"), stop
         if flags & _F_APP_ID:
             at += 1 + data[at]
         if at != len(data):
