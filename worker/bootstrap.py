@@ -23,6 +23,7 @@ from worker.amqp.publisher import PikaPublisher
 from worker.db import listen
 from worker.db.pool import OUT_OF_REACH, SchemaMismatch, open_database
 from worker.domain.breaker import Limits
+from worker.domain.retry import Retries
 from worker.email.channel import EmailChannel
 from worker.email.smtp import SmtpPool
 from worker.lifecycle import run_services, stop_on_signals
@@ -201,6 +202,7 @@ class Worker:
             batch=s.result_batch,
             age=s.result_batch_age,
             limits=Limits(s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct),
+            retries=Retries(s.retry_delays, s.max_attempts),
             shard=self.shard,
         )
 

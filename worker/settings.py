@@ -15,6 +15,8 @@ Algorithm = Literal[
 ]  # fmt: skip
 """How a token may be signed (RFC 7518, RFC 8037); `none` is not among them."""
 
+_Delay = Annotated[float, Field(gt=0, le=30 * 86_400)]
+
 _SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 """The least length of a shared secret (RFC 7518, 3.2)."""
 
@@ -125,6 +127,15 @@ class Settings(BaseSettings):
     """A delivery pauses itself when more percent of the attempted are hard bounces; 0 for no limit."""
     breaker_error_pct: Annotated[float, Field(ge=0, le=100)] = 20
     """A delivery pauses itself when more percent of the attempted are errors; 0 for no limit."""
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 4
+    """Attempts for one recipient of a delivery that has no limit of its own; 1 for no retries."""
+    retry_delays: Annotated[tuple[_Delay, ...], Field(min_length=1, max_length=100), NoDecode] = (
+        60,
+        300,
+        1800,
+        7200,
+    )
+    """How long until the 2nd, 3rd, … attempt, as `publishers` is written; the last holds for all further."""
     tick: Annotated[float, Field(gt=0, le=60)] = 1
     """How often the scheduler looks at what is due."""
 
@@ -147,7 +158,7 @@ class Settings(BaseSettings):
             raise ValueError("it must begin with smtp://, smtp+starttls:// or smtps://")
         return value
 
-    @field_validator("publishers", "auth_algorithms", mode="before")
+    @field_validator("publishers", "auth_algorithms", "retry_delays", mode="before")
     @classmethod
     def _is_list(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -160,7 +171,7 @@ class Settings(BaseSettings):
         else:
             items = [item.strip() for item in value.split(",")] if value.strip() else []
         if "" in items:
-            raise ValueError("one of its names is empty")
+            raise ValueError("one of its items is empty")
         return items
 
     @field_validator("auth_key", "auth_key_file", "auth_jwks_file", "token", mode="before")

@@ -88,25 +88,41 @@ SELECT recipient FROM moved;
 -- name: cancel_remaining
 -- Ends what was not tried: at a stop, and when the validity is over. Asked with the claims closed, so that
 -- "the rest" is a number and not a race: what is neither settled nor under way. From here on, a recipient
--- without a row, or waiting for a retry, counts as cancelled.
+-- without a row counts as cancelled. Who waits for a retry was tried: the fact that its precedence stands for
+-- (worker/domain/outcomes.py) is the outcome now, as it is for a result that comes later.
 WITH closed AS (
     UPDATE sendoff.delivery_record
     SET cancelled_at = now(), updated_at = now()
     WHERE delivery_id = $1 AND cancelled_at IS NULL
     RETURNING delivery_id, to_deliver
+), ended AS (
+    UPDATE sendoff.outcome o
+    SET status = CASE o.precedence % 16 WHEN 1 THEN 'unknown' WHEN 2 THEN 'error' ELSE 'bounced_soft' END,
+        was = o.status, retry_at = NULL
+    FROM closed
+    WHERE o.delivery_id = closed.delivery_id AND o.retry_at IS NOT NULL
+    RETURNING o.status
 )
-INSERT INTO sendoff.delivery_counter AS c (delivery_id, shard, cancelled, retrying)
-SELECT closed.delivery_id, $2, closed.to_deliver - s.settled, -s.retrying
+INSERT INTO sendoff.delivery_counter AS c (delivery_id, shard, cancelled, retrying, bounced_soft, errors, unknown)
+SELECT closed.delivery_id, $2, closed.to_deliver - s.settled, -e.retrying, e.bounced_soft, e.errors, e.unknown
 FROM closed
+CROSS JOIN (
+    SELECT count(*) AS retrying,
+           count(*) FILTER (WHERE status = 'bounced_soft') AS bounced_soft,
+           count(*) FILTER (WHERE status = 'error') AS errors,
+           count(*) FILTER (WHERE status = 'unknown') AS unknown
+    FROM ended
+) e
 CROSS JOIN LATERAL (
     SELECT coalesce(sum(k.sent + k.bounced_hard + k.bounced_soft + k.bounced_ignored + k.errors + k.unknown
-                        + k.excluded_late + k.cancelled + k.sending), 0) AS settled,
-           coalesce(sum(k.retrying), 0) AS retrying
+                        + k.excluded_late + k.cancelled + k.sending + k.retrying), 0) AS settled
     FROM sendoff.delivery_counter k
     WHERE k.delivery_id = closed.delivery_id
 ) s
 ON CONFLICT (delivery_id, shard) DO UPDATE
-SET cancelled = c.cancelled + excluded.cancelled, retrying = c.retrying + excluded.retrying, updated_at = now()
+SET cancelled = c.cancelled + excluded.cancelled, retrying = c.retrying + excluded.retrying,
+    bounced_soft = c.bounced_soft + excluded.bounced_soft, errors = c.errors + excluded.errors,
+    unknown = c.unknown + excluded.unknown, updated_at = now()
 RETURNING c.delivery_id;
 
 -- name: look_at_open_pages

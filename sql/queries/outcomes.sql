@@ -3,22 +3,31 @@
 -- name: record_outcomes
 -- A row is inserted for a result without a claim, and changed only by a fact of higher precedence or one that
 -- is not known yet; so doubled, late and reordered results change nothing twice. was and status tell by how
--- much each counter moves; a recipient that was cancelled (no row, or waiting for a retry) moves from there.
+-- much each counter moves; a recipient that was cancelled (no row) moves from there. A fact comes with the time
+-- of its next attempt, where it may have one: within the delivery's limits it is *retrying*, with the fact's own
+-- precedence, else it stands as it is.
 -- Measured with 500 rows a batch: 7 µs a row.
 WITH result AS (
-    SELECT r.*
+    SELECT r.recipient, r.attempt, CASE WHEN again.planned THEN 'retrying' ELSE r.status END AS status, r.precedence,
+           r.sent_at, r.bounced_at, r.error_at, CASE WHEN again.planned THEN r.retry_at END AS retry_at, r.reason,
+           r.code, r.fault, r.reply, r.provider_id
     FROM unnest($2::int[], $3::smallint[], $4::text[], $5::int[], $6::timestamptz[], $7::timestamptz[],
-                $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[])
+                $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
+                $14::timestamptz[])
          AS r (recipient, attempt, status, precedence, sent_at, bounced_at, error_at, reason, code, fault, reply,
-               provider_id)
+               provider_id, retry_at)
     JOIN sendoff.delivery_record d ON d.delivery_id = $1
+    CROSS JOIN LATERAL (
+        SELECT r.retry_at < d.valid_until AND r.attempt < coalesce(d.max_attempts, $15::int)
+               AND d.cancelled_at IS NULL AND d.state = ANY ($16::text[]) AS planned
+    ) again
     WHERE d.confirmed_at IS NOT NULL AND r.recipient <= d.to_deliver
 ), changed AS (
     INSERT INTO sendoff.outcome AS o (
-        delivery_id, recipient, attempt, status, precedence, sent_at, bounced_at, error_at, reason, code, fault, reply,
-        provider_id)
-    SELECT $1, recipient, attempt, status, precedence, sent_at, bounced_at, error_at, reason, code, fault, reply,
-           provider_id
+        delivery_id, recipient, attempt, status, precedence, sent_at, bounced_at, error_at, retry_at, reason, code,
+        fault, reply, provider_id)
+    SELECT $1, recipient, attempt, status, precedence, sent_at, bounced_at, error_at, retry_at, reason, code, fault,
+           reply, provider_id
     FROM result
     ORDER BY recipient
     ON CONFLICT (delivery_id, recipient) DO UPDATE
@@ -34,7 +43,7 @@ WITH result AS (
         fault = CASE WHEN excluded.precedence > o.precedence THEN excluded.fault ELSE o.fault END,
         reply = CASE WHEN excluded.precedence > o.precedence THEN excluded.reply ELSE o.reply END,
         provider_id = coalesce(excluded.provider_id, o.provider_id),
-        retry_at = CASE WHEN excluded.precedence > o.precedence THEN NULL ELSE o.retry_at END
+        retry_at = CASE WHEN excluded.precedence > o.precedence THEN excluded.retry_at ELSE o.retry_at END
     WHERE excluded.precedence > o.precedence
        OR (o.sent_at IS NULL AND excluded.sent_at IS NOT NULL)
        OR (o.bounced_at IS NULL AND excluded.bounced_at IS NOT NULL)
@@ -42,8 +51,7 @@ WITH result AS (
     RETURNING o.recipient, o.was, o.status
 ), moved AS (
     SELECT changed.status,
-           CASE WHEN d.cancelled_at IS NOT NULL AND coalesce(changed.was, 'retrying') = 'retrying'
-                THEN 'cancelled' ELSE changed.was END AS was
+           CASE WHEN d.cancelled_at IS NOT NULL AND changed.was IS NULL THEN 'cancelled' ELSE changed.was END AS was
     FROM changed
     CROSS JOIN (SELECT cancelled_at FROM sendoff.delivery_record WHERE delivery_id = $1) d
     WHERE changed.status IS DISTINCT FROM changed.was
@@ -51,7 +59,7 @@ WITH result AS (
     INSERT INTO sendoff.delivery_counter AS c (
         delivery_id, shard, sending, sent, bounced_hard, bounced_soft, bounced_ignored, errors, unknown, excluded_late,
         cancelled, retrying)
-    SELECT $1, $14,
+    SELECT $1, $17,
            -count(*) FILTER (WHERE was = 'sending'),
            count(*) FILTER (WHERE status = 'sent') - count(*) FILTER (WHERE was = 'sent'),
            count(*) FILTER (WHERE status = 'bounced_hard') - count(*) FILTER (WHERE was = 'bounced_hard'),
@@ -61,7 +69,7 @@ WITH result AS (
            -count(*) FILTER (WHERE was = 'unknown'),
            -count(*) FILTER (WHERE was = 'excluded'),
            -count(*) FILTER (WHERE was = 'cancelled'),
-           -count(*) FILTER (WHERE was = 'retrying')
+           count(*) FILTER (WHERE status = 'retrying') - count(*) FILTER (WHERE was = 'retrying')
     FROM moved
     HAVING count(*) > 0
     ON CONFLICT (delivery_id, shard) DO UPDATE

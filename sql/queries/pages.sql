@@ -56,7 +56,7 @@ WITH candidate AS (
     LIMIT $2
 )
 UPDATE sendoff.delivery_page p
-SET leased_until = now() + $3::interval, leased_by = $4
+SET leased_until = now() + $3::interval, leased_by = $4, published_at = now()
 FROM picked, sendoff.delivery_record d
 WHERE p.delivery_id = picked.delivery_id AND p.page = picked.page AND d.delivery_id = picked.delivery_id
 RETURNING p.delivery_id, p.page, p.first, p.last, d.channel, d.valid_until;
@@ -123,7 +123,7 @@ WITH picked AS (
     WHERE p.delivery_id = picked.delivery_id
 )
 UPDATE sendoff.delivery_page p
-SET leased_until = now() + $2::interval, leased_by = $3
+SET leased_until = now() + $2::interval, leased_by = $3, published_at = now()
 FROM picked, sendoff.delivery_record d
 WHERE p.delivery_id = picked.delivery_id AND p.page = picked.page AND d.delivery_id = picked.delivery_id
 RETURNING p.delivery_id, p.page, p.first, p.last, d.channel, d.valid_until;
@@ -157,8 +157,9 @@ ORDER BY r.recipient;
 
 -- name: page_published
 -- The checkpoint: only after the broker confirmed every message of the page, and only by the lease's owner.
+-- published_at stays the moment of the lease, before the page was read: a retry that was due by then is published.
 UPDATE sendoff.delivery_page
-SET state = 'published', published_at = now(), look_at = now() + $4::interval, rounds = rounds + 1,
+SET state = 'published', look_at = now() + $4::interval, rounds = rounds + 1,
     leased_until = NULL, leased_by = NULL
 WHERE delivery_id = $1 AND page = $2 AND state = 'open' AND leased_by = $3
 RETURNING page;
@@ -180,8 +181,8 @@ WHERE p.state = 'published' AND p.look_at <= now()
 ORDER BY p.delivery_id;
 
 -- name: inspect_pages
--- Published pages whose time to be looked at has come: how many of the range have a row, and how many of
--- these are still open. Their next look is put off in the same statement, so that schedulers do not repeat
+-- Published pages whose time to be looked at has come: how many of the range were published and not claimed, and
+-- how many are claimed. Retries that are due later are left to open_due_retries. Their next look is put off in the same statement, so that schedulers do not repeat
 -- each other.
 WITH due AS (
     SELECT p.delivery_id, p.page, p.first, p.last, p.published_at
@@ -198,10 +199,9 @@ WITH due AS (
     RETURNING p.page
 )
 SELECT due.page, due.first, due.last, extract(epoch FROM now() - due.published_at)::float8 AS age,
-       due.last - due.first + 1 - count(o.recipient) AS unclaimed,
-       count(*) FILTER (WHERE o.status = 'sending') AS sending,
-       count(*) FILTER (WHERE o.status = 'retrying') AS retrying,
-       min(o.retry_at) FILTER (WHERE o.status = 'retrying') AS retry_at
+       due.last - due.first + 1 - count(o.recipient)
+           + count(*) FILTER (WHERE o.retry_at <= due.published_at) AS unclaimed,
+       count(*) FILTER (WHERE o.status = 'sending') AS sending
 FROM due
 JOIN looked ON looked.page = due.page
 LEFT JOIN sendoff.outcome o ON o.delivery_id = due.delivery_id AND o.recipient BETWEEN due.first AND due.last
@@ -215,11 +215,38 @@ WHERE delivery_id = $1 AND page = ANY ($2::int[]) AND state = 'published'
 RETURNING page;
 
 -- name: reopen_pages
--- Their messages are lost or were refused, or a retry is due: they are published again, and claims decide.
+-- Their messages are lost: they are published again, and claims decide.
 UPDATE sendoff.delivery_page
-SET state = 'open', due_at = coalesce($3, now()), look_at = NULL
+SET state = 'open', due_at = now(), look_at = NULL
 WHERE delivery_id = $1 AND page = ANY ($2::int[]) AND state = 'published'
 RETURNING page;
+
+-- name: open_due_retries
+-- Pages with a retry that has fallen due since they were published, whatever else is in them: who needs no further
+-- try is not published again. A page that is open is not looked at, and need not be: it is published when it is due,
+-- with the retries of then. The index has only those who wait for a retry.
+UPDATE sendoff.delivery_page p
+SET state = 'open', due_at = now(), look_at = NULL
+WHERE p.delivery_id = $1 AND p.state <> 'open'
+  AND EXISTS (
+      SELECT FROM sendoff.outcome o
+      WHERE o.delivery_id = p.delivery_id AND o.recipient BETWEEN p.first AND p.last
+        AND o.retry_at > coalesce(p.published_at, '-infinity') AND o.retry_at <= now()
+      OFFSET 0)
+RETURNING p.page;
+
+-- name: read_deliveries_with_retries
+SELECT d.delivery_id, s.open = 0 AS only_retries
+FROM sendoff.delivery_record d
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(c.retrying), 0) AS retrying,
+           d.to_deliver - coalesce(sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors
+                                       + c.unknown + c.excluded_late + c.cancelled + c.retrying), 0) AS open
+    FROM sendoff.delivery_counter c
+    WHERE c.delivery_id = d.delivery_id
+) s
+WHERE d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL AND s.retrying > 0
+ORDER BY d.delivery_id;
 
 -- name: reopen_all_pages
 -- After a resume: messages that were refused during the pause are gone from the queue. So may be those of a page

@@ -134,7 +134,7 @@ UPDATE sendoff.delivery_record d
 SET label = $2, channel = $3,
     contact_date = coalesce(CASE WHEN $9 THEN (SELECT min(due_at) FROM sendoff.delivery_wave WHERE delivery_id = $1) END, $4),
     time_zone = $5, valid_for = $6, late_limit = $7, messages_per_hour = $8, breaker_minimum = $10,
-    hard_bounce_pct = $11, error_pct = $12, preparation = d.preparation + 1,
+    hard_bounce_pct = $11, error_pct = $12, max_attempts = $13, preparation = d.preparation + 1,
     to_deliver = s.to_deliver, excluded = s.excluded, prepared_at = now(), updated_at = now()
 FROM (
     SELECT count(*) FILTER (WHERE cause IS NULL) AS to_deliver, count(cause) AS excluded

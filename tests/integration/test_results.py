@@ -6,6 +6,8 @@ import json
 import random
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from contracts import results, routing
 from contracts.results import Bounce, BounceKind, BounceReason, Error, Fault, Sent
 from tests.stack import until
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 
 AT = "2026-11-23T10:00:00Z"
 LATER = "2026-11-25T10:00:00Z"
+_COUNTED = (
+    *(("sent", "sent"), ("errors", "error"), ("retrying", "retrying"), ("bounced_hard", "bounced_hard")),
+    *(("bounced_soft", "bounced_soft"), ("bounced_ignored", "bounced_ignored")),
+)
 
 
 def result(number: int, recipient: int, **more: Any) -> dict[str, Any]:
@@ -75,8 +81,10 @@ async def test_a_bounce_after_sent_stands_even_after_the_end(stack: Stack) -> No
     assert logged["sent_at"] < logged["bounced_at"]
 
 
-async def test_every_order_ends_in_the_same_accounts(stack: Stack) -> None:
+@pytest.mark.parametrize("attempts", [1, 3])
+async def test_every_order_ends_in_the_same_accounts(stack: Stack, attempts: int) -> None:
     """Random histories, doubled, shuffled, over two recorders at once, against the pure fold."""
+    limits = {"max_attempts": attempts}
     number = await confirmed(stack, 60)
     chance = random.Random(7)  # noqa: S311 - a test's dice
     history: list[Sent | Bounce | Error] = []
@@ -84,17 +92,23 @@ async def test_every_order_ends_in_the_same_accounts(stack: Stack) -> None:
         history += [_any_result(chance, number, recipient) for _ in range(chance.randint(1, 5))]
     doubled = history * 2
     chance.shuffle(doubled)
-    async with stack.running("results", result_batch=7), stack.running("results", result_batch=3):
+    async with (
+        stack.running("results", result_batch=7, **limits),
+        stack.running("results", result_batch=3, **limits),
+    ):
         for one in doubled:
             await stack.publish(routing.RESULTS, results.routing_key(one), one)
-        await stack.finished(number)
         await until(lambda: drained(stack))
-    expected = {r: f.status.value for (_, r), f in fold(history).items()}
+    expected = {
+        r: "retrying" if f.retryable and f.attempt < attempts else f.status.value
+        for (_, r), f in fold(history).items()
+    }
     found = await stack.rows("SELECT recipient, status FROM sendoff.outcome")
     assert {row["recipient"]: row["status"] for row in found} == expected
     row = await stack.deployment(number)
-    for counter, status in (("sent", "sent"), ("errors", "error"), ("bounced_hard", "bounced_hard")):
-        assert row[counter] == sum(s == status for s in expected.values())
+    for counter, status in _COUNTED:
+        assert row[counter] == sum(s == status for s in expected.values()), counter
+    assert row["state"] == ("finished" if attempts == 1 else "in_progress")
 
 
 async def test_what_cannot_be_recorded_goes_to_the_dead_queue_and_the_rest_is_recorded(stack: Stack) -> None:
@@ -181,7 +195,7 @@ def _any_result(chance: random.Random, number: int, recipient: int) -> Sent | Bo
             kind = chance.choice(list(BounceKind))
             return Bounce(**common, kind=kind, reason=BounceReason.SPAM, fault=Fault.SENDER)
         case _:
-            return Error(**common, reason="connection", retryable=True)
+            return Error(**common, reason="connection", retryable=chance.random() < 0.5)
 
 
 async def _dead(stack: Stack, count: int) -> bool:

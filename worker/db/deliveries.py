@@ -121,8 +121,12 @@ async def content(db: Database, delivery_id: int) -> tuple[str, dict[str, Any]] 
 
 async def finish(db: Database, delivery_id: int) -> bool:
     """Finishes a delivery if the accounts say that nothing is open; closes its pages with it."""
+    expected = [s.value for s in sources(Move.FINISH)]
     async with db.transaction() as tx:
-        expected = [s.value for s in sources(Move.FINISH)]
+        if await tx.fetchval("read_nothing_open", delivery_id, expected) is None:
+            return False
+        # A result that is being recorded may plan a retry: it is counted here, or finds this done.
+        await tx.execute("close_claims", delivery_id)
         done = await tx.fetchval("finish_delivery", delivery_id, expected, EVENTS[Move.FINISH])
         if done is not None:
             await tx.execute("close_all_pages", delivery_id)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from worker.domain.states import CLAIMABLE
+from worker.domain.states import CLAIMABLE, UNDER_WAY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from worker.db.pool import Database, Transaction
     from worker.domain.outcomes import Facts
+    from worker.domain.retry import Retries
 
 
 async def claim(db: Database, delivery_id: int, asked: Mapping[int, tuple[int, str]], shard: int) -> set[int]:
@@ -47,13 +48,16 @@ async def strangers(db: Database, delivery_id: int, recipients: Sequence[int]) -
     return {r["recipient"] for r in await db.fetch("read_refusals", delivery_id, list(recipients))}
 
 
-async def record(db: Database, delivery_id: int, folded: Mapping[int, Facts], shard: int) -> int:
-    """Records facts of a delivery's recipients and moves the counters with them.
+async def record(
+    db: Database, delivery_id: int, folded: Mapping[int, Facts], retries: Retries, shard: int
+) -> int:
+    """Records facts of a delivery's recipients, plans retries, and moves the counters with them.
 
     Args:
         db: The database.
         delivery_id: The delivery.
         folded: Facts by recipient.
+        retries: When they are tried again.
         shard: The counter row to move.
 
     Returns:
@@ -79,6 +83,9 @@ async def record(db: Database, delivery_id: int, folded: Mapping[int, Facts], sh
             [f.fault for f in rows],
             [f.reply for f in rows],
             [f.provider_id for f in rows],
+            [retries.next_at(delivery_id, n, folded[n]) for n in numbers],
+            retries.max_attempts,
+            [s.value for s in UNDER_WAY],
             shard,
         )
     return moved
@@ -95,12 +102,17 @@ async def expire(db: Database, delivery_id: int, first: int, last: int, *, lease
     return len(rows)
 
 
+async def share_claims(tx: Transaction, delivery_id: int) -> None:
+    """Keeps a stop, a pause and a finish waiting until the transaction ends, and no claim."""
+    await tx.execute("lock_claims", delivery_id)
+
+
 async def close_claims(tx: Transaction, delivery_id: int) -> None:
     """Waits for the claims under way and lets no other in until the transaction ends."""
     await tx.execute("close_claims", delivery_id)
 
 
 async def cancel_remaining(tx: Transaction, delivery_id: int, shard: int) -> None:
-    """Counts what was not tried as cancelled; call `close_claims` first."""
+    """Counts what was not tried as cancelled, and ends the retries; call `close_claims` first."""
     await tx.execute("cancel_remaining", delivery_id, shard)
     await tx.execute("look_at_open_pages", delivery_id)

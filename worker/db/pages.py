@@ -47,6 +47,14 @@ class PagesDue:
 
 
 @dataclass(frozen=True, slots=True)
+class RetriesLeft:
+    """A running delivery with retries, and whether nothing else is left of it."""
+
+    delivery_id: int
+    only_retries: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Inspected:
     """A published page, and what has become of its recipients."""
 
@@ -56,9 +64,8 @@ class Inspected:
     age: float
     """Seconds since it was published."""
     unclaimed: int
+    """Who was to be tried then and has not been claimed."""
     sending: int
-    retrying: int
-    retry_at: datetime | None
 
 
 async def create(tx: Transaction, delivery_id: int, page_size: int, messages_per_hour: int | None) -> None:
@@ -168,13 +175,25 @@ async def close(db: Database, delivery_id: int, pages: Sequence[int]) -> None:
     await db.fetch("close_pages", delivery_id, list(pages))
 
 
-async def reopen(
-    db: Database, delivery_id: int, pages: Sequence[int], due_at: datetime | None = None
-) -> None:
-    """Has pages published again, at a time or at once."""
+async def reopen(db: Database, delivery_id: int, pages: Sequence[int]) -> None:
+    """Has pages published again."""
     async with db.transaction() as tx:
-        await tx.fetch("reopen_pages", delivery_id, list(pages), due_at)
+        await tx.fetch("reopen_pages", delivery_id, list(pages))
         await wake(tx, delivery_id)
+
+
+async def with_retries(db: Database) -> list[RetriesLeft]:
+    """Lists the running deliveries in which somebody waits for a retry."""
+    return [RetriesLeft(**row) for row in await db.fetch("read_deliveries_with_retries")]
+
+
+async def open_due_retries(db: Database, delivery_id: int) -> int:
+    """Has pages published again in which retries fell due; returns how many."""
+    async with db.transaction() as tx:
+        opened = len(await tx.fetch("open_due_retries", delivery_id))
+        if opened:
+            await wake(tx, delivery_id)
+    return opened
 
 
 async def reopen_all(tx: Transaction, delivery_id: int) -> None:

@@ -92,6 +92,7 @@ async def replace_audience(
         definition.limits.breaker_minimum,
         definition.limits.hard_bounce_pct,
         definition.limits.error_pct,
+        definition.limits.max_attempts,
     )
     await tx.execute("insert_content", delivery_id, definition.content)
     return await read_counts(tx, delivery_id)

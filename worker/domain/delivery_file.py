@@ -47,7 +47,7 @@ class DeliveryFile(BaseModel):
     waves: Annotated[tuple[Wave, ...], Field(strict=False, max_length=100)] = ()
     """Shares of the audience that are due one after the other; none for all at the start."""
     limits: Limits = Limits()
-    """How fast it may go, and when it must pause itself."""
+    """How fast and how often it may try, and when it must pause itself."""
     email: EmailContent | None = None
     """The content, which the channel `email` needs."""
 

@@ -3,7 +3,10 @@
 Facts of one recipient form a join semilattice: folding is commutative, associative and idempotent, so that
 results may come late, twice and in any order and end in the same status. DESIGN §3 gives the order: a hard
 bounce stands for good; otherwise the later attempt stands; within one attempt a bounce wins over *sent*,
-*sent* over *error*, and any of them over *unknown* and the claim.
+*sent* over *error*, an error for good over a retryable one, and any of them over *unknown* and the claim.
+
+A retry hangs on the fact that stands: a soft bounce or a retryable error is *retrying* while its next attempt
+is planned, with the same precedence, so that what wins over the fact ends the retry, and nothing else does.
 """
 
 from __future__ import annotations
@@ -45,14 +48,15 @@ class OutcomeStatus(StrEnum):
     """Waits for its next attempt."""
 
 
+_RETRYABLE_ERROR: Final = 2
 _RANK: Final = {
     OutcomeStatus.SENDING: 0,
     OutcomeStatus.UNKNOWN: 1,
-    OutcomeStatus.ERROR: 2,
-    OutcomeStatus.SENT: 3,
-    OutcomeStatus.BOUNCED_IGNORED: 4,
-    OutcomeStatus.BOUNCED_SOFT: 5,
-    OutcomeStatus.BOUNCED_HARD: 6,
+    OutcomeStatus.ERROR: 3,
+    OutcomeStatus.SENT: 4,
+    OutcomeStatus.BOUNCED_IGNORED: 5,
+    OutcomeStatus.BOUNCED_SOFT: 6,
+    OutcomeStatus.BOUNCED_HARD: 7,
 }
 _HARD: Final = 1 << 20
 _BOUNCED: Final = {
@@ -62,18 +66,21 @@ _BOUNCED: Final = {
 }
 
 
-def precedence(status: OutcomeStatus, attempt: int) -> int:
+def precedence(status: OutcomeStatus, attempt: int, *, retryable: bool = False) -> int:
     """Weighs a fact: the greatest of a recipient's facts is the one that stands.
 
     Args:
         status: One of the statuses that a claim or a result gives.
         attempt: The attempt it belongs to, 1..32767.
+        retryable: Whether a later try may work, where it is an error.
 
     Returns:
         `attempt * 16 + rank`, and above all of these for a hard bounce. 16 leaves room for further ranks;
-        claims and expired claims write the same arithmetic in SQL (`attempt * 16`, `attempt * 16 + 1`).
+        claims and expired claims write the same arithmetic in SQL (`attempt * 16`, `attempt * 16 + 1`), and
+        `cancel_remaining` reads it back.
     """
-    weight = attempt * 16 + _RANK[status]
+    rank = _RETRYABLE_ERROR if status is OutcomeStatus.ERROR and retryable else _RANK[status]
+    weight = attempt * 16 + rank
     return weight | _HARD if status is OutcomeStatus.BOUNCED_HARD else weight
 
 
@@ -93,6 +100,8 @@ class Facts:
     fault: str | None = None
     reply: str | None = None
     provider_id: str | None = None
+    retryable: bool = False
+    """Whether the one that stands is a soft bounce or a retryable error."""
 
 
 def facts(result: Sent | Bounce | Error) -> Facts:
@@ -115,11 +124,18 @@ def facts(result: Sent | Bounce | Error) -> Facts:
             code=result.status,
             fault=result.fault and result.fault.value,
             reply=_short(result.reply),
+            retryable=status is OutcomeStatus.BOUNCED_SOFT,
         )
     status = OutcomeStatus.ERROR
-    weight = precedence(status, attempt)
     return Facts(
-        attempt, status, weight, at, error_at=at, reason=_short(result.reason), reply=_short(result.detail)
+        attempt,
+        status,
+        precedence(status, attempt, retryable=result.retryable),
+        at,
+        error_at=at,
+        reason=_short(result.reason),
+        reply=_short(result.detail),
+        retryable=result.retryable,
     )
 
 
@@ -139,6 +155,7 @@ def join(one: Facts, other: Facts) -> Facts:
         standing.fault,
         standing.reply,
         standing.provider_id,
+        standing.retryable,
     )
 
 

@@ -137,7 +137,7 @@ class Wave(BaseModel):
 
 
 class Limits(BaseModel):
-    """How fast it may go, and when it must pause itself: the `[limits]` table."""
+    """How fast and how often it may try, and when it must pause itself: the `[limits]` table."""
 
     model_config = _STRICT
 
@@ -149,6 +149,8 @@ class Limits(BaseModel):
     """It pauses itself when more percent of the attempted are hard bounces; 0 for no limit."""
     error_pct: Annotated[float, Field(ge=0, le=100)] | None = None
     """It pauses itself when more percent of the attempted are errors; 0 for no limit."""
+    max_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
+    """Attempts for one recipient; 1 for no retries; None for the settings' own."""
 
 
 def check_waves(waves: tuple[Wave, ...], valid_for: timedelta) -> None:

@@ -71,7 +71,10 @@ EVENTS: Final = {
 CLAIMABLE: Final = (State.IN_PROGRESS, State.RETRY_PENDING)
 """The states in which a claim may be granted."""
 
-CONFIRMED: Final = (*_RUNNING, State.PAUSED, State.FINISHED, State.STOPPED, State.FAILED)
+UNDER_WAY: Final = (*_RUNNING, State.PAUSED)
+"""The states in which a retry may be planned: a delivery that has ended is not taken up again by a result."""
+
+CONFIRMED: Final = (*UNDER_WAY, State.FINISHED, State.STOPPED, State.FAILED)
 """The states after the definitive OK (*stopped* also without it)."""
 
 

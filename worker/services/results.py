@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from worker.db.pool import Database
     from worker.domain.breaker import Limits
     from worker.domain.outcomes import Facts
+    from worker.domain.retry import Retries
     from worker.services.dead import DeadQueue
     from worker.telemetry.metrics import Metrics
 
@@ -49,6 +50,7 @@ class ResultsService:
         batch: int,
         age: float,
         limits: Limits,
+        retries: Retries,
         shard: int,
     ) -> None:
         """Takes its parts.
@@ -61,6 +63,7 @@ class ResultsService:
             batch: The most messages of a batch.
             age: How old a batch may become, in seconds.
             limits: When a delivery is paused that has no limits of its own.
+            retries: When recipients are tried again.
             shard: The counter row to move.
         """
         self._consumers = consumers
@@ -70,6 +73,7 @@ class ResultsService:
         self._batch = batch
         self._age = age
         self._limits = limits
+        self._retries = retries
         self._shard = shard
         self._audience: dict[int, int] = {}
 
@@ -136,7 +140,8 @@ class ResultsService:
         try:
             with self._metrics.record_seconds.time():
                 moved = await outlast(
-                    lambda: outcomes.record(self._db, delivery_id, facts, self._shard), "recording results"
+                    lambda: outcomes.record(self._db, delivery_id, facts, self._retries, self._shard),
+                    "recording results",
                 )
         except (*COLLIDED, *OUT_OF_REACH):
             raise

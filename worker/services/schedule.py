@@ -92,6 +92,7 @@ class ScheduleService:
     async def _keep_looking(self, stop: asyncio.Event) -> None:
         duties: list[tuple[str, Callable[[], Awaitable[None]]]] = [
             ("cancelling what is over", self._cancel_expired),
+            ("opening due retries", self._open_retries),
             ("looking after pages", self._look_after_pages),
             ("finishing what is done", self._finish_done),
         ]
@@ -142,6 +143,14 @@ class ScheduleService:
                 await outcomes.cancel_remaining(tx, row["delivery_id"], self._shard)
             log.warning("validity over: what was not tried is cancelled", delivery_id=row["delivery_id"])
 
+    async def _open_retries(self) -> None:
+        for left in await pages.with_retries(self._db):
+            opened = await pages.open_due_retries(self._db, left.delivery_id)
+            self._metrics.pages_reopened.labels("retry").inc(opened)
+            if left.only_retries:
+                async with self._db.transaction() as tx:
+                    await deliveries.move(tx, left.delivery_id, Move.AWAIT_RETRIES)
+
     async def _look_after_pages(self) -> None:
         for due in await pages.to_inspect(self._db):
             for page in await pages.inspect(self._db, due.delivery_id, self._look_after, _PAGES_AT_ONCE):
@@ -167,10 +176,7 @@ class ScheduleService:
             )
             await pages.reopen(self._db, delivery_id, [page.page])
             self._metrics.pages_reopened.labels("lost").inc()
-        elif due.running and page.retrying and not page.sending and not page.unclaimed:
-            await pages.reopen(self._db, delivery_id, [page.page], page.retry_at)
-            self._metrics.pages_reopened.labels("retry").inc()
-        elif not page.sending and (due.over or not (page.unclaimed or page.retrying)):
+        elif not page.sending and (due.over or not page.unclaimed):
             await pages.close(self._db, delivery_id, [page.page])
 
     async def _is_lost(self, channel: str, page: Inspected) -> bool:

@@ -1,0 +1,70 @@
+"""Retries: which facts lead to one, and when."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts.results import Bounce, BounceKind, Error, Sent
+from tests.unit.test_outcomes import NOON, bounce, sent
+from worker.domain.outcomes import fold
+from worker.domain.retry import SPREAD, Retries, backoff
+
+RETRIES = Retries((60, 300, 1_800), 4)
+
+
+def error(attempt: int = 1, *, retryable: bool) -> Error:
+    return Error(delivery_id=1, recipient=1, attempt=attempt, at=NOON, reason="x", retryable=retryable)
+
+
+@pytest.mark.parametrize(
+    ("results", "again"),
+    [
+        ([bounce(BounceKind.SOFT)], True),
+        ([error(retryable=True)], True),
+        ([bounce(BounceKind.SOFT), sent()], True),  # what was taken first came back later
+        ([error(retryable=True), sent()], False),
+        ([error(retryable=True), error(retryable=False)], False),
+        ([bounce(BounceKind.SOFT), bounce(BounceKind.HARD)], False),
+        ([bounce(BounceKind.SOFT), sent(attempt=2)], False),
+        ([sent(), bounce(BounceKind.SOFT, attempt=2)], True),
+        ([bounce(BounceKind.IGNORED)], False),
+        ([sent()], False),
+    ],
+)
+def test_a_retry_hangs_on_what_stands(results: list[Sent | Bounce | Error], *, again: bool) -> None:
+    for order in (results, results[::-1]):
+        known = fold(order)[1, 1]
+        assert known.retryable is again
+        assert (RETRIES.next_at(1, 1, known) is not None) is again
+
+
+@given(
+    st.lists(st.floats(0.001, 1e6), min_size=1, max_size=6).map(tuple), st.integers(1, 50), st.floats(0, 1)
+)
+def test_a_delay_is_that_of_the_table_give_or_take_its_spread(
+    delays: tuple[float, ...], attempt: int, place: float
+) -> None:
+    delay = delays[attempt - 1] if attempt <= len(delays) else delays[-1]
+    wait = backoff(delays, attempt, place)
+    tick = timedelta(microseconds=1)
+    assert (
+        timedelta(seconds=delay * (1 - SPREAD)) - tick
+        <= wait
+        <= timedelta(seconds=delay * (1 + SPREAD)) + tick
+    )
+
+
+def test_who_failed_together_is_spread_over_the_whole_of_it_and_each_always_alike() -> None:
+    known = fold([bounce(BounceKind.SOFT)])[1, 1]
+    times = [RETRIES.next_at(1, recipient, known) for recipient in range(1, 1_001)]
+    assert times == [RETRIES.next_at(1, recipient, known) for recipient in range(1, 1_001)]
+    waits = sorted((at - NOON).total_seconds() for at in times if at is not None)
+    assert len(waits) == 1_000
+    assert 48 <= waits[0] < 49
+    assert 71 < waits[-1] <= 72
+    assert max(later - earlier for earlier, later in pairwise(waits)) < 0.5
