@@ -30,7 +30,10 @@ from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
 from worker.db import deliveries, outcomes, pages
 from worker.domain.outcomes import fold
+from worker.domain.retry import Retries
+from worker.domain.settlement import Settlement
 from worker.domain.states import MOVES
+from worker.services import settle
 from worker.services.prepare import PreparationRefused
 
 if TYPE_CHECKING:
@@ -43,6 +46,8 @@ if TYPE_CHECKING:
 RECIPIENTS = 6
 EXAMPLES = 60
 LEGAL = {(a, b) for origins, goals in MOVES.values() for a in origins for b in goals}
+# A result is of the past, so that its retry is due at once.
+RETRIES = Retries((60,), 3)
 AT = "2026-11-23T10:00:00Z"
 MOSTLY_FALSE = st.sampled_from([False, False, False, True])
 MOSTLY_ANA = st.sampled_from(["ana", "ana", "ana", "paul"])
@@ -126,29 +131,39 @@ class Deliveries(RuleBasedStateMachine):
         if b'"paul"' in command.body:
             assert reply.reason == "role_missing"
 
-    @rule(first=st.integers(1, RECIPIENTS), last=st.integers(1, RECIPIENTS))
-    def claim(self, first: int, last: int) -> None:
-        wanted = {r: (1, f"user{r}@example.org") for r in range(first, last + 1)}
+    @rule(first=st.integers(1, RECIPIENTS), last=st.integers(1, RECIPIENTS), attempt=st.integers(1, 3))
+    def claim(self, first: int, last: int, attempt: int) -> None:
+        wanted = {r: (attempt, f"user{r}@example.org") for r in range(first, last + 1)}
         granted = self.do(outcomes.claim(self.stack.db, self.number, wanted, 3)) if wanted else set()
         if granted:
             assert self.state() in {State.IN_PROGRESS, State.RETRY_PENDING}
 
     @rule(
         recipient=st.integers(1, RECIPIENTS),
-        kind=st.sampled_from(["sent", "hard", "soft", "ignored", "error"]),
-        attempt=st.integers(1, 2),
+        kind=st.sampled_from(["sent", "hard", "soft", "soft", "ignored", "error", "flaky"]),
+        attempt=st.integers(1, 3),
     )
     def result(self, recipient: int, kind: str, attempt: int) -> None:
         if not self.do(outcomes.audience_size(self.stack.db, self.number)):
             return
         facts = fold([_result(self.number, recipient, kind, attempt)])
         known = {r: f for (_, r), f in facts.items()}
-        self.do(outcomes.record(self.stack.db, self.number, known, 5))
+        self.do(outcomes.record(self.stack.db, self.number, known, RETRIES, 5))
         self.do(deliveries.finish(self.stack.db, self.number))
 
     @rule()
     def claims_run_out(self) -> None:
         self.do(outcomes.expire(self.stack.db, self.number, 1, RECIPIENTS, lease=0, shard=7))
+
+    @rule(how=st.sampled_from(Settlement), operator=MOSTLY_ANA)
+    def settle_unknown(self, *, how: Settlement, operator: str) -> None:
+        before = self.do(self.stack.deployment(self.number))
+        done = self.do(settle.settle(self.stack.db, settle.Request(self.number, how, operator)))
+        if done.refused is None:
+            assert operator == "ana"
+            assert done.settled == before["unknown"]
+        else:
+            assert done.settled == 0
 
     @rule()
     def the_contact_date_comes(self) -> None:
@@ -164,7 +179,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule()
     def tick(self) -> None:
-        for duty in ("_start_due", "_cancel_expired", "_finish_done"):
+        for duty in ("_start_due", "_cancel_expired", "_open_retries", "_finish_done"):
             self.do(getattr(self.clock, duty)())
 
     @rule()
@@ -183,8 +198,10 @@ class Deliveries(RuleBasedStateMachine):
         query = "SELECT status, count(*)::int AS n FROM sendoff.sending_log WHERE delivery_id = $1 GROUP BY 1"
         states = self.do(self.stack.rows(query, self.number))
         by_status = {s["status"]: s["n"] for s in states}
-        for status in ("sent", "bounced", "error", "unknown", "sending", "pending", "cancelled"):
+        for status in ("sent", "bounced", "error", "unknown", "sending", "pending", "retrying", "cancelled"):
             assert row[{"error": "errors"}.get(status, status)] == by_status.get(status, 0), status
+        if row["state"] in ("finished", "stopped", "failed"):
+            assert row["retrying"] == 0
 
     @invariant()
     def every_move_was_legal(self) -> None:
@@ -224,8 +241,8 @@ def _result(number: int, recipient: int, kind: str, attempt: int) -> Sent | Boun
     fields: dict[str, Any] = sent.model_dump(include={"delivery_id", "recipient", "attempt", "at"})
     if kind == "sent":
         return sent
-    if kind == "error":
-        return Error(**fields, reason="connection", retryable=False)
+    if kind in ("error", "flaky"):
+        return Error(**fields, reason="connection", retryable=kind == "flaky")
     return Bounce(**fields, kind=BounceKind(kind), reason=BounceReason.SPAM, fault=Fault.SENDER)
 
 

@@ -17,7 +17,7 @@ from worker.amqp.client import NoAnswer
 from worker.amqp.connection import BrokerForbids, BrokerUnreachable
 from worker.amqp.messages import Unroutable
 from worker.amqp.topology import TopologyMismatch
-from worker.cli import check, control, dead, log, migrate, operators, prepare, run, stats, watch
+from worker.cli import check, control, dead, log, migrate, operators, prepare, run, stats, unknown, watch
 from worker.cli.common import CommandRefused
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch
 from worker.lifecycle import ServiceDied
@@ -62,6 +62,7 @@ app.command("stop")(control.stop)
 app.command("stats")(stats.stats)
 app.command("watch")(watch.watch)
 app.command("log")(log.log)
+app.command("unknown")(unknown.unknown)
 
 
 def main() -> None:

@@ -1,0 +1,40 @@
+-- Unknown outcomes, and how an operator settles them.
+
+-- name: read_unknown
+-- Of a range of recipients, by the key.
+SELECT recipient
+FROM sendoff.outcome
+WHERE delivery_id = $1 AND recipient BETWEEN $2 AND $3 AND status = 'unknown'
+ORDER BY recipient;
+
+-- name: settle_unknown
+-- Those of $2 that are unknown still, with their counters. The precedence stays that of *unknown*, so that any real
+-- outcome of the attempt wins, however late, and ends a resend that is not claimed yet. A fact is dated as the claim.
+WITH found AS (
+    SELECT recipient
+    FROM sendoff.outcome
+    WHERE delivery_id = $1 AND recipient = ANY ($2::int[]) AND status = 'unknown'
+    ORDER BY recipient
+    FOR NO KEY UPDATE
+), moved AS (
+    UPDATE sendoff.outcome o
+    SET was = o.status,
+        status = CASE $3::text WHEN 'resend' THEN 'retrying' ELSE $3 END,
+        retry_at = CASE $3 WHEN 'resend' THEN now() END,
+        sent_at = CASE $3 WHEN 'sent' THEN coalesce(o.sent_at, o.claimed_at) ELSE o.sent_at END,
+        error_at = CASE $3 WHEN 'error' THEN coalesce(o.error_at, o.claimed_at) ELSE o.error_at END,
+        reason = $4, reply = $5
+    FROM found
+    WHERE o.delivery_id = $1 AND o.recipient = found.recipient
+    RETURNING o.recipient
+), counted AS (
+    INSERT INTO sendoff.delivery_counter AS c (delivery_id, shard, unknown, retrying, sent, errors)
+    SELECT $1, $6, -count(*), count(*) FILTER (WHERE $3 = 'resend'), count(*) FILTER (WHERE $3 = 'sent'),
+           count(*) FILTER (WHERE $3 = 'error')
+    FROM moved
+    HAVING count(*) > 0
+    ON CONFLICT (delivery_id, shard) DO UPDATE
+    SET unknown = c.unknown + excluded.unknown, retrying = c.retrying + excluded.retrying,
+        sent = c.sent + excluded.sent, errors = c.errors + excluded.errors, updated_at = now()
+)
+SELECT count(*)::int AS settled FROM moved;

@@ -1,0 +1,97 @@
+"""`sendoff unknown`: settles outcomes that no result came for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker.cli.asking import DeliveryArgument, JsonOption, OperatorOption, TokenOption, read_token
+from worker.cli.common import CommandRefused, database
+from worker.cli.show import number, words
+from worker.db import reading
+from worker.domain.authority import check_bearer
+from worker.domain.settlement import Settlement
+from worker.services import settle as service
+from worker.settings import Settings, read_settings
+from worker.tokens import TokenRefused, open_verifier
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from worker.domain.authority import Bearer
+
+_BECOME = {
+    Settlement.RESEND: "sent to again",
+    Settlement.SENT: "settled as sent",
+    Settlement.ERROR: "settled as errors",
+}
+
+
+def unknown(
+    delivery_id: DeliveryArgument,
+    resolve: Annotated[Settlement, typer.Option(help="What they become.")],
+    operator: OperatorOption,
+    recipient: Annotated[
+        list[int] | None,
+        typer.Option(metavar="N", min=1, max=2**31 - 1, help="Only this one; may be repeated."),
+    ] = None,
+    *,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    token_file: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Settle unknown outcomes: send them again, or say that they were sent, or are errors."""
+    if not yes and not sys.stdin.isatty():
+        raise typer.BadParameter("There is no terminal to ask in; --yes settles them without asking.")
+    settings = read_settings()
+    named = tuple(sorted(set(recipient or ())))
+    bearer = _bearer(settings, operator, token_file)
+    request = service.Request(delivery_id, resolve, operator, named, bearer)
+    done = asyncio.run(_settle(settings, request, yes=yes, stderr=as_json))
+    if done.refused is not None and done.settled:
+        raise CommandRefused(f"After {number(done.settled)} outcomes: {done.refused.message}")
+    if done.refused is not None:
+        raise CommandRefused(done.refused.message)
+    if as_json:
+        answer = {
+            "delivery_id": delivery_id,
+            "resolve": resolve,
+            "settled": done.settled,
+            "state": done.state,
+        }
+        typer.echo(json.dumps(answer))
+        return
+    state = f"the delivery is {words(done.state)}" if done.state else ""
+    typer.echo(f"Recipients {_BECOME[resolve]}: {number(done.settled)}; {state}.")
+
+
+async def _settle(
+    settings: Settings, request: service.Request, *, yes: bool, stderr: bool
+) -> service.Settled:
+    async with database(settings) as db:
+        if not yes:
+            row = await reading.deployment(db, request.delivery_id)
+            count = len(request.recipients) or (row["unknown"] if row else 0)
+            question = f"{_BECOME[request.how].capitalize()}: {number(count)} recipients. Go on?"
+            if not typer.confirm(question, err=stderr):
+                raise CommandRefused("Nothing was settled.")
+        return await service.settle(db, request)
+
+
+def _bearer(settings: Settings, operator: str, token_file: Path | None) -> Bearer | None:
+    """Reads whom the operator's token names; None where tokens are not asked for."""
+    verifier = open_verifier(settings)
+    if verifier is None:
+        return None
+    try:
+        bearer = verifier.verify(read_token(settings, token_file))
+    except TokenRefused as error:
+        raise CommandRefused(str(error)) from error
+    refused = check_bearer(bearer, operator)
+    if refused is not None:
+        raise CommandRefused(refused.message)
+    return bearer

@@ -1,0 +1,67 @@
+"""Unknown outcomes: what an operator may settle them as, and when. Pure."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from contracts.commands import Reason
+from worker.domain.confirm import Refused, authorise, unknown_delivery, words
+from worker.domain.states import UNDER_WAY, Move, sources
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from worker.domain.confirm import Delivery, Operator
+
+REASON: Final = "settled_by_operator"
+"""The reason of an outcome that no result gave."""
+
+
+class Settlement(StrEnum):
+    """What an unknown outcome becomes."""
+
+    RESEND = "resend"
+    """The message did not go out, or may go out twice: one more attempt, whatever the limit."""
+    SENT = "sent"
+    """It went out."""
+    ERROR = "error"
+    """It did not go out, and is not to."""
+
+
+def check_settlement(
+    how: Settlement,
+    operator: Operator | None,
+    name: str,
+    delivery: Delivery | None,
+    delivery_id: int,
+    now: datetime,
+) -> Refused | None:
+    """Says why unknown outcomes must not be settled so, or None where they may.
+
+    Args:
+        how: What they are to become.
+        operator: The directory's entry, or None.
+        name: The name that was given.
+        delivery: The delivery, read and locked in the transaction that settles them; None for none.
+        delivery_id: The number that was given.
+        now: The time, aware.
+    """
+    refused = authorise(operator, name, "settle unknown outcomes")
+    if refused is not None:
+        return refused
+    if delivery is None:
+        return unknown_delivery(delivery_id)
+    if how is not Settlement.RESEND:
+        return None
+    if delivery.state not in (*UNDER_WAY, *sources(Move.RESEND)):
+        return Refused(
+            Reason.WRONG_STATE, f"Nothing can be sent again: the delivery is {words(delivery.state)}."
+        )
+    if delivery.valid_until is not None and delivery.valid_until <= now:
+        return Refused(
+            Reason.VALIDITY_OVER,
+            f"Nothing can be sent again: the delivery could be sent until {delivery.valid_until.isoformat()}."
+            " Settle the outcomes as sent or error.",
+        )
+    return None

@@ -1,0 +1,115 @@
+"""Settles unknown outcomes for an operator: in batches, each a transaction with its command log."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from contracts.commands import Reply, Status
+from worker.db import commands, deliveries, outcomes, unknown
+from worker.domain.authority import standing
+from worker.domain.settlement import Settlement, check_settlement
+from worker.domain.states import Move, sources
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from contracts.states import State
+    from worker.db.pool import Database
+    from worker.domain.authority import Bearer
+    from worker.domain.confirm import Refused
+
+COMMAND: Final = "delivery.settle-unknown"
+"""The name in the command log."""
+
+_BATCH: Final = 1_000
+"""Recipients that are looked at, and settled, together."""
+
+_SHARD: Final = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is to be settled, how, and who asks."""
+
+    delivery_id: int
+    how: Settlement
+    operator: str
+    recipients: tuple[int, ...] = ()
+    """None for everybody whose outcome is unknown."""
+    bearer: Bearer | None = None
+    """Whom a verified token names, where tokens are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What became of it."""
+
+    refused: Refused | None
+    """Why it ended before its end; None where it did not. What was settled by then stays so."""
+    settled: int
+    """How many outcomes were unknown and are so no more."""
+    state: State | None
+    """The delivery's, afterwards; None where there is no such delivery."""
+
+
+async def settle(db: Database, request: Request) -> Settled:
+    """Settles unknown outcomes; those that a result settles meanwhile are left as they are."""
+    done = await _batch(db, request, [])
+    async for recipients in _batches(db, request):
+        if done.refused is not None:
+            break
+        one = await _batch(db, request, recipients)
+        done = Settled(one.refused, done.settled + one.settled, one.state)
+    return done
+
+
+async def _batches(db: Database, request: Request) -> AsyncIterator[Sequence[int]]:
+    if not request.recipients:
+        async for batch in unknown.batches(db, request.delivery_id, _BATCH):
+            yield batch
+    for start in range(0, len(request.recipients), _BATCH):
+        yield request.recipients[start : start + _BATCH]
+
+
+async def _batch(db: Database, request: Request, recipients: Sequence[int]) -> Settled:
+    """Settles one batch. An empty one says whether it may be done at all, and records a refusal only."""
+    number, how = request.delivery_id, request.how
+    async with db.transaction() as tx:
+        # A stop counts "the rest" with this lock alone, and a finish too.
+        await outcomes.share_claims(tx, number)
+        operator = standing(await commands.read_operator(tx, request.operator), request.bearer)
+        delivery = await deliveries.read_for_update(tx, number)
+        now = await deliveries.now(tx)
+        refused = check_settlement(how, operator, request.operator, delivery, number, now)
+        state, settled = delivery.state if delivery else None, 0
+        if refused is None and recipients:
+            words = "To be sent again" if how is Settlement.RESEND else f"Settled as {how}"
+            reply = f"{words} by {request.operator}."
+            settled = await unknown.settle(tx, number, recipients, how, reply, _SHARD)
+            if settled and how is Settlement.RESEND and state in sources(Move.RESEND):
+                reason = "Unknown outcomes are sent again."
+                state = await deliveries.move(
+                    tx, number, Move.RESEND, operator=request.operator, reason=reason
+                )
+        if refused is not None or settled:
+            answer = Reply(
+                command_id=str(uuid.uuid4()),
+                delivery_id=number,
+                status=Status.ACCEPTED if refused is None else Status.REFUSED,
+                reason=refused.reason if refused else None,
+                message=refused.message if refused else f"{settled} unknown outcomes: {how}.",
+                state=state,
+            )
+            body = {"delivery_id": number, "operator": request.operator, "resolve": how, "settled": settled}
+            await commands.record(
+                tx,
+                command=COMMAND,
+                operator=request.operator,
+                publisher=None,
+                body=json.dumps(body, ensure_ascii=False),
+                reply=answer,
+            )
+    return Settled(refused, settled, state)
