@@ -359,3 +359,19 @@ def test_any_bytes_in_any_place_end_in_the_one_error_or_in_waiting_for_more(data
     ):
         with contextlib.suppress(ProtocolError):
             read(stream)
+
+
+@pytest.mark.parametrize("given", ["message_id", "correlation_id", "reply_to", "user_id"])
+def test_a_property_that_is_not_utf8_costs_only_itself(given: str) -> None:
+    # Ending the connection over it would bring all that is prefetched back, until the broker drops it.
+    delivered = content(commands.Basic.Deliver("c", 1, False, "x", "k"), {given: "MARK"}, b"body")
+    ((kind, *told, body),) = read(delivered.replace(b"MARK", b"\xff\xfeRK"))
+    assert (kind, body) == ("delivered", b"body")
+    assert "\ufffd\ufffdRK" in told
+
+
+@pytest.mark.parametrize("header", [{"MARK": "value"}, {"key": "MARK"}])
+def test_a_header_that_is_not_utf8_costs_only_itself(header: dict[str, str]) -> None:
+    delivered = content(commands.Basic.Deliver("c", 1, False, "x", "k"), {"headers": header}, b"body")
+    ((kind, *_, body),) = read(delivered.replace(b"MARK", b"\xff\xfeRK"))
+    assert (kind, body) == ("delivered", b"body")

@@ -253,6 +253,9 @@ class Reader:
     def _read_table(self, data: bytes) -> Mapping[str, Any]:
         try:
             used, table = decode.field_table(data)
+        except UnicodeDecodeError:
+            # A name of a header. Its bounds are known, so that it costs the headers and not the connection.
+            return _NO_HEADERS
         except Exception as error:  # as in _method
             raise ProtocolError(f"The headers of a message cannot be read: {error}") from error
         if used != len(data):
