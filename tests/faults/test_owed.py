@@ -42,7 +42,8 @@ async def test_events_that_a_killed_publisher_held_are_published_by_another(stac
     queue = await listener(stack)
     held, free = await stack.prepare(3), await stack.prepare(3)
     async with CutProxy(stack.settings.amqp_url).running() as proxy, stack.running("confirm"):
-        with worker(stack.settings, "events", AMQP_URL=proxy.url, EVENT_LEASE=6) as victim:
+        # The victim gives back what it holds after half its lease: the rest of the test has that long.
+        with worker(stack.settings, "events", AMQP_URL=proxy.url, EVENT_LEASE=12) as victim:
             await stack.confirm(held)
             assert [e.event.value for e in await heard(queue, 2)] == [CONFIRMED, STARTED]
             await until(lambda: _told(stack))
