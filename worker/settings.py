@@ -136,6 +136,8 @@ class Settings(BaseSettings):
         7200,
     )
     """How long until the 2nd, 3rd, … attempt, as `publishers` is written; the last holds for all further."""
+    partition_period: Annotated[float, Field(ge=3_600)] = 2_592_000
+    """How long new deliveries go into one set of partitions, which is what retention drops: 30 days."""
     tick: Annotated[float, Field(gt=0, le=60)] = 1
     """How often the scheduler looks at what is due."""
 

@@ -100,7 +100,7 @@ WITH closed AS (
     SET status = CASE o.precedence % 16 WHEN 1 THEN 'unknown' WHEN 2 THEN 'error' ELSE 'bounced_soft' END,
         was = o.status, retry_at = NULL
     FROM closed
-    WHERE o.delivery_id = closed.delivery_id AND o.retry_at IS NOT NULL
+    WHERE o.delivery_id = $1 AND o.retry_at IS NOT NULL
     RETURNING o.status
 )
 INSERT INTO sendoff.delivery_counter AS c (delivery_id, shard, cancelled, retrying, bounced_soft, errors, unknown)

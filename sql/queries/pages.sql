@@ -140,6 +140,7 @@ WHERE d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL AND
 -- Only recipients that are still to be tried: those without a row, and retries that are due. OFFSET 0 keeps the
 -- look-up by the whole key: for an empty table the planner thinks half the key as good, and a plan that was
 -- made then compares every recipient of the page with every row of the delivery (42 s for 20,000 recipients).
+-- And $1, not the recipient's delivery_id: partitions are left out once, before the first row.
 SELECT r.recipient, coalesce(o.attempt, 0) + 1 AS attempt,
        '{"delivery_id":' || r.delivery_id || ',"recipient":' || r.recipient || ',"attempt":'
        || (coalesce(o.attempt, 0) + 1) || ',"channel":' || $4::text || ',"address":' || to_json(r.address)
@@ -148,7 +149,7 @@ FROM sendoff.recipient r
 LEFT JOIN LATERAL (
     SELECT k.recipient, k.attempt, k.status, k.retry_at
     FROM sendoff.outcome k
-    WHERE k.delivery_id = r.delivery_id AND k.recipient = r.recipient
+    WHERE k.delivery_id = $1 AND k.recipient = r.recipient
     OFFSET 0
 ) o ON true
 WHERE r.delivery_id = $1 AND r.recipient BETWEEN $2 AND $3
@@ -204,7 +205,7 @@ SELECT due.page, due.first, due.last, extract(epoch FROM now() - due.published_a
        count(*) FILTER (WHERE o.status = 'sending') AS sending
 FROM due
 JOIN looked ON looked.page = due.page
-LEFT JOIN sendoff.outcome o ON o.delivery_id = due.delivery_id AND o.recipient BETWEEN due.first AND due.last
+LEFT JOIN sendoff.outcome o ON o.delivery_id = $1 AND o.recipient BETWEEN due.first AND due.last
 GROUP BY due.page, due.first, due.last, due.published_at
 ORDER BY due.page;
 
@@ -230,7 +231,7 @@ SET state = 'open', due_at = now(), look_at = NULL
 WHERE p.delivery_id = $1 AND p.state <> 'open'
   AND EXISTS (
       SELECT FROM sendoff.outcome o
-      WHERE o.delivery_id = p.delivery_id AND o.recipient BETWEEN p.first AND p.last
+      WHERE o.delivery_id = $1 AND o.recipient BETWEEN p.first AND p.last
         AND o.retry_at > coalesce(p.published_at, '-infinity') AND o.retry_at <= now()
       OFFSET 0)
 RETURNING p.page;

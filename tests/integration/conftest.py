@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
 
     from worker.settings import Settings
 
@@ -31,3 +33,16 @@ def sendoff(settings: Settings) -> Callable[..., subprocess.CompletedProcess[str
         )
 
     return run
+
+
+@pytest.fixture
+async def empty_database(server_settings: Settings) -> AsyncIterator[str]:
+    """The address of a database without a schema."""
+    name = f"sendoff_test_{secrets.token_hex(6)}"
+    connection = await asyncpg.connect(server_settings.database_url, timeout=20)
+    await connection.execute(f"CREATE DATABASE {name}")
+    try:
+        yield server_settings.database_url.rpartition("/")[0] + f"/{name}"
+    finally:
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await connection.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import subprocess
 import sys
 import venv
@@ -32,19 +31,6 @@ if TYPE_CHECKING:
 
 CHECKOUT = Path(worker.__path__[0]).parent
 SECONDS = 20
-
-
-@pytest.fixture
-async def empty_database(server_settings: Settings) -> AsyncIterator[str]:
-    """The address of a database without a schema."""
-    name = f"sendoff_test_{secrets.token_hex(6)}"
-    connection = await asyncpg.connect(server_settings.database_url, timeout=SECONDS)
-    await connection.execute(f"CREATE DATABASE {name}")
-    try:
-        yield server_settings.database_url.rpartition("/")[0] + f"/{name}"
-    finally:
-        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await connection.close()
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from worker.amqp import topology
 from worker.amqp.connection import BrokerUnreachable, open_connection
 from worker.cli.asking import JsonOption
 from worker.cli.show import plain
+from worker.db import partitions
 from worker.db.pool import OUT_OF_REACH, DatabaseUnreachable, SchemaMismatch, open_database
 from worker.email.smtp import SmtpPool, SmtpUnreachable
 from worker.settings import Settings, SettingsError, read_settings
@@ -46,7 +47,7 @@ class Finding:
     message: str
 
 
-_PARTS: Final = ("configuration", "broker", "topology", "database", "schema", "relay")
+_PARTS: Final = ("configuration", "broker", "topology", "database", "schema", "partitions", "relay")
 
 
 def check(as_json: JsonOption = False) -> None:
@@ -73,7 +74,7 @@ def check(as_json: JsonOption = False) -> None:
 async def _look(settings: Settings) -> list[Finding]:
     looks: tuple[tuple[tuple[str, ...], Callable[[Settings], Awaitable[list[Finding]]]], ...] = (
         (("broker", "topology"), _broker),
-        (("database", "schema"), _database),
+        (("database", "schema", "partitions"), _database),
         (("relay",), _relay),
     )
     found = await asyncio.gather(*(_surely(parts, look, settings) for parts, look in looks))
@@ -123,22 +124,49 @@ async def _database(settings: Settings) -> list[Finding]:
         return [
             Finding("database", Standing.UNREACHABLE, str(error)),
             Finding("schema", Standing.SKIPPED, "Not looked at, as long as the database is out of reach."),
+            Finding(
+                "partitions", Standing.SKIPPED, "Not looked at, as long as the database is out of reach."
+            ),
         ]
     database = Finding("database", Standing.OK, "It answers and lets us in.")
     try:
         version = await db.check_version()
         await db.check()
+        sets = await partitions.look(db)
     except SchemaMismatch as error:
-        return [database, Finding("schema", Standing.WRONG, str(error))]
+        return [
+            database,
+            Finding("schema", Standing.WRONG, str(error)),
+            Finding("partitions", Standing.SKIPPED, "Not looked at, as long as the schema is wrong."),
+        ]
     except OUT_OF_REACH as error:
         message = f"It went out of reach: {str(error) or type(error).__name__}."
-        return [Finding(part, Standing.UNREACHABLE, message) for part in ("database", "schema")]
+        return [Finding(part, Standing.UNREACHABLE, message) for part in ("database", "schema", "partitions")]
     finally:
         await db.close()
     return [
         database,
         Finding("schema", Standing.OK, f"It is at version {version}, and every query fits."),
+        _partitions(sets),
     ]
+
+
+def _partitions(sets: partitions.Sets | None) -> Finding:
+    if sets is None:
+        message = "There is no set of partitions, so that no delivery can be prepared: restore partition_set."
+        return Finding("partitions", Standing.WRONG, message)
+    if sets.missing:
+        lost = ", ".join(sets.missing)
+        return Finding(
+            "partitions", Standing.WRONG, f"Not there, or detached: {lost}; their deliveries fail."
+        )
+    room = (
+        f"has room for {max(sets.ids_left, 0)} more"
+        if sets.ids_left > 0
+        else "is full, the next opens another"
+    )
+    message = f"Sets: {sets.count}; the newest, deliveries {sets.first_id} to {sets.last_id}, {room}."
+    return Finding("partitions", Standing.OK, message)
 
 
 async def _relay(settings: Settings) -> list[Finding]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -33,7 +34,8 @@ def prepare(
 ) -> None:
     """Load a delivery from a file and its recipients, or prepare one again."""
     settings = read_settings()
-    request = service.Request(file, recipients, operator, delivery, settings.channels)
+    period = timedelta(seconds=settings.partition_period)
+    request = service.Request(file, recipients, operator, delivery, settings.channels, period)
     prepared = asyncio.run(_prepare(settings, request))
     counts = prepared.counts
     if as_json:

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from contracts.states import State
-from worker.db import commands, deliveries, preparation
+from worker.db import commands, deliveries, partitions, preparation
 from worker.db.pool import COLLIDED, OUT_OF_REACH
 from worker.domain import templates
 from worker.domain.audience import address_rule, targets
@@ -54,6 +55,8 @@ class Request:
     """The delivery to prepare again; None for a new one."""
     channels: tuple[str, ...]
     """The channels of this installation."""
+    partition_period: timedelta = timedelta(days=30)
+    """How old the newest set of partitions may be for a new delivery to go into it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,7 @@ async def _begin(session: Transaction, request: Request, definition: DeliveryFil
         state = await _guard(session, request)
         delivery_id = request.delivery_id
         if delivery_id is None:
+            await partitions.open_if_due(session, request.partition_period)
             delivery_id = await preparation.create_delivery(session, definition, request.operator)
             await _lock(session, delivery_id)
         elif state is State.PREPARING:

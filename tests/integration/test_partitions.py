@@ -1,0 +1,181 @@
+"""Sets of partitions: tables are converted with their data, sets opened when due, every plan pruned."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+import sql
+from tests.conftest import SECONDS
+from worker.db import migrate as migrating
+from worker.db import partitions
+from worker.services import prepare as preparing
+from worker.services.prepare import Request
+
+if TYPE_CHECKING:
+    import pytest
+
+    from tests.stack import Stack
+
+BIG = r"\b(recipient|exclusion|outcome)_\d+\b"
+
+BEFORE = 8
+"""The last migration before the tables were partitioned."""
+
+FILL = """
+INSERT INTO sendoff.delivery_record (label, channel, state, preparation, to_deliver, excluded, confirmed_at,
+                                     created_at)
+SELECT 'old', 'email', 'finished', 1, 20, 2, now(), now() - interval '1 year' FROM generate_series(1, 3);
+INSERT INTO sendoff.recipient
+SELECT d, r, 'p' || r, 'user' || r || '@example.org', '{"name":"é"}'
+FROM generate_series(1, 3) d, generate_series(1, 20) r;
+INSERT INTO sendoff.exclusion SELECT d, l, 'x@example.org', 'x', 'duplicate', 'why'
+FROM generate_series(1, 3) d, generate_series(2, 3) l;
+INSERT INTO sendoff.outcome (delivery_id, recipient, attempt, status, precedence, bounced_at, reason)
+SELECT d, r, 1, 'bounced_hard', 21, now(), 'user_unknown'
+FROM generate_series(1, 3) d, generate_series(1, 19) r;
+INSERT INTO sendoff.outcome (delivery_id, recipient, attempt, status, precedence, retry_at)
+SELECT d, 20, 1, 'retrying', 19, now() FROM generate_series(1, 3) d;
+CREATE VIEW public.mine AS
+SELECT delivery_id, count(*) AS bounces FROM sendoff.sending_log GROUP BY delivery_id;
+"""
+
+VIEWS = (
+    *("delivery", "sending_log", "exclusion_log", "exclusion_cause", "bounce_reason", "domain_breakdown"),
+    *("throughput", "recipient", "exclusion", "outcome"),
+)
+
+
+async def everything(connection: Any) -> dict[str, list[str]]:
+    statement = "SELECT v::text FROM sendoff.{} v ORDER BY 1"
+    return {name: [r[0] for r in await connection.fetch(statement.format(name))] for name in VIEWS}
+
+
+async def test_a_database_with_deliveries_is_converted_and_nothing_is_missing(
+    empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = sql.migrations()
+    monkeypatch.setattr(migrating, "migrations", lambda: known[:BEFORE])
+    await migrating.migrate(empty_database, timeout=SECONDS)
+    connection = await asyncpg.connect(empty_database, timeout=SECONDS)
+    await connection.execute(FILL)
+    before = await everything(connection)
+
+    monkeypatch.setattr(migrating, "migrations", lambda: known[: BEFORE + 1])
+    await migrating.migrate(empty_database, timeout=SECONDS)
+
+    assert await everything(connection) == before
+    assert all(before.values())
+    assert await connection.fetchval("SELECT count(*) FROM sendoff.outcome_1") == 60
+    assert await connection.fetchval("SELECT max(bounces) FROM public.mine") == 20
+    comment = "SELECT obj_description('sendoff.sending_log'::regclass)"
+    assert "One row per recipient" in await connection.fetchval(comment)
+    monkeypatch.undo()
+    await migrating.migrate(empty_database, timeout=SECONDS)
+    # They are a year old, so what comes next has a set of its own, and a number of it.
+    assert await connection.fetchval("SELECT sendoff.open_partition_set('30 days')") == 100_001
+    insert = "INSERT INTO sendoff.delivery_record (label) VALUES ('new') RETURNING delivery_id"
+    assert await connection.fetchval(insert) == 100_001
+    await connection.close()
+
+
+async def age(stack: Stack, days: int) -> None:
+    async with stack.db.session() as session:
+        statement = "UPDATE sendoff.partition_set SET opened_at = opened_at - $1::interval"
+        await session.connection.execute(statement, timedelta(days=days))
+
+
+async def test_a_delivery_opens_the_next_set_once_the_newest_is_old(stack: Stack) -> None:
+    first = await stack.prepare(3)
+    await age(stack, 29)
+    assert await stack.prepare(3) == first + 1
+    await age(stack, 2)
+    third = await stack.prepare(3)
+    assert third == 100_001
+    assert await stack.prepare(3) == third + 1
+    async with stack.running():
+        for number in (first, third):
+            await stack.confirm(number)
+        for number in (first, third):
+            assert (await stack.finished(number))["sent"] == 3
+    counts = await stack.rows(
+        "SELECT c.relname, count(*) FROM sendoff.outcome o JOIN pg_class c ON c.oid = o.tableoid"
+        " GROUP BY 1 ORDER BY 1"
+    )
+    assert [tuple(r.values()) for r in counts] == [("outcome_1", 3), ("outcome_100001", 3)]
+    (storage,) = await stack.rows("SELECT reloptions FROM pg_class WHERE relname = 'outcome_100001'")
+    assert storage["reloptions"] == ["fillfactor=50"]
+
+
+async def test_a_delivery_opens_the_next_set_once_the_ids_are_used_up(stack: Stack) -> None:
+    async with stack.db.session() as session:
+        await session.connection.execute("SELECT setval('sendoff.delivery_record_delivery_id_seq', 99999)")
+    assert [await stack.prepare(1), await stack.prepare(1)] == [100_000, 100_001]
+    sets = await partitions.look(stack.db)
+    assert sets is not None
+    assert (sets.count, sets.ids_left, sets.missing) == (2, 99_999, ())
+
+
+async def test_two_that_prepare_at_once_open_one_set(stack: Stack) -> None:
+    await stack.prepare(1)
+    await age(stack, 31)
+    request = Request(stack.folder / "delivery.toml", stack.folder / "recipients.csv", "ana", None, ("null",))
+    done = await asyncio.gather(*(preparing.prepare(stack.db, request) for _ in range(4)))
+    assert sorted(p.delivery_id for p in done) == [100_001, 100_002, 100_003, 100_004]
+    assert (await stack.rows("SELECT count(*) FROM sendoff.partition_set"))[0]["count"] == 2
+
+
+async def test_one_that_dies_while_it_opens_a_set_leaves_it_to_the_next(stack: Stack) -> None:
+    await age(stack, 31)
+    async with stack.db.session() as session:
+        died = session.connection.transaction()
+        await died.start()
+        await partitions.open_if_due(session, timedelta(days=30))
+        await died.rollback()
+    sets = await partitions.look(stack.db)
+    assert sets is not None
+    assert sets.count == 1
+    assert await stack.prepare(2) == 100_001
+    assert (await stack.rows("SELECT count(*) FROM sendoff.recipient_100001"))[0]["count"] == 2
+
+
+async def test_opening_a_set_waits_for_no_claim_and_holds_none_up(stack: Stack) -> None:
+    number = await stack.prepare(2)
+    await age(stack, 31)
+    write = "INSERT INTO sendoff.outcome (delivery_id, recipient, attempt, status, precedence)"
+    write += " VALUES ($1, $2, 1, 'sending', 16)"
+    async with stack.db.transaction() as claiming, asyncio.timeout(SECONDS):
+        await claiming.connection.execute(write, number, 1)
+        async with stack.db.transaction() as opening:
+            await partitions.open_if_due(opening, timedelta(days=30))
+            await claiming.connection.execute(write, number, 2)
+    assert len(await stack.rows("SELECT FROM sendoff.outcome")) == 2
+
+
+async def test_statements_for_one_delivery_look_into_its_set_alone(stack: Stack) -> None:
+    await age(stack, 31)
+    await stack.prepare(1)
+    several = {"lease_paced_pages"}
+    """Of several deliveries at once: partitions are chosen row by row."""
+    seen = set()
+    async with stack.db.session() as session:
+        connection = session.connection
+        await connection.execute(sql.queries()["create_staged_target"])
+        for name, text in sql.queries().items():
+            statement = re.sub(r"--.*", "", text).strip().rstrip(";")
+            if name in several or not re.search(
+                r"\bsendoff\.(recipient|exclusion|outcome|sending_log)\b", statement
+            ):
+                continue
+            given = len((await connection.prepare(statement)).get_parameters())
+            await connection.execute(f"PREPARE planned AS {statement}")
+            nulls = f"({', '.join(['NULL'] * given)})" if given else ""
+            plan = [r[0] for r in await connection.fetch(f"EXPLAIN EXECUTE planned{nulls}")]
+            await connection.execute("DEALLOCATE planned")
+            assert [line for line in plan if "Scan" in line and re.search(BIG, line)] == [], name
+            seen.add(name)
+    assert {"claim", "record_outcomes", "read_sends", "recount", "read_sending_log"} <= seen

@@ -1,0 +1,48 @@
+"""The sets of partitions: one partition of each big table for one range of delivery ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from worker.db.pool import Database, Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """How the sets stand."""
+
+    count: int
+    first_id: int
+    """Of the newest."""
+    last_id: int
+    opened_at: datetime
+    ids_left: int
+    """Deliveries that fit into the newest; 0 or less where the next creation opens another."""
+    missing: tuple[str, ...]
+    """Partitions that ought to be there and are not."""
+
+
+async def open_if_due(tx: Transaction, period: timedelta) -> None:
+    """Opens a set where the newest is older than `period`, or full; call it before a delivery is created.
+
+    Creations take turns from here until the transaction ends.
+    """
+    await tx.execute("open_partition_set", period)
+
+
+async def look(db: Database) -> Sets | None:
+    """Returns how the sets stand; None where there is none, and so nothing can be prepared."""
+    newest = await db.fetchrow("read_newest_set")
+    missing = await db.fetch("read_missing_partitions")
+    return newest and Sets(
+        newest["sets"],
+        newest["first_id"],
+        newest["last_id"],
+        newest["opened_at"],
+        newest["ids_left"],
+        tuple(row["partition"] for row in missing),
+    )
