@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, TypeVar
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
 MAX_ITEMS: Final = 1000
 """How many messages one body may carry."""
+
+_FIRST_HALF: Final = re.compile("[\ud800-\udbff]")
+"""Of a character beyond 16 bits, as JSON's escapes write it, where the other half is missing."""
 
 M = TypeVar("M", bound=Message)
 
@@ -71,13 +75,19 @@ class Batch(Generic[M]):
             if len(items) > MAX_ITEMS:
                 sentence = f"The array holds {len(items)} items; one message carries at most {MAX_ITEMS}."
                 return Decoded([], [(body, sentence)])
-            raws = [json.dumps(item, separators=(",", ":")).encode() for item in items]
+            raws = [(json.dumps(item, separators=(",", ":")).encode(), _mended(item)) for item in items]
         except (ValueError, RecursionError) as error:
             return Decoded([], [(body, f"The body is not JSON that can be read: {error}.")])
         decoded: Decoded[M] = Decoded([])
-        for raw in raws:
+        for raw, mended in raws:
             try:
-                decoded.results.append(self._one.validate_json(raw))
+                decoded.results.append(self._one.validate_json(mended))
             except ValidationError as error:
                 decoded.rejected.append((raw, explain(error)))
         return decoded
+
+
+def _mended(item: object) -> bytes:
+    """Writes an item, with U+FFFD where a text was cut within a character: no outcome is lost over it."""
+    text = _FIRST_HALF.sub("\ufffd", json.dumps(item, ensure_ascii=False, separators=(",", ":")))
+    return text.encode("utf-8", "surrogatepass")
