@@ -6,116 +6,19 @@ The server here is written by hand, byte for byte, to break off at exact places.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
 
 import pytest
 
 from contracts.results import BounceKind
+from tests.integration.scripted_smtp import DROP, LARGE, MESSAGE, SILENCE, Server, running, send
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
 from worker.email.smtp import SmtpPool, SmtpUnreachable
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
-MESSAGE = b"Subject: hello\r\n\r\n.a line with a dot\r\n..\r\nend\r\n"
-LARGE = b"Subject: large\r\n\r\n" + (b"0123456789" * 7 + b"\r\n") * 250_000
-"""18 MB: more than the kernel takes for a peer that does not read."""
-DROP, SILENCE = "drop", "silence"
-
-
-class Server:
-    """Follows a script: for each verb the replies to give in turn, the last one for ever.
-
-    A reply is a line, `drop` (abort the connection) or `silence` (neither read nor answer any more).
-    `CONNECT`, `BODY` (before any of the body is read) and `DOT` (when the final dot has been read) stand for
-    those moments.
-    """
-
-    def __init__(self, **script: list[str]) -> None:
-        self.script = script
-        self.seen: Counter[str] = Counter()
-        self.bodies: list[bytes] = []
-        """Bodies that came whole, as they were on the wire."""
-        self.commands: list[str] = []
-        self.silent = asyncio.Event()
-        self._over = asyncio.Event()
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._writers.add(writer)
-        try:
-            await self._session(reader, writer)
-        except (ConnectionError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.transport.abort()
-
-    async def _session(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if not await self._answer(writer, "CONNECT", "220 ready"):
-            return
-        while line := await reader.readline():
-            command = line.decode().rstrip("\r\n")
-            self.commands.append(command)
-            verb = command.split(" ")[0].split(":")[0].upper()
-            default = {
-                "EHLO": "250-here\r\n250 SIZE 100000000",
-                "DATA": "354 go ahead",
-                "QUIT": "221 bye",
-            }.get(verb, "250 2.0.0 Ok")
-            if not await self._answer(writer, verb, default):
-                return
-            if verb == "DATA" and self._last == "354 go ahead":
-                if not await self._answer(writer, "BODY", ""):
-                    return
-                self.bodies.append(await reader.readuntil(b"\r\n.\r\n"))
-                if not await self._answer(writer, "DOT", "250 2.0.0 Ok: queued as 4F6B1234"):
-                    return
-
-    async def _answer(self, writer: asyncio.StreamWriter, verb: str, default: str) -> bool:
-        replies = self.script.get(verb, [default])
-        reply = self._last = replies[min(self.seen[verb], len(replies) - 1)] or default
-        self.seen[verb] += 1
-        if reply == DROP:
-            return False
-        if reply == SILENCE:
-            writer.transport.pause_reading()
-            self.silent.set()
-            await self._over.wait()
-            return False
-        if reply:
-            writer.write(reply.encode() + b"\r\n")
-            await writer.drain()
-            if reply.startswith("421"):
-                return False
-        return True
-
-    def stop(self) -> None:
-        self._over.set()
-        self.drop_all()
-
-    def drop_all(self) -> None:
-        for writer in self._writers:
-            writer.transport.abort()
-
-
-@asynccontextmanager
-async def running(server: Server, *, size: int = 1, seconds: float = 5.0) -> AsyncIterator[SmtpPool]:
-    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, limit=2**25)
-    port = listening.sockets[0].getsockname()[1]
-    pool = SmtpPool(f"smtp://127.0.0.1:{port}", size=size, timeout=seconds)
-    try:
-        yield pool
-    finally:
-        await pool.close()
-        listening.close()
-        server.stop()
-        await listening.wait_closed()
-
-
-async def send(pool: SmtpPool, message: bytes = MESSAGE) -> Accepted | Bounced | Failed | Unsure:
-    return await pool.send("news@example.org", "ana@example.net", message)
+@pytest.fixture(autouse=True, params=["one by one", "pipelining"])
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test holds for servers that offer PIPELINING, and for others."""
+    monkeypatch.setattr(Server, "pipelining", request.param == "pipelining")
 
 
 def message_for(moment: str) -> bytes:
@@ -135,6 +38,7 @@ async def test_an_accepted_message_arrives_as_it_was() -> None:
         "DATA",
         "QUIT",
     ]
+    assert server.hasty == (["MAIL", "RCPT"] if Server.pipelining else [])
 
 
 async def test_bare_line_ends_cannot_smuggle_a_second_message() -> None:

@@ -257,7 +257,9 @@ def reply_line(code: int, text: str) -> str:
         text: The text, of several lines perhaps; bytes that are not UTF-8 as surrogates.
     """
     sound = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    words = "".join(character if character.isprintable() else " " for character in sound).split()
+    if not sound.isprintable():
+        sound = "".join(character if character.isprintable() else " " for character in sound)
+    words = sound.split()
     return f"{code} {' '.join(words)}".strip()[:LONGEST_REPLY]
 
 

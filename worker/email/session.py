@@ -2,8 +2,12 @@
 
 The one boundary that counts is the final dot of DATA. A server acts only upon it (RFC 5321 section 4.1.1.4):
 where a connection is lost before it was written, nothing was sent, and the message may go out over another
-one. Once it was written, only a reply can tell. The dot is therefore written alone, after the body has left
-for the network.
+one. Once it was written, only a reply can tell. After a large body the dot is therefore written alone, once
+the body has left for the network; a small one leaves together with it.
+
+Where the server offers it, MAIL, RCPT and DATA are written at once (RFC 2920), which leaves two round trips
+for each message. The next message's commands are not written behind the dot, though RFC 2920 permits that:
+they would wait on one connection for the verdict on the message before, while others fall idle.
 """
 
 from __future__ import annotations
@@ -11,21 +15,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 import aiosmtplib
 from aiosmtplib.protocol import normalize_message_line_endings
 
 from worker.domain.bounces import classify, reply_line
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
+from worker.email.wire import SHUTTING_DOWN, WireLost, take_over
 
 if TYPE_CHECKING:
     from worker.domain.verdicts import Verdict
+    from worker.email.replies import Reply
 
 _GOODBYE_SECONDS: Final = 2.0
 """How long a server may take to answer QUIT; nothing hangs on it."""
-_SHUTTING_DOWN: Final = 421
 _GO_AHEAD: Final = 354
+_MAIL, _RCPT, _DATA = range(3)
+"""The commands of an envelope, by their place."""
+_AT_ONCE: Final = 16_384
+"""Octets of a body that leave in one write with the dot: what a fresh socket of Linux takes at once."""
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+"""What may not stand in a command (RFC 5321 section 4.1.2), a line end above all."""
 
 _OWN_FAULT: Final[dict[int, tuple[str, bool]]] = {
     # RFC 4954 sections 4 and 6. An operator can mend the settings, and no recipient is to blame: try again.
@@ -60,27 +71,30 @@ class Session:
     """A session with the server, for one message at a time."""
 
     def __init__(self, smtp: aiosmtplib.SMTP, reply_seconds: float) -> None:
-        """Takes over a client that is connected and has greeted the server.
+        """Takes over the connection of a client that has greeted the server; the client is done with.
 
         Args:
             smtp: The client.
-            reply_seconds: How long to wait for any one reply, and for the body to leave.
+            reply_seconds: How long to wait for any one reply, and for a large body to leave.
 
         Raises:
             ConnectionLost: It is not connected any more.
         """
-        self._smtp = smtp
-        self._reply_seconds = reply_seconds
+        self._pipelining, self._size, self._smtputf8 = map(
+            smtp.supports_extension, ("pipelining", "size", "smtputf8")
+        )
         self._between_messages = True
         self.messages = 0
         """Transactions begun so far."""
-        # The write buffer counts as full from its first byte, so that draining it means that it is empty.
-        self._transport().set_write_buffer_limits(high=0)
+        try:
+            self._wire = take_over(smtp.transport, reply_seconds)
+        except WireLost as error:
+            raise ConnectionLost(str(error)) from error
 
     @property
     def usable(self) -> bool:
         """Whether it is open, as far as is known, and not in the middle of anything."""
-        return self._between_messages and self._smtp.is_connected
+        return self._between_messages and self._wire.open
 
     async def check(self) -> None:
         """Asks the server for a sign of life.
@@ -89,7 +103,7 @@ class Session:
             ConnectionLost: There was none.
         """
         self._between_messages = False
-        await self._command(b"NOOP")
+        await self._command(b"NOOP\r\n")
         self._between_messages = True
 
     async def send(self, sender: str, recipient: str, message: bytes, *, smtputf8: bool) -> Verdict:
@@ -103,121 +117,132 @@ class Session:
 
         Raises:
             ConnectionLost: The connection broke, or the server is closing it; nothing was sent.
+            ValueError: An address holds what would end its command.
         """
-        if smtputf8 and not self._smtp.supports_extension("smtputf8"):
+        if smtputf8 and not self._smtputf8:
             return Failed(
                 "smtputf8_unsupported",
                 retryable=False,
                 detail="An address is not ASCII before its @, and the SMTP server does not offer SMTPUTF8.",
             )
+        body = _whole_lines(message)
+        size = b" SIZE=%d" % len(body) if self._size else b""  # RFC 1870: refused now, not after it was sent
+        options = size + (b" BODY=8BITMIME SMTPUTF8" if smtputf8 else b"")  # RFC 6531 section 3.6 wants both
+        commands = (
+            b"MAIL FROM:" + _path(sender) + options + b"\r\n",
+            b"RCPT TO:" + _path(recipient) + b"\r\n",
+            b"DATA\r\n",
+        )
         # Until the transaction has ended: one that is cancelled leaves the session in the middle of it.
         self._between_messages = False
         self.messages += 1
-        body = normalize_message_line_endings(message)
-        refusal = await self._envelope(sender, recipient, self._options(body, smtputf8=smtputf8))
-        if refusal is None:
-            await self._write_body(body)
-        verdict = refusal or await self._end_of_data()
+        refusal = await (self._envelope_at_once(commands) if self._pipelining else self._envelope(commands))
+        if isinstance(refusal, Bounced):
+            await self._reset()
+        verdict = refusal or await self._hand_over(body)
         self._between_messages = isinstance(verdict, Accepted | Bounced)
         return verdict
 
-    def _options(self, body: bytes, *, smtputf8: bool) -> list[bytes]:
-        options = []
-        if self._smtp.supports_extension("size"):
-            options.append(b"SIZE=%d" % len(body))  # RFC 1870: refused now rather than after it was sent
-        if smtputf8:
-            options += [b"BODY=8BITMIME", b"SMTPUTF8"]  # RFC 6531 section 3.6 asks for both
-        return options
-
-    async def _envelope(self, sender: str, recipient: str, options: list[bytes]) -> Bounced | Failed | None:
+    async def _envelope(self, commands: tuple[bytes, ...]) -> Bounced | Failed | None:
         """Everything up to the leave to send the body; returns the refusal, if there is one."""
-        reply = await self._command(b"MAIL", b"FROM:" + _path(sender), *options)
-        if not _done(reply):
-            return await self._refused(reply, recipient_named=False)
-        reply = await self._command(b"RCPT", b"TO:" + _path(recipient))
-        if not _done(reply):
-            return await self._refused(reply)
-        reply = await self._command(b"DATA")
-        return None if reply.code == _GO_AHEAD else await self._refused(reply)
+        for number, command in enumerate(commands):
+            refusal = _judged(number, await self._command(command))
+            if refusal is not None:
+                return refusal
+        return None
 
-    async def _refused(
-        self, reply: aiosmtplib.SMTPResponse, *, recipient_named: bool = True
-    ) -> Bounced | Failed:
-        refusal = _refusal(reply, recipient_named=recipient_named)
-        if refusal is None:
-            raise ConnectionLost(f"the server answered out of turn: {reply_line(*reply)}")
-        if isinstance(refusal, Bounced):
-            await self._reset()
-        return refusal
+    async def _envelope_at_once(self, commands: tuple[bytes, ...]) -> Bounced | Failed | None:
+        """The same in one write, where the server offers that (RFC 2920 section 3.1)."""
+        self._write(b"".join(commands), replies=len(commands))
+        await self._wire.gather(len(commands))
+        for number in range(_DATA + 1):
+            refusal = _judged(number, await self._reply())
+            if refusal is not None:
+                if isinstance(refusal, Bounced):
+                    await self._withdraw(number)
+                return refusal
+        return None
+
+    async def _withdraw(self, refused: int) -> None:
+        """Ends the transaction of which a command was refused while those after it were on their way.
+
+        A server may give leave to send a body for nobody, which one lone dot ends (RFC 2920 section 3.1). The
+        reply to it means nothing: the message had been refused. Where MAIL was refused and RCPT was not, the
+        dot might send an empty message to the recipient, so the connection is dropped instead.
+        """
+        with contextlib.suppress(ConnectionLost):
+            later = [await self._reply() for _ in range(refused + 1, _DATA + 1)]
+            if later and later[-1].code == _GO_AHEAD:
+                if any(map(_done, later)):
+                    self.abort()
+                else:
+                    await self._command(b".\r\n")
+            return
+        self.abort()
 
     async def _reset(self) -> None:
         """Forgets the envelope, so that the session can go on with the next message; or drops the session."""
         with contextlib.suppress(ConnectionLost):
-            if _done(await self._command(b"RSET")):
+            if _done(await self._command(b"RSET\r\n")):
                 return
         self.abort()
 
-    async def _command(self, *words: bytes) -> aiosmtplib.SMTPResponse:
+    async def _command(self, command: bytes) -> Reply:
+        self._write(command, replies=1)
+        return await self._reply()
+
+    def _write(self, data: bytes, *, replies: int) -> None:
         try:
-            reply = await self._smtp.execute_command(*words, timeout=self._reply_seconds)
-        except (aiosmtplib.SMTPException, OSError) as error:
-            raise ConnectionLost(in_words(error)) from error
-        if reply.code == _SHUTTING_DOWN:
+            self._wire.write(data, replies=replies)
+        except WireLost as error:
+            raise ConnectionLost(str(error)) from error
+
+    async def _reply(self) -> Reply:
+        try:
+            reply = await self._wire.reply()
+        except WireLost as error:
+            raise ConnectionLost(str(error)) from error
+        if reply.code == SHUTTING_DOWN:
             raise ConnectionLost(reply_line(*reply))
         return reply
 
-    async def _write_body(self, body: bytes) -> None:
-        """Puts the body on the network, dots doubled (RFC 5321 section 4.5.2), without the final one."""
-        transport = self._transport()
+    async def _hand_over(self, body: bytes) -> Verdict:
+        """Writes the body, dots doubled (RFC 5321 section 4.5.2), and the final dot; judges the answer."""
         stuffed = body.replace(b"\r\n.", b"\r\n..")
-        transport.write(b"." + stuffed if stuffed.startswith(b".") else stuffed)
+        if stuffed.startswith(b"."):
+            stuffed = b"." + stuffed
+        if len(stuffed) > _AT_ONCE:
+            try:
+                await self._wire.write_through(stuffed)
+            except WireLost as error:
+                raise ConnectionLost(str(error)) from error
+            stuffed = b""
+        self._write(stuffed + b".\r\n", replies=1)
+        # From here on, silence leaves the outcome open.
         try:
-            if transport.get_write_buffer_size():
-                async with asyncio.timeout(self._reply_seconds):
-                    # The name by which asyncio's own streams call it.
-                    await self._protocol()._drain_helper()  # noqa: SLF001
-        except OSError as error:
-            raise ConnectionLost(in_words(error)) from error
-
-    async def _end_of_data(self) -> Verdict:
-        """Writes the final dot; from there on, silence leaves the outcome open."""
-        protocol = self._protocol()
-        self._transport().write(b".\r\n")
-        try:
-            reply = await protocol.read_response(timeout=self._reply_seconds)
-        except (aiosmtplib.SMTPException, OSError) as error:
-            return Unsure(f"The message was written whole, and no answer came: {in_words(error)}.")
+            reply = await self._wire.reply()
+        except WireLost as error:
+            return Unsure(f"The message was written whole, and no answer came: {error}.")
         line = reply_line(*reply)
         if _done(reply):
             return Accepted(line, _provider_id(line))
-        if reply.code == _SHUTTING_DOWN:
+        if reply.code == SHUTTING_DOWN:
             detail = f"The SMTP server is closing and did not take the message: {line}"
             return Failed("service_unavailable", retryable=True, detail=detail)
         return _refusal(reply) or Unsure(
             f"The message was written whole, and the answer neither takes nor refuses it: {line}"
         )
 
-    def _transport(self) -> asyncio.WriteTransport:
-        if not self._smtp.is_connected:
-            raise ConnectionLost("the server closed it")
-        return cast("asyncio.WriteTransport", self._smtp.transport)
-
-    def _protocol(self) -> aiosmtplib.protocol.SMTPProtocol:
-        if self._smtp.protocol is None:
-            raise ConnectionLost("the server closed it")
-        return self._smtp.protocol
-
     async def quit(self) -> None:
         """Ends the session politely, if that can be had soon."""
-        with contextlib.suppress(aiosmtplib.SMTPException, OSError):
-            await self._smtp.quit(timeout=_GOODBYE_SECONDS)
+        with contextlib.suppress(ConnectionLost, TimeoutError):
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                await self._command(b"QUIT\r\n")
         self.abort()
 
     def abort(self) -> None:
         """Drops the connection at once, with whatever is still unwritten."""
-        if self._smtp.is_connected:
-            self._transport().abort()
-        self._smtp.close()
+        self._wire.abort()
 
 
 def in_words(error: BaseException) -> str:
@@ -227,15 +252,39 @@ def in_words(error: BaseException) -> str:
     return (str(error) or "it took too long").rstrip(".")
 
 
-def _done(reply: aiosmtplib.SMTPResponse) -> bool:
+def _done(reply: Reply) -> bool:
     return reply.code // 100 == 2  # noqa: PLR2004 - 2yz, positive completion (RFC 5321 section 4.2.1)
 
 
 def _path(address: str) -> bytes:
+    if _CONTROL.search(address):
+        raise ValueError(f"An address must not hold a control character: {address!r}")
     return b"<" + address.encode() + b">"
 
 
-def _refusal(reply: aiosmtplib.SMTPResponse, *, recipient_named: bool = True) -> Bounced | Failed | None:
+def _whole_lines(message: bytes) -> bytes:
+    """Ends every line with CRLF, the last one too: a bare line end could pass for the end of the message."""
+    ends = message.count(b"\r\n")
+    if ends == message.count(b"\n") == message.count(b"\r") and message.endswith(b"\r\n"):
+        return message
+    return normalize_message_line_endings(message)
+
+
+def _judged(command: int, reply: Reply) -> Bounced | Failed | None:
+    """What a reply to a command of the envelope says; None for the leave to go on.
+
+    Raises:
+        ConnectionLost: It is no answer to that command.
+    """
+    if reply.code == _GO_AHEAD if command == _DATA else _done(reply):
+        return None
+    refusal = _refusal(reply, recipient_named=command != _MAIL)
+    if refusal is None:
+        raise ConnectionLost(f"the server answered out of turn: {reply_line(*reply)}")
+    return refusal
+
+
+def _refusal(reply: Reply, *, recipient_named: bool = True) -> Bounced | Failed | None:
     """What a 4yz or 5yz reply says; None for a reply of another class, which does not answer the command."""
     line = reply_line(*reply)
     if reply.code in _OWN_FAULT:
@@ -243,7 +292,7 @@ def _refusal(reply: aiosmtplib.SMTPResponse, *, recipient_named: bool = True) ->
         return Failed(reason, retryable, f"The SMTP server refused this client: {line}")
     if reply.code // 100 not in (4, 5):
         return None
-    meaning = classify(reply.code, reply.message, recipient_named=recipient_named)
+    meaning = classify(reply.code, reply.text, recipient_named=recipient_named)
     return Bounced(meaning.kind, meaning.reason, meaning.status, line, meaning.fault)
 
 

@@ -1,0 +1,67 @@
+"""SMTP replies, however the network cuts them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.email.replies import Reply, ReplyReader
+
+TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=80).map(
+    lambda text: text.strip(" \t\r")
+)
+REPLIES = st.lists(
+    st.tuples(st.integers(200, 599), st.lists(TEXTS, min_size=1, max_size=4)), min_size=1, max_size=5
+)
+
+
+@given(
+    replies=REPLIES,
+    cuts=st.lists(st.integers(0, 2000), max_size=20),
+    line_end=st.sampled_from(["\r\n", "\n"]),
+)
+def test_replies_come_back_from_any_pieces(
+    replies: list[tuple[int, list[str]]], cuts: list[int], line_end: str
+) -> None:
+    data = "".join(
+        f"{code}{'-' if number < len(lines) else ' '}{line}{line_end}"
+        for code, lines in replies
+        for number, line in enumerate(lines, 1)
+    ).encode()
+    reader, found = ReplyReader(), []
+    edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
+    for start, end in pairwise(edges):
+        found += reader.feed(data[start:end])
+    assert found == [Reply(code, "\n".join(lines)) for code, lines in replies]
+    assert reader.between_replies
+
+
+def test_a_bare_code_and_octets_that_are_no_text() -> None:
+    assert list(ReplyReader().feed(b"250\r\n550 caf\xe9\r\n")) == [Reply(250, ""), Reply(550, "caf\udce9")]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello\r\n",
+        b"\r\n",
+        b"25\r\n",
+        b"+25 Ok\r\n",
+        "２５０ Ok\r\n".encode(),
+        b"250-" + b"x" * 9000,
+        b"250-x\r\n" * 5000,
+    ],
+)
+def test_what_is_no_reply(data: bytes) -> None:
+    with pytest.raises(ValueError, match="the server's reply"):
+        list(ReplyReader().feed(data))
+
+
+def test_what_came_before_it_counts() -> None:
+    replies = ReplyReader().feed(b"250 Ok\r\nhello\r\n")
+    assert next(replies) == Reply(250, "Ok")
+    with pytest.raises(ValueError, match="hello"):
+        next(replies)

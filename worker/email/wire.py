@@ -1,0 +1,193 @@
+"""The connection itself: what is written, and the replies in their order (RFC 5321 section 4.2).
+
+aiosmtplib connects, secures, greets and logs in; its protocol waits for each reply before the next command,
+and drops what comes unasked. After the login this one takes its place on the same transport: several commands
+may be written at once (RFC 2920), every reply is counted against them, and one that nobody asked for ends the
+connection, as all further ones would be taken for the wrong command's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Final, cast
+
+from worker.email.replies import ReplyReader
+
+if TYPE_CHECKING:
+    from worker.email.replies import Reply
+
+SHUTTING_DOWN: Final = 421
+"""The server's leave, which may come in place of any reply (RFC 5321 section 3.8)."""
+
+
+class WireLost(Exception):  # noqa: N818 - named for what happened, as a verdict is
+    """The connection is gone, or cannot be trusted any more; the message says why."""
+
+
+class Wire(asyncio.Protocol):
+    """A connection that is past its greeting, for one user at a time."""
+
+    def __init__(self, transport: asyncio.Transport, reply_seconds: float) -> None:
+        """Takes the transport over from the protocol that it had.
+
+        Args:
+            transport: An open connection on which no reply is outstanding.
+            reply_seconds: How long to wait for any one reply, and for what is written to leave.
+        """
+        self._transport = transport
+        self._reply_seconds = reply_seconds
+        self._loop = asyncio.get_running_loop()
+        self._outstanding = 0
+        """Replies that are still to come."""
+        self._replies: deque[Reply] = deque()
+        self._reader = ReplyReader()
+        self._waiter: asyncio.Future[None] | None = None
+        self._wanted = 0
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._write_paused = False
+        self._lost: str | None = None
+        transport.set_protocol(self)
+
+    @property
+    def open(self) -> bool:
+        """Whether the connection still stands, as far as is known."""
+        return self._lost is None and not self._transport.is_closing()
+
+    def write(self, data: bytes, *, replies: int) -> None:
+        """Writes without waiting.
+
+        Args:
+            data: Whole commands, or the end of a message.
+            replies: How many replies the server owes for it.
+
+        Raises:
+            WireLost: The connection was gone before; nothing was written.
+        """
+        if not self.open:
+            raise WireLost(self._lost or "the server closed it")
+        self._outstanding += replies
+        self._transport.write(data)
+
+    async def write_through(self, data: bytes) -> None:
+        """Writes what no reply is owed for, and returns when it has left for the network.
+
+        Raises:
+            WireLost: It did not leave in time, or the connection is gone.
+        """
+        # The buffer counts as full from its first byte, so that the leave to go on means that it is empty.
+        self._transport.set_write_buffer_limits(high=0)
+        self.write(data, replies=0)
+        while self._write_paused and self._lost is None:
+            await self._wait(wanted=0)
+        if self._lost is not None:
+            raise WireLost(self._lost)
+        self._transport.set_write_buffer_limits()
+
+    async def gather(self, replies: int) -> None:
+        """Returns once so many replies lie ready, or fewer where the server takes its leave or is lost."""
+        while len(self._replies) < replies and self._lost is None and not self._leaving():
+            await self._wait(wanted=replies)
+
+    async def reply(self) -> Reply:
+        """Returns the next reply.
+
+        Raises:
+            WireLost: It did not come in time, or the connection is gone.
+        """
+        while not self._replies:
+            if self._lost is not None:
+                raise WireLost(self._lost)
+            await self._wait(wanted=1)
+        return self._replies.popleft()
+
+    def abort(self, reason: str = "we closed it") -> None:
+        """Drops the connection at once, with whatever is still unwritten; replies that came can be read."""
+        self._lose(reason)
+        self._transport.abort()
+
+    async def _wait(self, wanted: int) -> None:
+        self._wanted = wanted
+        self._waiter = self._loop.create_future()
+        self._deadline = self._loop.time() + self._reply_seconds
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._deadline, self._look_at_clock)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _leaving(self) -> bool:
+        return bool(self._replies) and self._replies[-1].code == SHUTTING_DOWN
+
+    def _look_at_clock(self) -> None:
+        """Runs at what was a deadline; one timer serves many waits, as deadlines move on in time."""
+        self._timer = None
+        if self._waiter is None or self._lost is not None:
+            return
+        if self._loop.time() >= self._deadline:
+            self.abort("it took too long")
+        else:
+            self._timer = self._loop.call_at(self._deadline, self._look_at_clock)
+
+    def _lose(self, reason: str) -> None:
+        if self._lost is None:
+            self._lost = reason
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._wake()
+
+    def data_received(self, data: bytes) -> None:
+        """Takes in what the server wrote: a part of a reply, or several."""
+        if self._lost is not None:
+            return
+        try:
+            for reply in self._reader.feed(data):
+                self._take(reply)
+        except ValueError as error:
+            self.abort(str(error))
+        if not (self._outstanding or self._reader.between_replies):
+            self.abort("the server spoke out of turn")
+
+    def _take(self, reply: Reply) -> None:
+        if not self._outstanding:
+            raise ValueError(f"the server spoke out of turn: {reply.code} {reply.text[:200]}")
+        self._outstanding -= 1
+        self._replies.append(reply)
+        self._deadline = self._loop.time() + self._reply_seconds
+        if reply.code == SHUTTING_DOWN or len(self._replies) >= self._wanted > 0:
+            self._wake()
+
+    def eof_received(self) -> None:
+        """The server is done; so are we, as it answers nothing any more."""
+        self._lose("the server closed it")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The transport is closed, by either side."""
+        self._lose(str(exc).rstrip(".") if exc and str(exc) else "the server closed it")
+
+    def pause_writing(self) -> None:
+        """More is written than the network takes at the moment."""
+        self._write_paused = True
+
+    def resume_writing(self) -> None:
+        """The network has taken it."""
+        self._write_paused = False
+        self._wake()
+
+
+def take_over(transport: asyncio.BaseTransport | None, reply_seconds: float) -> Wire:
+    """Makes a wire of a library's transport.
+
+    Raises:
+        WireLost: It is closed already.
+    """
+    if transport is None or transport.is_closing():
+        raise WireLost("the server closed it")
+    return Wire(cast("asyncio.Transport", transport), reply_seconds)
