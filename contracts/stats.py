@@ -83,6 +83,14 @@ class Stats(Message):
     """`opened` of `sent`."""
     click_pct: Percentage | None
     """`clicked` of `sent`."""
+    human_opened: Count
+    """Unique recipients with a tracking event of a person: machines are left out."""
+    human_clicked: Count
+    """Unique recipients with a click of a person."""
+    human_open_pct: Percentage | None
+    """`human_opened` of `sent`."""
+    human_click_pct: Percentage | None
+    """`human_clicked` of `sent`."""
     excluded: Count
     """Targets that the preparation left out; outside the balance."""
     excluded_by_cause: dict[Text, Count]

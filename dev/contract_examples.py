@@ -23,6 +23,7 @@ _COUNTS: Final = {
     "errors": 5, "unknown": 0, "excluded_late": 1, "cancelled": 0, "retrying": 4, "sending": 10, "pending": 0,
     "opened": 300, "clicked": 42, "optout": 2, "mirror": 7,
     "sent_pct": 95.0, "bounce_error_pct": 3.55, "open_pct": 31.58, "click_pct": 4.42,
+    "human_opened": 210, "human_clicked": 38, "human_open_pct": 22.11, "human_click_pct": 4.0,
 }  # fmt: skip
 
 EXAMPLES: Final[dict[type[BaseModel], list[dict[str, Any]]]] = {

@@ -37,6 +37,7 @@ from worker.services.results import ResultsService
 from worker.services.schedule import ScheduleService
 from worker.services.send import SendService
 from worker.services.stats import StatsService
+from worker.services.tracking import TrackingService, open_machines
 from worker.telemetry.health import serving
 from worker.telemetry.metrics import Metrics
 from worker.tokens import open_verifier
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-SERVICES: Final = ("confirm", "fanout", "send", "results", "stats", "schedule", "events")
+SERVICES: Final = ("confirm", "fanout", "send", "results", "tracking", "stats", "schedule", "events")
 """The services by name, as `sendoff run` takes them."""
 
 _SHARDS: Final = 16
@@ -86,6 +87,7 @@ class Worker:
             "fanout": lambda: [self._fanout()],
             "send": lambda: [self._send(c) for c in self.settings.channels if c in _OWN_CHANNELS],
             "results": lambda: [self._results()],
+            "tracking": lambda: [self._tracking()],
             "stats": lambda: [self._stats()],
             "schedule": lambda: [self._schedule()],
             "events": lambda: [self._events()],
@@ -203,6 +205,19 @@ class Worker:
             age=s.result_batch_age,
             limits=Limits(s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct),
             retries=Retries(s.retry_delays, s.max_attempts),
+            shard=self.shard,
+        )
+
+    def _tracking(self) -> Service:
+        s = self.settings
+        return TrackingService(
+            self._bulk_consumer(routing.TRACKING_QUEUE, min(2 * s.tracking_batch, 2_000)),
+            self._dead(),
+            self.db,
+            self.metrics,
+            open_machines(s),
+            batch=s.tracking_batch,
+            age=s.tracking_batch_age,
             shard=self.shard,
         )
 

@@ -121,6 +121,12 @@ class Settings(BaseSettings):
     """Result messages that are recorded together at most."""
     result_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.005
     """How long the recorder waits for a batch to fill once its first result is there."""
+    tracking_batch: Annotated[int, Field(ge=1, le=5_000)] = 500
+    """Messages with tracking events that are recorded together at most."""
+    tracking_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.05
+    """How long the recorder waits for a batch to fill once its first tracking event is there."""
+    machine_rules_file: Path | None = None
+    """A file of rules that tell machines from persons in tracking, instead of those that come along."""
     breaker_minimum: Annotated[int, Field(ge=0)] = 100
     """How many recipients of a delivery must have been attempted before it may pause itself; 0 for never."""
     breaker_hard_bounce_pct: Annotated[float, Field(ge=0, le=100)] = 10
@@ -176,7 +182,9 @@ class Settings(BaseSettings):
             raise ValueError("one of its items is empty")
         return items
 
-    @field_validator("auth_key", "auth_key_file", "auth_jwks_file", "token", mode="before")
+    @field_validator(
+        "auth_key", "auth_key_file", "auth_jwks_file", "token", "machine_rules_file", mode="before"
+    )
     @classmethod
     def _is_set(cls, value: object) -> object:
         return None if value == "" else value

@@ -10,6 +10,8 @@ _PARTS = (
     "excluded_late", "cancelled", "retrying",
 )  # fmt: skip
 
+_TRACKED = ("opened", "clicked", "human_opened", "human_clicked")
+
 
 def test_a_percentage_of_nothing_is_null() -> None:
     assert percentage(0, 0) is None
@@ -28,7 +30,7 @@ def test_percentages_are_rounded_half_up_to_two_decimals() -> None:
     st.integers(0, 10**9),
 )
 def test_the_account_balances(some: dict[str, int], opened: int, pending: int) -> None:
-    counts = dict.fromkeys(_PARTS, 0) | some | {"opened": opened, "clicked": 0}
+    counts = dict.fromkeys(_PARTS, 0) | some | dict.fromkeys(_TRACKED, opened)
     to_deliver = sum(counts[p] for p in _PARTS) + pending
     derived = derive(counts, to_deliver)
     assert derived["pending"] == pending

@@ -16,7 +16,7 @@ from worker.cli.watch import Pace, View
 
 NONE = (
     *("bounced_ignored", "unknown", "excluded_late", "cancelled", "retrying"),
-    *("opened", "clicked", "optout", "mirror"),
+    *("opened", "clicked", "optout", "mirror", "human_opened", "human_clicked"),
 )
 ROW: dict[str, Any] = dict.fromkeys(NONE, 0) | {
     "delivery_id": 7,
@@ -39,6 +39,8 @@ ROW: dict[str, Any] = dict.fromkeys(NONE, 0) | {
     "bounce_error_pct": 2.25,
     "open_pct": 0.0,
     "click_pct": None,
+    "human_open_pct": 0.0,
+    "human_click_pct": None,
 }
 
 

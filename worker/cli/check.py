@@ -18,6 +18,7 @@ from worker.cli.show import plain
 from worker.db import partitions
 from worker.db.pool import OUT_OF_REACH, DatabaseUnreachable, SchemaMismatch, open_database
 from worker.email.smtp import SmtpPool, SmtpUnreachable
+from worker.services.tracking import open_machines
 from worker.settings import Settings, SettingsError, read_settings
 from worker.tokens import open_verifier
 
@@ -55,6 +56,7 @@ def check(as_json: JsonOption = False) -> None:
     try:
         settings = read_settings()
         open_verifier(settings)
+        open_machines(settings)
     except SettingsError as error:
         findings = [Finding("configuration", Standing.WRONG, str(error))]
         skipped = "Not looked at, as long as the settings are wrong."

@@ -35,7 +35,9 @@ _KPIS: Final = (
     ("sending", "sending", None),
     ("pending", "pending", None),
     ("opened", "opened", "open_pct"),
+    ("  by persons", "human_opened", "human_open_pct"),
     ("clicked", "clicked", "click_pct"),
+    ("  by persons", "human_clicked", "human_click_pct"),
     ("opted out", "optout", None),
     ("mirror page", "mirror", None),
 )
@@ -44,6 +46,8 @@ _OF: Final = {
     "bounce_error_pct": "of all outcomes",
     "open_pct": "of sent",
     "click_pct": "of sent",
+    "human_open_pct": "of sent",
+    "human_click_pct": "of sent",
 }
 
 

@@ -22,13 +22,13 @@ def derive(counts: Mapping[str, int], to_deliver: int) -> dict[str, int | float 
 
     Args:
         counts: sending, sent, bounced_hard, bounced_soft, bounced_ignored, errors, unknown, excluded_late,
-            cancelled, retrying, opened and clicked, in recipients.
+            cancelled, retrying, opened, clicked, human_opened and human_clicked, in recipients.
         to_deliver: Recipients of the confirmed preparation.
 
     Returns:
-        bounced, pending, sent_pct, bounce_error_pct, open_pct and click_pct, such that the account
-        balances: to_deliver is the sum of sent, bounced, errors, unknown, excluded_late, cancelled, retrying,
-        sending and pending.
+        bounced, pending, sent_pct, bounce_error_pct, open_pct, click_pct, human_open_pct and human_click_pct,
+        such that the account balances: to_deliver is the sum of sent, bounced, errors, unknown,
+        excluded_late, cancelled, retrying, sending and pending.
     """
     bounced = counts["bounced_hard"] + counts["bounced_soft"] + counts["bounced_ignored"]
     settled = ("sent", "errors", "unknown", "excluded_late", "cancelled", "retrying", "sending")
@@ -41,4 +41,6 @@ def derive(counts: Mapping[str, int], to_deliver: int) -> dict[str, int | float 
         ),
         "open_pct": percentage(counts["opened"], counts["sent"]),
         "click_pct": percentage(counts["clicked"], counts["sent"]),
+        "human_open_pct": percentage(counts["human_opened"], counts["sent"]),
+        "human_click_pct": percentage(counts["human_clicked"], counts["sent"]),
     }

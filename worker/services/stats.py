@@ -85,7 +85,9 @@ class StatsService:
             self._metrics.stats_drift.inc(sum(abs(by) for by in found.drift.values()))
         row = found.deployment
         counts = {k: row[k] + found.drift.get(k, 0) for k in stats.COUNTED}
-        unchanged = {k: row[k] for k in ("opened", "clicked", "optout", "mirror")}
+        unchanged = {
+            k: row[k] for k in ("opened", "clicked", "optout", "mirror", "human_opened", "human_clicked")
+        }
         return Stats.model_validate(
             {
                 **{k: row[k] for k in Stats.model_fields.keys() & row.keys()},

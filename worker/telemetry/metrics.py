@@ -26,6 +26,9 @@ class Metrics:
     results_published: Counter
     results_recorded: Counter
     outcomes_moved: Counter
+    tracking_recorded: Counter
+    tracking_repeated: Counter
+    optouts: Counter
     pages_published: Counter
     pages_reopened: Counter
     claims_expired: Counter
@@ -37,6 +40,8 @@ class Metrics:
     claim_seconds: Histogram
     record_recipients: Histogram
     record_seconds: Histogram
+    tracking_batch: Histogram
+    tracking_seconds: Histogram
     broker_connected: Gauge
     database_failures: Counter
 
@@ -76,6 +81,13 @@ class Metrics:
             ),
             results_recorded=counter("results_recorded", "Recipients whose results were written."),
             outcomes_moved=counter("outcomes_moved", "Recipients whose outcome changed by their results."),
+            tracking_recorded=counter(
+                "tracking_recorded", "Tracking events that were written, by who is behind them.", "judged"
+            ),
+            tracking_repeated=counter("tracking_repeated", "Tracking events that were there already."),
+            optouts=counter(
+                "optouts_heeded", "Recipients put on the denylist or into quarantine as they asked."
+            ),
             pages_published=counter("pages_published", "Pages that the fan-out published wholly."),
             pages_reopened=counter(
                 "pages_reopened", "Pages to be published again: lost, or with retries due.", "reason"
@@ -95,6 +107,12 @@ class Metrics:
                 "record_batch_recipients", "Recipients written in one statement.", _RECIPIENTS
             ),
             record_seconds=histogram("record_duration_seconds", "Time for one write of results.", _SECONDS),
+            tracking_batch=histogram(
+                "tracking_batch_events", "Tracking events in one statement.", _RECIPIENTS
+            ),
+            tracking_seconds=histogram(
+                "tracking_duration_seconds", "Time for one write of tracking events.", _SECONDS
+            ),
             broker_connected=gauge("broker_connected", "1 while both connections to the broker stand."),
             database_failures=counter(
                 "database_failures", "Transactions that failed because the database was out of reach."

@@ -1,0 +1,96 @@
+-- Tracking: one statement a batch and delivery; events, what is known of recipients, and counters move together.
+
+-- name: record_tracking
+-- Only events that are new say anything, so that doubled ones change nothing. Of a recipient the earliest times are
+-- kept, whatever the order of the events; was and what is known now tell by how much each counter moves. Events are
+-- locked by event_id, then recipients by number, then the counter row, in every process.
+-- Measured with 500 events a batch: 17 µs an event in the server, 3 of them for the two further indexes.
+WITH event AS (
+    SELECT e.event_id, e.recipient, e.kind, e.url, e.at, e.user_agent, e.machine_rule
+    FROM unnest($2::text[], $3::int[], $4::text[], $5::text[], $6::timestamptz[], $7::text[], $8::text[])
+         AS e (event_id, recipient, kind, url, at, user_agent, machine_rule)
+    JOIN sendoff.delivery_record d ON d.delivery_id = $1
+    WHERE d.confirmed_at IS NOT NULL AND e.recipient <= d.to_deliver
+), new AS (
+    INSERT INTO sendoff.tracking_event (
+        delivery_id, event_id, recipient, kind, url, link, at, user_agent, machine_rule, rules)
+    SELECT $1, event_id, recipient, kind, url, md5(url)::uuid, at, user_agent, machine_rule, $9
+    FROM event
+    ORDER BY event_id COLLATE "C"
+    ON CONFLICT (delivery_id, event_id) DO NOTHING
+    RETURNING event_id, recipient, kind, at, machine_rule
+), changed AS (
+    INSERT INTO sendoff.tracked_recipient AS t (
+        delivery_id, recipient, opened_at, clicked_at, mirror_at, optout_at, human_opened_at, human_clicked_at)
+    SELECT $1, recipient, min(at), min(at) FILTER (WHERE kind = 'click'), min(at) FILTER (WHERE kind = 'mirror'),
+           min(at) FILTER (WHERE kind = 'optout'), min(at) FILTER (WHERE machine_rule IS NULL),
+           min(at) FILTER (WHERE kind = 'click' AND machine_rule IS NULL)
+    FROM new
+    GROUP BY recipient
+    ORDER BY recipient
+    ON CONFLICT (delivery_id, recipient) DO UPDATE
+    SET was = 1 + 2 * (t.clicked_at IS NOT NULL)::int + 4 * (t.mirror_at IS NOT NULL)::int
+                + 8 * (t.optout_at IS NOT NULL)::int + 16 * (t.human_opened_at IS NOT NULL)::int
+                + 32 * (t.human_clicked_at IS NOT NULL)::int,
+        opened_at = least(t.opened_at, excluded.opened_at),
+        clicked_at = least(t.clicked_at, excluded.clicked_at),
+        mirror_at = least(t.mirror_at, excluded.mirror_at),
+        optout_at = least(t.optout_at, excluded.optout_at),
+        human_opened_at = least(t.human_opened_at, excluded.human_opened_at),
+        human_clicked_at = least(t.human_clicked_at, excluded.human_clicked_at)
+    WHERE excluded.opened_at < t.opened_at
+       OR excluded.clicked_at < coalesce(t.clicked_at, 'infinity')
+       OR excluded.mirror_at < coalesce(t.mirror_at, 'infinity')
+       OR excluded.optout_at < coalesce(t.optout_at, 'infinity')
+       OR excluded.human_opened_at < coalesce(t.human_opened_at, 'infinity')
+       OR excluded.human_clicked_at < coalesce(t.human_clicked_at, 'infinity')
+    RETURNING t.was, t.clicked_at, t.mirror_at, t.optout_at, t.human_opened_at, t.human_clicked_at
+), counted AS (
+    INSERT INTO sendoff.delivery_counter AS c (
+        delivery_id, shard, opened, clicked, mirror, optout, human_opened, human_clicked)
+    SELECT $1, $10, m.*
+    FROM (
+        SELECT count(*) FILTER (WHERE was & 1 = 0) AS opened,
+               count(clicked_at) FILTER (WHERE was & 2 = 0) AS clicked,
+               count(mirror_at) FILTER (WHERE was & 4 = 0) AS mirror,
+               count(optout_at) FILTER (WHERE was & 8 = 0) AS optout,
+               count(human_opened_at) FILTER (WHERE was & 16 = 0) AS human_opened,
+               count(human_clicked_at) FILTER (WHERE was & 32 = 0) AS human_clicked
+        FROM changed
+    ) m
+    WHERE m.opened + m.clicked + m.mirror + m.optout + m.human_opened + m.human_clicked > 0
+    ON CONFLICT (delivery_id, shard) DO UPDATE
+    SET opened = c.opened + excluded.opened,
+        clicked = c.clicked + excluded.clicked,
+        mirror = c.mirror + excluded.mirror,
+        optout = c.optout + excluded.optout,
+        human_opened = c.human_opened + excluded.human_opened,
+        human_clicked = c.human_clicked + excluded.human_clicked,
+        updated_at = now()
+)
+SELECT count(*)::int AS recorded, count(machine_rule)::int AS machines,
+       array_agg(event_id) FILTER (WHERE kind = 'optout') AS optouts
+FROM new;
+
+-- name: read_opted_out
+-- Each by the whole key: an opt-out is rare, a delivery is not read for it.
+SELECT r.profile_id, r.address
+FROM unnest($2::int[]) AS o (recipient)
+JOIN sendoff.recipient r ON r.delivery_id = $1 AND r.recipient = o.recipient;
+
+-- name: denylist_opted_out
+INSERT INTO sendoff.denylisted_profile (channel, profile_id, cause)
+SELECT d.channel, o.profile_id, 'optout'
+FROM unnest($2::text[]) AS o (profile_id)
+JOIN sendoff.delivery_record d ON d.delivery_id = $1
+ORDER BY o.profile_id
+ON CONFLICT (channel, profile_id) DO NOTHING;
+
+-- name: quarantine_opted_out
+-- Those without a profile: their address is all that is known of them.
+INSERT INTO sendoff.quarantined_address (channel, address_key, address, cause)
+SELECT d.channel, o.address_key, o.address, 'optout'
+FROM unnest($2::text[], $3::text[]) AS o (address_key, address)
+JOIN sendoff.delivery_record d ON d.delivery_id = $1
+ORDER BY o.address_key
+ON CONFLICT (channel, address_key) DO NOTHING;

@@ -1,0 +1,73 @@
+"""Tracking events: recorded with what they change, in one transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from worker.domain.audience import address_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from worker.db.pool import Database, Transaction
+    from worker.domain.tracking import Tracked
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What a batch changed.
+
+    Attributes:
+        events: How many events were not there yet.
+        machines: Of these, a machine's.
+        opted_out: Recipients whose opt-out was heeded.
+    """
+
+    events: int
+    machines: int
+    opted_out: int
+
+
+async def record(
+    db: Database, delivery_id: int, tracked: Sequence[Tracked], rules: str, shard: int
+) -> Recorded:
+    """Records events of a delivery's recipients, moves the counters, and puts who opted out on the lists.
+
+    Args:
+        db: The database.
+        delivery_id: The delivery.
+        tracked: The events, each event_id once.
+        rules: The version of the rules that judged them.
+        shard: The counter row to move.
+    """
+    events = [t.event for t in tracked]
+    async with db.transaction() as tx:
+        (row,) = await tx.fetch(
+            "record_tracking",
+            delivery_id,
+            [e.event_id for e in events],
+            [e.recipient for e in events],
+            [e.kind.value for e in events],
+            [e.url for e in events],
+            [e.at for e in events],
+            [t.user_agent for t in tracked],
+            [t.machine_rule for t in tracked],
+            rules,
+            shard,
+        )
+        new = set(row["optouts"] or ())
+        opted_out = {t.event.recipient for t in tracked if t.heeded and t.event.event_id in new}
+        if opted_out:
+            await _write_to_them_no_more(tx, delivery_id, sorted(opted_out))
+    return Recorded(row["recorded"], row["machines"], len(opted_out))
+
+
+async def _write_to_them_no_more(tx: Transaction, delivery_id: int, recipients: Sequence[int]) -> None:
+    rows = await tx.fetch("read_opted_out", delivery_id, recipients)
+    profiles = {r["profile_id"] for r in rows} - {None}
+    if profiles:
+        await tx.execute("denylist_opted_out", delivery_id, list(profiles))
+    addresses = {address_key(r["address"]): r["address"] for r in rows if r["profile_id"] is None}
+    if addresses:
+        await tx.execute("quarantine_opted_out", delivery_id, list(addresses), list(addresses.values()))
