@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tests.stack import Stack
 
-BIG = r"\b(recipient|exclusion|outcome)_\d+\b"
+BIG = r"\b(recipient|exclusion|outcome|tracking_event|tracked_recipient)_\d+\b"
 
 BEFORE = 8
 """The last migration before the tables were partitioned."""
@@ -168,7 +168,8 @@ async def test_statements_for_one_delivery_look_into_its_set_alone(stack: Stack)
         for name, text in sql.queries().items():
             statement = re.sub(r"--.*", "", text).strip().rstrip(";")
             if name in several or not re.search(
-                r"\bsendoff\.(recipient|exclusion|outcome|sending_log)\b", statement
+                r"\bsendoff\.(recipient|exclusion|outcome|sending_log|tracking_event|tracked_recipient)\b",
+                statement,
             ):
                 continue
             given = len((await connection.prepare(statement)).get_parameters())
@@ -178,4 +179,11 @@ async def test_statements_for_one_delivery_look_into_its_set_alone(stack: Stack)
             await connection.execute("DEALLOCATE planned")
             assert [line for line in plan if "Scan" in line and re.search(BIG, line)] == [], name
             seen.add(name)
-    assert {"claim", "record_outcomes", "read_sends", "recount", "read_sending_log"} <= seen
+    assert {
+        "claim",
+        "record_outcomes",
+        "record_tracking",
+        "read_sends",
+        "recount",
+        "read_sending_log",
+    } <= seen
