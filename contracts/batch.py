@@ -37,6 +37,16 @@ class Decoded(Generic[M]):
     rejected: list[tuple[bytes, str]] = field(default_factory=list)
 
 
+def check_size(messages: Sequence[object]) -> None:
+    """Refuses messages that are too many for one body.
+
+    Raises:
+        ValueError: There are more than `MAX_ITEMS`.
+    """
+    if len(messages) > MAX_ITEMS:
+        raise ValueError(f"One body carries at most {MAX_ITEMS} messages, not {len(messages)}: split them.")
+
+
 class Batch(Generic[M]):
     """Reads and writes bodies of one kind of message."""
 
@@ -52,10 +62,7 @@ class Batch(Generic[M]):
         Raises:
             ValueError: There are more than `MAX_ITEMS`.
         """
-        if len(messages) > MAX_ITEMS:
-            raise ValueError(
-                f"One body carries at most {MAX_ITEMS} messages, not {len(messages)}: split them."
-            )
+        check_size(messages)
         return self._many.dump_json(list(messages), warnings="error")
 
     def decode(self, body: bytes) -> Decoded[M]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from json.encoder import encode_basestring_ascii as _text
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, cast
 
 from pydantic import Field, WithJsonSchema
 
 from contracts.base import AttemptNumber, DeliveryId, Instant, Message, Name, Quoted, RecipientNumber
-from contracts.batch import Batch, Decoded
+from contracts.batch import Batch, Decoded, check_size
 from contracts.routing import BOUNCE, ERROR, SENT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
 
 class BounceKind(StrEnum):
@@ -138,11 +140,26 @@ class Error(Result):
     """What went wrong, for a person; of any length."""
 
 
+class Taken(NamedTuple):
+    """What a `Sent` says, to be written and not read: its numbers are from a message that was checked.
+
+    There is one for nearly every recipient: to make and write it takes 0.4 µs, a `Sent` 1.8.
+    """
+
+    delivery_id: int
+    recipient: int
+    attempt: int
+    at: datetime
+    """Aware, in UTC."""
+    reply: str | None = None
+    provider_id: str | None = None
+
+
 _BATCHES: Final[dict[str, Batch[Any]]] = {SENT: Batch(Sent), BOUNCE: Batch(Bounce), ERROR: Batch(Error)}
-_KEYS: Final[dict[type[Result], str]] = {Sent: SENT, Bounce: BOUNCE, Error: ERROR}
+_KEYS: Final[dict[type, str]] = {Sent: SENT, Taken: SENT, Bounce: BOUNCE, Error: ERROR}
 
 
-def routing_key(result: Sent | Bounce | Error) -> str:
+def routing_key(result: Sent | Taken | Bounce | Error) -> str:
     """Names the routing key that a result is published with."""
     return _KEYS[type(result)]
 
@@ -164,7 +181,9 @@ def decode(routing_key: str, body: bytes) -> Decoded[Any]:
     return batch.decode(body)
 
 
-def encode(results: Sequence[Sent] | Sequence[Bounce] | Sequence[Error]) -> bytes:
+def encode(
+    results: Sequence[Sent] | Sequence[Taken] | Sequence[Bounce] | Sequence[Error],
+) -> bytes:
     """Writes results of one kind as an array, in compact JSON.
 
     Raises:
@@ -173,4 +192,23 @@ def encode(results: Sequence[Sent] | Sequence[Bounce] | Sequence[Error]) -> byte
     kinds = {type(result) for result in results}
     if len(kinds) != 1:
         raise ValueError("One body carries results of exactly one kind: group them by their routing key.")
-    return _BATCHES[_KEYS[kinds.pop()]].encode(results)
+    kind = kinds.pop()
+    if kind is Taken:
+        check_size(results)
+        return _encode_taken(cast("Sequence[Taken]", results))
+    return _BATCHES[_KEYS[kind]].encode(results)
+
+
+def _encode_taken(taken: Sequence[Taken]) -> bytes:
+    parts = []
+    last, at = None, ""
+    for t in taken:
+        if t.at is not last:  # what never waits is sent in one moment
+            last, at = t.at, t.at.isoformat()
+        provider_id = "null" if t.provider_id is None else _text(t.provider_id)
+        reply = "null" if t.reply is None else _text(t.reply)
+        parts.append(
+            f'{{"delivery_id":{t.delivery_id},"recipient":{t.recipient},"attempt":{t.attempt},"at":"{at}",'
+            f'"provider_id":{provider_id},"reply":{reply}}}'
+        )
+    return f"[{','.join(parts)}]".encode()

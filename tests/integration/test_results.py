@@ -111,6 +111,18 @@ async def test_every_order_ends_in_the_same_accounts(stack: Stack, attempts: int
     assert row["state"] == ("finished" if attempts == 1 else "in_progress")
 
 
+async def test_all_that_is_said_of_nobody_is_kept_each_message_with_its_own_words(stack: Stack) -> None:
+    number = await confirmed(stack, 2)
+    said = [result(number, 9, reply="first"), result(number, 9, reply="second")]
+    for one in said:
+        await stack.publish(routing.RESULTS, "sent", json.dumps([one, result(number, 1)]).encode())
+    async with stack.running("results", result_batch_age=0.5):
+        await until(lambda: _when(stack, number, sent=1))
+        await until(lambda: _dead(stack, 2))
+        await until(lambda: drained(stack))
+    assert sorted(json.loads(body)[0]["reply"] for body, _ in await stack.dead()) == ["first", "second"]
+
+
 async def test_what_cannot_be_recorded_goes_to_the_dead_queue_and_the_rest_is_recorded(stack: Stack) -> None:
     number = await confirmed(stack, 2)
     unconfirmed = await stack.prepare(2)

@@ -299,6 +299,26 @@ def test_an_array_holds_a_thousand() -> None:
         results.encode([])
 
 
+@given(
+    texts=st.lists(st.tuples(st.none() | st.text(), st.none() | st.text()), min_size=1, max_size=5),
+    at=st.floats(0, 2**37).map(lambda seconds: datetime.fromtimestamp(seconds, UTC)),
+)
+def test_what_is_written_without_a_model_reads_as_a_model_does(
+    texts: list[tuple[str | None, str | None]], at: datetime
+) -> None:
+    taken = [results.Taken(2**63 - 1, n, 7, at, reply, id_) for n, (reply, id_) in enumerate(texts, 1)]
+    models = [Sent(**t._asdict()) for t in taken]
+    assert {results.routing_key(t) for t in taken} == {SENT}
+    assert results.decode(SENT, results.encode(taken)).results == models
+
+
+def test_what_is_written_without_a_model_has_the_same_limits() -> None:
+    one = results.Taken(1, 1, 1, datetime.now(UTC))
+    assert len(results.decode(SENT, results.encode([one] * 1_000)).results) == 1_000
+    with pytest.raises(ValueError, match="at most 1000"):
+        results.encode([one] * 1_001)
+
+
 def test_results_of_two_kinds_share_no_body() -> None:
     mixed: list[Any] = [
         Sent.model_validate_json(json.dumps(RESULT)),

@@ -65,6 +65,11 @@ async def record(
     """
     numbers = sorted(folded)
     rows = [folded[n] for n in numbers]
+    columns = zip(*rows, strict=True)
+    attempt, status, precedence, _, sent, bounced, error, reason, code, fault, reply, provider, retryable = (
+        columns
+    )
+    retry_at = [retries.next_at(delivery_id, n, folded[n]) for n in numbers] if any(retryable) else ()
     async with db.transaction() as tx:
         # Shared with claims: a stop counts "the rest" with this lock alone, so that nobody is counted twice.
         await tx.execute("lock_claims", delivery_id)
@@ -72,23 +77,21 @@ async def record(
             "record_outcomes",
             delivery_id,
             numbers,
-            [f.attempt for f in rows],
-            [f.status.value for f in rows],
-            [f.precedence for f in rows],
-            [f.sent_at for f in rows],
-            [f.bounced_at for f in rows],
-            [f.error_at for f in rows],
-            [f.reason for f in rows],
-            [f.code for f in rows],
-            [f.fault for f in rows],
-            [f.reply for f in rows],
-            [f.provider_id for f in rows],
-            [retries.next_at(delivery_id, n, folded[n]) for n in numbers],
+            attempt,
+            status,
+            precedence,
+            *map(_sparse, (sent, bounced, error, reason, code, fault, reply, provider)),
+            retry_at,
             retries.max_attempts,
             [s.value for s in UNDER_WAY],
             shard,
         )
     return moved
+
+
+def _sparse(column: tuple[object, ...]) -> tuple[object, ...]:
+    """Leaves out a column of nothing but NULL, as most are: unnest fills it up."""
+    return column if any(column) else ()
 
 
 async def audience_size(db: Database, delivery_id: int) -> int:

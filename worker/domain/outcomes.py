@@ -11,9 +11,8 @@ is planned, with the same precedence, so that what wins over the fact ends the r
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from contracts.results import Bounce, BounceKind, Error, Sent
 
@@ -58,6 +57,7 @@ _RANK: Final = {
     OutcomeStatus.BOUNCED_SOFT: 6,
     OutcomeStatus.BOUNCED_HARD: 7,
 }
+_SENT: Final = _RANK[OutcomeStatus.SENT]
 _HARD: Final = 1 << 20
 _BOUNCED: Final = {
     BounceKind.HARD: OutcomeStatus.BOUNCED_HARD,
@@ -84,9 +84,11 @@ def precedence(status: OutcomeStatus, attempt: int, *, retryable: bool = False) 
     return weight | _HARD if status is OutcomeStatus.BOUNCED_HARD else weight
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """All that results say of one recipient: each fact's time, and the details of the one that stands."""
+class Facts(NamedTuple):
+    """All that results say of one recipient: each fact's time, and the details of the one that stands.
+
+    A tuple, since there is one per recipient: a frozen dataclass takes 1 µs to make, a tuple 0.3.
+    """
 
     attempt: int
     status: OutcomeStatus
@@ -108,10 +110,12 @@ def facts(result: Sent | Bounce | Error) -> Facts:
     """Reads one result as facts. Reply texts are cut to `REPLY_LIMIT` characters."""
     at, attempt = result.at, result.attempt
     if isinstance(result, Sent):
-        status = OutcomeStatus.SENT
-        weight = precedence(status, attempt)
+        # As precedence() does, without its two look-ups: nearly every result comes this way.
+        weight = attempt * 16 + _SENT
         reply, provider_id = _short(result.reply), _short(result.provider_id)
-        return Facts(attempt, status, weight, at, sent_at=at, reply=reply, provider_id=provider_id)
+        return Facts(
+            attempt, OutcomeStatus.SENT, weight, at, sent_at=at, reply=reply, provider_id=provider_id
+        )
     if isinstance(result, Bounce):
         status = _BOUNCED[result.kind]
         return Facts(

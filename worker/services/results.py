@@ -80,34 +80,30 @@ class ResultsService:
                 group.create_task(taking)
 
     async def _record(self, batch: list[Incoming]) -> None:
-        sources: dict[tuple[int, int], Incoming] = {}
         decoded: list[Any] = []
         for message in batch:
             content = results.decode(message.routing_key, message.body)
             for body, reason in content.rejected:
                 await self._dead.bury(message, f"The result could not be read: {reason}", body)
             decoded += content.results
-            sources.update(((r.delivery_id, r.recipient), message) for r in content.results)
-        folded = fold(decoded)
         by_delivery: dict[int, dict[int, Facts]] = {}
-        for (delivery_id, recipient), known in folded.items():
+        for (delivery_id, recipient), known in fold(decoded).items():
             by_delivery.setdefault(delivery_id, {})[recipient] = known
         for delivery_id, facts in sorted(by_delivery.items()):
             size = await self._audiences.size(delivery_id)
             for recipient in [r for r in facts if r > size]:
                 del facts[recipient]
-                await self._bury(sources[delivery_id, recipient], delivery_id, recipient, nobody(size))
-            await self._record_delivery(delivery_id, facts, sources)
+                await self._bury(batch, delivery_id, recipient, nobody(size))
+            await self._record_delivery(delivery_id, facts, batch)
 
     async def _record_delivery(
-        self, delivery_id: int, facts: dict[int, Facts], sources: dict[tuple[int, int], Incoming]
+        self, delivery_id: int, facts: dict[int, Facts], batch: list[Incoming]
     ) -> None:
         async def write(recipients: Sequence[int]) -> int:
             return await self._write(delivery_id, {r: facts[r] for r in recipients})
 
         async def bury(recipient: int, reason: str) -> None:
-            reason = f"The result cannot be stored: {reason}"
-            await self._bury(sources[delivery_id, recipient], delivery_id, recipient, reason)
+            await self._bury(batch, delivery_id, recipient, f"The result cannot be stored: {reason}")
 
         moved = 0
         order = sorted(facts)
@@ -137,10 +133,13 @@ class ResultsService:
         self._metrics.outcomes_moved.inc(moved)
         return moved
 
-    async def _bury(self, message: Incoming, delivery_id: int, recipient: int, reason: str) -> None:
-        bad = [
-            r
-            for r in results.decode(message.routing_key, message.body).results
-            if (r.delivery_id, r.recipient) == (delivery_id, recipient)
-        ]
-        await self._dead.bury(message, reason, results.encode(bad))
+    async def _bury(self, batch: list[Incoming], delivery_id: int, recipient: int, reason: str) -> None:
+        """Keeps all that a batch says of a recipient, each message with what it said itself."""
+        for message in batch:
+            bad = [
+                r
+                for r in results.decode(message.routing_key, message.body).results
+                if (r.delivery_id, r.recipient) == (delivery_id, recipient)
+            ]
+            if bad:
+                await self._dead.bury(message, reason, results.encode(bad))

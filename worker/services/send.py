@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from contracts import results, routing
 from contracts.base import explain
@@ -39,12 +38,16 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_Result = results.Taken | results.Bounce | results.Error
+
 _CONTENTS_KEPT: Final = 64
 _LONGEST_PAUSE: Final = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
+_read = TypeAdapter(Send).validator.validate_json
+
+
+class _Asked(NamedTuple):
     """A send message, and the delivery of it that has to be settled."""
 
     send: Send
@@ -83,7 +86,7 @@ class SendService:
         self._contents: OrderedDict[int, Any] = OrderedDict()
         self._sending: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
-        self._outbox: list[tuple[Incoming, results.Sent | results.Bounce | results.Error | None]] = []
+        self._outbox: list[tuple[Incoming, _Result | None]] = []
         self._reported = asyncio.Event()
         self._metrics = metrics
         metrics.sends_in_flight.labels(channel_name).set_function(lambda: len(self._sending))
@@ -114,18 +117,17 @@ class SendService:
         by_delivery: dict[int, dict[int, _Asked]] = {}
         for message in batch:
             try:
-                send = Send.model_validate_json(message.body)
+                one = _Asked(_read(message.body), message)
             except ValidationError as error:
                 await self._dead.bury(message, f"The send message could not be read: {explain(error)}")
                 self._consumer.settle([message])
                 continue
-            asked = by_delivery.setdefault(send.delivery_id, {})
-            double = asked.get(send.recipient)
-            if double is None or double.send.attempt < send.attempt:
-                asked[send.recipient] = _Asked(send, message)
-            if double is not None:
-                loser = double.message if asked[send.recipient].message is message else message
-                self._consumer.settle([loser])
+            asked = by_delivery.setdefault(one.send.delivery_id, {})
+            double = asked.setdefault(one.send.recipient, one)
+            if double is not one:
+                earlier, later = sorted((double, one), key=lambda a: a.send.attempt)
+                asked[one.send.recipient] = later
+                self._consumer.settle([earlier.message])
         for delivery_id, asked in sorted(by_delivery.items()):
             if not await self._channel_ready(stop):
                 return  # unsettled, they go back to the queue
@@ -159,12 +161,16 @@ class SendService:
             return
         # After the claim: only a confirmed delivery's content is final.
         compiled = await self._compiled(delivery_id)
-        for recipient in sorted(granted):
-            one = asked[recipient]
-            if self._channel.concurrency is None:
-                await self._try(compiled, one)
-                continue
-            task = asyncio.create_task(self._try(compiled, one), name=f"send {one.message.message_id}")
+        ordered = [asked[recipient] for recipient in sorted(granted)]
+        if self._channel.concurrency is None:
+            now = datetime.now(UTC)
+            tried = [(one, await self._try(compiled, one)) for one in ordered]
+            self._tell([(message, _result(send, verdict, now)) for (send, message), verdict in tried])
+            return
+        for one in ordered:
+            task = asyncio.create_task(
+                self._try_and_tell(compiled, one), name=f"send {one.message.message_id}"
+            )
             self._sending.add(task)
             task.add_done_callback(self._free)
 
@@ -201,16 +207,19 @@ class SendService:
         self._contents.move_to_end(delivery_id)
         return self._contents[delivery_id]
 
-    async def _try(self, compiled: Any, one: _Asked) -> None:  # noqa: ANN401 - each channel's own
+    async def _try_and_tell(self, compiled: Any, one: _Asked) -> None:  # noqa: ANN401 - each channel's own
+        verdict = await self._try(compiled, one)
+        self._tell([(one.message, _result(one.send, verdict, datetime.now(UTC)))])
+
+    async def _try(self, compiled: Any, one: _Asked) -> Verdict:  # noqa: ANN401 - each channel's own
+        if isinstance(compiled, ContentInvalid):
+            return Failed("content", retryable=False, detail=str(compiled))
         try:
-            if isinstance(compiled, ContentInvalid):
-                verdict: Verdict = Failed("content", retryable=False, detail=str(compiled))
-            else:
-                verdict = await self._channel.send(compiled, one.send)
+            verdict = await self._channel.send(compiled, one.send)
         except Exception as error:
             # A fault of ours with one message must neither stop the others nor leave it without an outcome.
             log.exception("send failed", delivery_id=one.send.delivery_id, recipient=one.send.recipient)
-            verdict = Failed("internal", retryable=False, detail=repr(error))
+            return Failed("internal", retryable=False, detail=repr(error))
         if isinstance(verdict, Unsure):
             log.warning(
                 "outcome unknown",
@@ -218,7 +227,10 @@ class SendService:
                 recipient=one.send.recipient,
                 because=verdict.detail,
             )
-        self._outbox.append((one.message, _result(one.send, verdict)))
+        return verdict
+
+    def _tell(self, told: list[tuple[Incoming, _Result | None]]) -> None:
+        self._outbox += told
         self._reported.set()
 
     async def _report(self, done: asyncio.Event) -> None:
@@ -242,16 +254,18 @@ class SendService:
         self._metrics.results_published.labels(self._channel_name, key).inc(len(found))
 
 
-def _result(send: Send, verdict: Verdict) -> results.Sent | results.Bounce | results.Error | None:
+def _result(send: Send, verdict: Verdict, at: datetime) -> _Result | None:
+    if isinstance(verdict, Accepted):
+        return results.Taken(
+            send.delivery_id, send.recipient, send.attempt, at, verdict.reply, verdict.provider_id
+        )
     common: dict[str, Any] = {
         "delivery_id": send.delivery_id,
         "recipient": send.recipient,
         "attempt": send.attempt,
-        "at": datetime.now(UTC),
+        "at": at,
     }
     match verdict:
-        case Accepted():
-            return results.Sent(**common, reply=verdict.reply, provider_id=verdict.provider_id)
         case Bounced():
             return results.Bounce(
                 **common,
