@@ -98,8 +98,8 @@ class Stats(Message):
     updated_at: Instant | None
     """When a counter last moved."""
     as_of: Instant
-    """The moment of the snapshot."""
+    """The moment of the snapshot; never before the request was published."""
     exact: bool
-    """True where the KPIs were recounted from the logs."""
+    """True where they were recounted from the logs; false for the live counters: that would take too long."""
     drift: dict[Text, int]
     """By KPI, recounted value less the live counter's, where they differed; repaired by this recount."""

@@ -222,8 +222,17 @@ class Worker:
         )
 
     def _stats(self) -> Service:
-        consumer = self._bulk_consumer(routing.STATS_QUEUE, 10)
-        return StatsService(consumer, self.publisher, self._dead(), self.db, self.metrics, shard=self.shard)
+        s = self.settings
+        return StatsService(
+            self._bulk_consumer(routing.STATS_QUEUE, 1_000),
+            self.publisher,
+            self._dead(),
+            self.db,
+            self.metrics,
+            deadline=min(s.stats_deadline, s.command_timeout),
+            at_once=max(s.database_pool // 4, 1),
+            shard=self.shard,
+        )
 
     def _events(self) -> Service:
         s = self.settings

@@ -127,6 +127,8 @@ class Settings(BaseSettings):
     """How long the recorder waits for a batch to fill once its first tracking event is there."""
     machine_rules_file: Path | None = None
     """A file of rules that tell machines from persons in tracking, instead of those that come along."""
+    stats_deadline: Annotated[float, Field(gt=0, le=3600)] = 20
+    """How long a recount may take, at most the command timeout; then the live counters are the answer."""
     breaker_minimum: Annotated[int, Field(ge=0)] = 100
     """How many recipients of a delivery must have been attempted before it may pause itself; 0 for never."""
     breaker_hard_bounce_pct: Annotated[float, Field(ge=0, le=100)] = 10

@@ -13,7 +13,7 @@ SELECT * FROM sendoff.deployment WHERE delivery_id = $1;
 
 -- name: recount
 -- Reads every outcome of the delivery once, by its key.
-SELECT now() AS as_of,
+SELECT now() AS as_of, d.cancelled_at,
        count(*) FILTER (WHERE o.status = 'sending') AS sending,
        count(*) FILTER (WHERE o.status = 'sent') AS sent,
        count(*) FILTER (WHERE o.status = 'bounced_hard') AS bounced_hard,
@@ -32,11 +32,14 @@ GROUP BY d.delivery_id, d.cancelled_at, d.to_deliver;
 
 -- name: repair_counters
 -- Adds the drift that one snapshot showed. Outcomes and counters that moved since moved together, so that the
--- difference still holds.
+-- difference still holds; not so when what was left was cancelled, which is computed from the counters, drift and
+-- all: then no row comes back, and it is to be counted again.
 INSERT INTO sendoff.delivery_counter AS c (
     delivery_id, shard, sending, sent, bounced_hard, bounced_soft, bounced_ignored, errors, unknown, excluded_late,
     cancelled, retrying)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+SELECT $1, $2, $4::int, $5::int, $6::int, $7::int, $8::int, $9::int, $10::int, $11::int, $12::int, $13::int
+FROM sendoff.delivery_record d
+WHERE d.delivery_id = $1 AND d.cancelled_at IS NOT DISTINCT FROM $3::timestamptz
 ON CONFLICT (delivery_id, shard) DO UPDATE
 SET sending = c.sending + excluded.sending,
     sent = c.sent + excluded.sent,
@@ -48,4 +51,5 @@ SET sending = c.sending + excluded.sending,
     excluded_late = c.excluded_late + excluded.excluded_late,
     cancelled = c.cancelled + excluded.cancelled,
     retrying = c.retrying + excluded.retrying,
-    updated_at = now();
+    updated_at = now()
+RETURNING c.delivery_id;

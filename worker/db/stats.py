@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
 
 from worker.db import deliveries
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from worker.db.pool import Database
+    from worker.db.pool import Database, Transaction
 
 COUNTED: Final = (
     "sending",
@@ -26,6 +29,12 @@ COUNTED: Final = (
 )
 """The counters that are recounted from the outcomes."""
 
+_SNAPSHOTS: Final = 3
+
+
+class TookTooLong(Exception):  # noqa: N818 - the name is the sentence
+    """A recount did not end within its deadline."""
+
 
 @dataclass(frozen=True, slots=True)
 class Recount:
@@ -36,28 +45,77 @@ class Recount:
         excluded_by_cause: What the preparation left out.
         as_of: The moment of the snapshot.
         drift: By counter, the recounted number less the counter's, where they differ.
+        exact: Whether it was recounted; else these are the live counters.
     """
 
     deployment: dict[str, Any]
     excluded_by_cause: dict[str, int]
     as_of: datetime
     drift: dict[str, int]
+    exact: bool = True
 
 
-async def recount(db: Database, delivery_id: int, shard: int) -> Recount | None:
-    """Recounts a delivery and repairs its counters; None where there is no such delivery."""
+async def recount(db: Database, delivery_id: int, shard: int, *, deadline: float) -> Recount | None:
+    """Recounts a delivery and repairs its counters.
+
+    Args:
+        db: The database.
+        delivery_id: The delivery.
+        shard: The counter row that a repair moves.
+        deadline: Seconds for everything, the wait for another's recount of the same delivery among them.
+
+    Returns:
+        None where there is no such delivery.
+
+    Raises:
+        TookTooLong: the deadline passed, or somebody cancelled the statement. Nothing was repaired.
+    """
     async with db.session() as session:
-        await session.execute("lock_stats", delivery_id)
         try:
-            async with session.connection.transaction(isolation="repeatable_read", readonly=True):
-                deployment = await session.fetchrow("read_deployment", delivery_id)
-                counted = await session.fetchrow("recount", delivery_id)
-                if deployment is None or counted is None:
-                    return None
-                causes = await deliveries.excluded_by_cause(session, delivery_id)
-            drift = {k: counted[k] - deployment[k] for k in COUNTED}
-            if any(drift.values()):
-                await session.execute("repair_counters", delivery_id, shard, *(drift[k] for k in COUNTED))
-        finally:
-            await session.execute("unlock_stats", delivery_id)
-    return Recount(dict(deployment), causes, counted["as_of"], {k: v for k, v in drift.items() if v})
+            async with asyncio.timeout(deadline):
+                await session.execute("lock_stats", delivery_id)
+                try:
+                    return await _recount(session, delivery_id, shard)
+                finally:
+                    await session.execute("unlock_stats", delivery_id)
+        except (TimeoutError, asyncpg.QueryCanceledError) as error:
+            raise TookTooLong from error
+
+
+async def live(db: Database, delivery_id: int) -> Recount | None:
+    """Reads the counters as they are, without a recount; None where there is no such delivery."""
+    async with db.transaction(isolation="repeatable_read", readonly=True) as tx:
+        deployment = await tx.fetchrow("read_deployment", delivery_id)
+        if deployment is None:
+            return None
+        causes = await deliveries.excluded_by_cause(tx, delivery_id)
+        return Recount(dict(deployment), causes, await deliveries.now(tx), {}, exact=False)
+
+
+async def _recount(session: Transaction, delivery_id: int, shard: int) -> Recount | None:
+    # What happens between a snapshot and its repair leaves the difference as it is, or is what the repair
+    # looks for, which happens once.
+    for _ in range(_SNAPSHOTS):
+        async with session.connection.transaction(isolation="repeatable_read", readonly=True):
+            deployment = await session.fetchrow("read_deployment", delivery_id)
+            counted = await session.fetchrow("recount", delivery_id)
+            if deployment is None or counted is None:
+                return None
+            causes = await deliveries.excluded_by_cause(session, delivery_id)
+        drift = {k: counted[k] - deployment[k] for k in COUNTED}
+        found = Recount(dict(deployment), causes, counted["as_of"], {k: v for k, v in drift.items() if v})
+        if not found.drift or await _repair(session, delivery_id, shard, counted["cancelled_at"], drift):
+            return found
+    raise AssertionError("a delivery is cancelled only once")
+
+
+async def _repair(
+    session: Transaction, delivery_id: int, shard: int, cancelled_at: datetime | None, drift: dict[str, int]
+) -> bool:
+    async with session.connection.transaction():
+        # A stop computes "the rest" from the counters, with this lock alone: all of the repair, or nothing.
+        await session.execute("lock_claims", delivery_id)
+        done = await session.fetchval(
+            "repair_counters", delivery_id, shard, cancelled_at, *(drift[k] for k in COUNTED)
+        )
+    return done is not None

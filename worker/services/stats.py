@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from pydantic import ValidationError
@@ -15,10 +16,11 @@ from worker.db import stats
 from worker.db.outage import outlast
 from worker.domain.confirm import unknown_delivery
 from worker.domain.kpis import derive
-from worker.services.requests import reply_to, take_each
+from worker.lifecycle import on_stop
+from worker.services.requests import reply_to
 
 if TYPE_CHECKING:
-    import asyncio
+    from collections.abc import Awaitable
 
     from worker.amqp.messages import Consumer, Incoming, Publisher
     from worker.db.pool import Database
@@ -27,9 +29,17 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_AT_ONCE: Final = 1_000
+"""Requests that are taken together: what the consumer prefetches."""
+
 
 class StatsService:
-    """Consumes requests for statistics, one after the other."""
+    """Consumes requests for statistics.
+
+    Who asks for the same delivery at the same time gets the same recount, and different deliveries are
+    recounted side by side. Who asks while one is under way waits for the next: no answer is older than its
+    question.
+    """
 
     name = "stats"
 
@@ -41,45 +51,106 @@ class StatsService:
         db: Database,
         metrics: Metrics,
         *,
+        deadline: float,
+        at_once: int,
         shard: int,
     ) -> None:
-        """Takes its parts; `shard` is the counter row that a repair moves."""
+        """Takes its parts.
+
+        Args:
+            consumer: Of the queue of requests; what it prefetches is answered together where it can be.
+            publisher: For the answers.
+            dead: For what cannot be answered.
+            db: The database.
+            metrics: Where to count.
+            deadline: Seconds for one recount; after them the live counters are the answer.
+            at_once: Deliveries that are recounted side by side, each over a connection.
+            shard: The counter row that a repair moves.
+        """
         self._metrics = metrics
         self._consumer = consumer
         self._publisher = publisher
         self._dead = dead
         self._db = db
+        self._deadline = deadline
+        self._room = asyncio.Semaphore(at_once)
         self._shard = shard
+        self._asking: dict[int, list[Incoming]] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answers requests until `stop`."""
-        await take_each(self._consumer, self._dead, self._handle, stop)
+        await self._consumer.start()
+        async with asyncio.TaskGroup() as group, on_stop(stop, self._consumer.stop):
+            while batch := await self._consumer.batch(_AT_ONCE):
+                for message in batch:
+                    self._take(message, group)
+        await self._consumer.close()
 
-    async def _handle(self, message: Incoming) -> None:
+    def _take(self, message: Incoming, group: asyncio.TaskGroup) -> None:
         try:
-            request = ComputeStats.model_validate_json(message.body)
+            number = ComputeStats.model_validate_json(message.body).delivery_id
         except ValidationError as error:
-            sentence = f"The request could not be read: {explain(error)}"
-            if not message.reply_to:
-                await self._dead.bury(message, sentence)
-                return
-            answer: Reply | Stats = _refusal(message, Status.INVALID, Reason.MALFORMED, sentence)
+            group.create_task(self._settle([message], self._refuse(message, error)))
+            return
+        if number in self._asking:
+            self._asking[number].append(message)
         else:
-            answer = await self._compute(request, message)
-        status, reason = (
-            (Status.ACCEPTED, "") if isinstance(answer, Stats) else (answer.status, answer.reason or "")
-        )
-        self._metrics.commands.labels(message.routing_key, status.value, reason).inc()
-        if message.reply_to:
-            kind = routing.TYPE_STATS if isinstance(answer, Stats) else routing.TYPE_REPLY
-            await reply_to(self._publisher, message, answer.model_dump_json().encode(), kind)
+            self._asking[number] = [message]
+            group.create_task(self._serve(number))
 
-    async def _compute(self, request: ComputeStats, message: Incoming) -> Stats | Reply:
-        number = request.delivery_id
-        found = await outlast(lambda: stats.recount(self._db, number, self._shard), "computing stats")
-        if found is None:
+    async def _serve(self, number: int) -> None:
+        """Answers whoever asks for a delivery, until nobody does."""
+        while self._asking[number]:
+            async with self._room:
+                asking, self._asking[number] = self._asking[number], []
+                await self._settle(asking, self._answer(asking, number))
+        del self._asking[number]
+
+    async def _settle(self, asking: list[Incoming], answering: Awaitable[None]) -> None:
+        try:
+            await answering
+        except Exception as error:
+            log.exception("request failed", routing_key=routing.COMPUTE_STATS, requests=len(asking))
+            for message in asking:
+                await self._dead.bury(message, f"It could not be handled: {error!r}")
+        self._consumer.settle(asking)
+
+    async def _refuse(self, message: Incoming, error: ValidationError) -> None:
+        sentence = f"The request could not be read: {explain(error)}"
+        if message.reply_to:
+            await self._reply(message, _refusal(message, Status.INVALID, Reason.MALFORMED, sentence))
+        else:
+            await self._dead.bury(message, sentence)
+
+    async def _answer(self, asking: list[Incoming], number: int) -> None:
+        answer = await self._compute(number)
+        if answer is None:
             unknown = unknown_delivery(number)
-            return _refusal(message, Status.REFUSED, unknown.reason, unknown.message, number)
+            refusals = (_refusal(m, Status.REFUSED, unknown.reason, unknown.message, number) for m in asking)
+            await asyncio.gather(*map(self._reply, asking, refusals))
+            return
+        body = answer.model_dump_json().encode()
+        self._metrics.commands.labels(routing.COMPUTE_STATS, answer.status.value, "").inc(len(asking))
+        told = [m for m in asking if m.reply_to]
+        await asyncio.gather(*(reply_to(self._publisher, m, body, routing.TYPE_STATS) for m in told))
+
+    async def _reply(self, message: Incoming, refusal: Reply) -> None:
+        self._metrics.commands.labels(routing.COMPUTE_STATS, refusal.status.value, refusal.reason).inc()
+        if message.reply_to:
+            body = refusal.model_dump_json().encode()
+            await reply_to(self._publisher, message, body, routing.TYPE_REPLY)
+
+    async def _compute(self, number: int) -> Stats | None:
+        try:
+            found = await outlast(
+                lambda: stats.recount(self._db, number, self._shard, deadline=self._deadline),
+                "computing stats",
+            )
+        except stats.TookTooLong:
+            log.warning("a recount took too long: the live counters are the answer", delivery_id=number)
+            found = await outlast(lambda: stats.live(self._db, number), "reading the live counters")
+        if found is None:
+            return None
         if found.drift:
             log.error("counters had drifted and were repaired", delivery_id=number, drift=found.drift)
             self._metrics.stats_drift.inc(sum(abs(by) for by in found.drift.values()))
@@ -96,7 +167,7 @@ class StatsService:
                 "preparation": row["preparation"] or None,
                 "excluded_by_cause": found.excluded_by_cause,
                 "as_of": found.as_of,
-                "exact": True,
+                "exact": found.exact,
                 "drift": found.drift,
             }
         )

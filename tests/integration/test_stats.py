@@ -1,0 +1,239 @@
+"""Compute stats: one snapshot for many who ask, a deadline, repairs beside a stop, and no drift ever."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from contracts import routing
+from tests.integration.test_outcome_law import RETRIES, Report, snapshot
+from tests.integration.test_results import confirmed, result
+from tests.integration.test_retries import counted
+from tests.stack import until
+from worker.db import outcomes, stats
+from worker.domain.outcomes import facts
+
+if TYPE_CHECKING:
+    from aio_pika.abc import AbstractQueue
+
+    from tests.stack import Stack
+
+PARTS = (
+    "sent",
+    "bounced",
+    "errors",
+    "unknown",
+    "excluded_late",
+    "cancelled",
+    "retrying",
+    "sending",
+    "pending",
+)
+
+
+class Asker:
+    """Asks many times and collects the answers."""
+
+    def __init__(self, stack: Stack, answers: AbstractQueue) -> None:
+        self.stack = stack
+        self.answers = answers
+        self.asked: dict[str, datetime] = {}
+
+    @classmethod
+    async def open(cls, stack: Stack) -> Asker:
+        return cls(stack, await stack.channel.declare_queue(exclusive=True))
+
+    async def ask(self, body: bytes | dict[str, Any]) -> str:
+        name = f"q{len(self.asked)}"
+        self.asked[name] = datetime.now(UTC)
+        await self.stack.publish(
+            routing.COMMANDS,
+            routing.COMPUTE_STATS,
+            body,
+            reply_to=self.answers.name,
+            message_id=name,
+            correlation_id=name,
+        )
+        return name
+
+    async def heard(self, count: int) -> dict[str, dict[str, Any]]:
+        """Waits for so many answers; no question gets two, and no snapshot is older than its question."""
+        found: dict[str, dict[str, Any]] = {}
+        async with asyncio.timeout(30):
+            async with self.answers.iterator(no_ack=True) as messages:
+                async for message in messages:
+                    name = str(message.correlation_id)
+                    assert name not in found
+                    found[name] = json.loads(message.body)
+                    if "as_of" in found[name]:
+                        assert datetime.fromisoformat(found[name]["as_of"]) >= self.asked[name]
+                    if len(found) == count:
+                        return found
+        raise AssertionError("unreachable")
+
+
+def balanced(answer: dict[str, Any]) -> bool:
+    return bool(answer["to_deliver"] == sum(answer[p] for p in PARTS)) and min(answer[p] for p in PARTS) >= 0
+
+
+async def blocked(stack: Stack, event: str) -> bool:
+    query = "SELECT FROM pg_stat_activity WHERE wait_event = $1 AND datname = current_database()"
+    return bool(await stack.rows(query, event))
+
+
+async def test_a_flood_is_answered_by_a_few_recounts(stack: Stack) -> None:
+    number, other = await confirmed(stack, 3), await confirmed(stack, 2)
+    asker = await Asker.open(stack)
+    await asyncio.gather(*(asker.ask({"delivery_id": number}) for _ in range(1_000)))
+    await asker.ask({"delivery_id": other})
+    await asker.ask({"delivery_id": 4711})
+    await asker.ask(b"{")
+    async with stack.running("stats"):
+        answers = await asker.heard(1_003)
+        own = [a for a in answers.values() if a.get("delivery_id") == number]
+        assert len(own) == 1_000
+        assert all(a["to_deliver"] == 3 and a["exact"] for a in own)
+        assert len({a["as_of"] for a in own}) < 50
+        rest = [answers[f"q{i}"] for i in (1_000, 1_001, 1_002)]
+        assert [a.get("reason", a.get("to_deliver")) for a in rest] == [2, "delivery_unknown", "malformed"]
+        assert rest[1]["command_id"] == "q1001"
+
+        async def empty() -> bool:
+            return await stack.depth(routing.STATS_QUEUE) == 0
+
+        await until(empty)
+
+
+async def test_who_asks_during_a_recount_waits_for_the_next(stack: Stack) -> None:
+    number = await confirmed(stack, 2)
+    asker = await Asker.open(stack)
+    async with stack.running("stats"):
+        async with stack.db.transaction() as tx:
+            # The snapshot is taken, and what comes after it in the recount is held up.
+            await tx.connection.execute("LOCK TABLE sendoff.exclusion")
+            first = await asker.ask({"delivery_id": number})
+            await until(lambda: blocked(stack, "relation"))
+            await outcomes.record(
+                stack.db, number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES, 0
+            )
+            late = [await asker.ask({"delivery_id": number}) for _ in range(5)]
+        answers = await asker.heard(6)
+    assert answers[first]["sent"] == 0
+    assert [answers[name]["sent"] for name in late] == [1] * 5
+    assert all(a["drift"] == {} for a in answers.values())
+
+
+async def test_deliveries_are_recounted_side_by_side(stack: Stack) -> None:
+    held, free = await confirmed(stack, 2), await confirmed(stack, 3)
+    asker = await Asker.open(stack)
+    async with stack.running("stats"):
+        async with stack.db.session() as session:
+            await session.execute("lock_stats", held)
+            await asker.ask({"delivery_id": held})
+            await until(lambda: blocked(stack, "advisory"))
+            name = await asker.ask({"delivery_id": free})
+            assert (await asker.heard(1))[name]["to_deliver"] == 3
+            await session.execute("unlock_stats", held)
+        assert (await asker.heard(1))["q0"]["to_deliver"] == 2
+
+
+async def test_a_recount_that_takes_too_long_is_cancelled_and_answered_from_the_counters(
+    stack: Stack,
+) -> None:
+    number = await confirmed(stack, 4)
+    await outcomes.record(stack.db, number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES, 0)
+    async with stack.running("stats", stats_deadline=0.5):
+        async with stack.db.transaction() as tx:
+            await tx.connection.execute("LOCK TABLE sendoff.outcome")
+            answer = await stack.request(routing.COMPUTE_STATS, {"delivery_id": number})
+            assert not await blocked(stack, "relation")
+        assert (answer["status"], answer["exact"], answer["drift"]) == ("accepted", False, {})
+        assert (answer["sent"], answer["pending"], answer["sent_pct"]) == (1, 3, 25)
+        answer = await stack.request(routing.COMPUTE_STATS, {"delivery_id": number})
+    assert (answer["exact"], answer["sent"]) == (True, 1)
+
+
+async def test_a_repair_that_races_with_a_stop_leaves_no_drift(stack: Stack) -> None:
+    number = await confirmed(stack, 5)
+    await outcomes.record(stack.db, number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES, 0)
+    async with stack.db.transaction() as tx:
+        await tx.connection.execute(
+            "UPDATE sendoff.delivery_counter SET sent = sent + 2, errors = errors - 1"
+        )
+    async with stack.db.transaction() as tx:
+        await outcomes.close_claims(tx, number)
+        repairing = asyncio.create_task(stats.recount(stack.db, number, 3, deadline=20))
+        await until(lambda: blocked(stack, "advisory"))
+        await outcomes.cancel_remaining(tx, number, 5)
+    found = await repairing
+    assert found is not None
+    assert found.drift == {"sent": -2, "errors": 1, "cancelled": 1}
+    row, _ = await snapshot(stack, number)
+    assert (row["sent"], row["cancelled"], row["pending"]) == (1, 4, 0)
+    again = await stats.recount(stack.db, number, 3, deadline=20)
+    assert again is not None
+    assert again.drift == {}
+
+
+async def test_under_load_every_answer_is_exact_and_every_look_agrees(stack: Stack) -> None:
+    """A recount finds no drift while results pour in, and a reader never sees counters and rows apart."""
+    number = await stack.prepare(4_000)
+    asker = await Asker.open(stack)
+    over = asyncio.Event()
+    seen: list[int] = []
+
+    async def watch() -> None:
+        while not over.is_set():
+            row, rows = await snapshot(stack, number)
+            seen.append(row["sent"])
+            assert len(rows) == row["to_deliver"] - row["pending"]
+
+    async with (
+        stack.running(result_batch=50, send_batch=50, page_size=200),
+        stack.running("send", "results", result_batch=20, send_batch=50),
+        stack.running("results", "stats", result_batch=70),
+    ):
+        await stack.confirm(number)
+        watching = asyncio.create_task(watch())
+        answers: list[dict[str, Any]] = []
+        while not await counted(stack, number, state="finished"):
+            name = await asker.ask({"delivery_id": number})
+            answers.append((await asker.heard(1))[name])
+        over.set()
+        await watching
+        name = await asker.ask({"delivery_id": number})
+        last = (await asker.heard(1))[name]
+    assert (last["sent"], last["drift"]) == (4_000, {})
+    assert answers
+    assert all(balanced(a) and a["exact"] and a["drift"] == {} for a in answers)
+    assert [a["sent"] for a in answers] == sorted(a["sent"] for a in answers)
+    assert seen == sorted(seen)
+    assert len({sent for sent in seen if 0 < sent < 4_000}) > 0
+
+
+async def test_an_outcome_is_there_for_readers_once_its_result_is_committed(stack: Stack) -> None:
+    number = await confirmed(stack, 50)
+    for recipient in range(1, 51):
+        kind = ("sent", "hard", "error")[recipient % 3]
+        known = facts(Report(recipient, 1, kind).result(number))
+        await outcomes.record(stack.db, number, {recipient: known}, RETRIES, recipient % 16)
+        row, rows = await snapshot(stack, number)
+        assert (row["sent"] + row["bounced"] + row["errors"], len(rows)) == (recipient, recipient)
+
+
+async def test_recounts_of_two_processes_repair_a_drift_once(stack: Stack) -> None:
+    number = await confirmed(stack, 3)
+    async with stack.running("results", "stats"), stack.running("stats"):
+        await stack.publish(routing.RESULTS, "sent", result(number, 1))
+        await until(lambda: counted(stack, number, sent=1))
+        async with stack.db.transaction() as tx:
+            await tx.connection.execute("UPDATE sendoff.delivery_counter SET sent = sent + 7")
+        asker = await Asker.open(stack)
+        await asyncio.gather(*(asker.ask({"delivery_id": number}) for _ in range(20)))
+        answers = await asker.heard(20)
+    drifted = {a["as_of"] for a in answers.values() if a["drift"]}
+    assert len(drifted) == 1
+    assert all(a["sent"] == 1 for a in answers.values())
+    assert (await stack.deployment(number))["sent"] == 1
