@@ -42,7 +42,7 @@ down: ## stop just those, and remove their data
 schemas: venv ## write contracts/schemas and contracts/asyncapi.yaml from the models
 	$(BIN)/python dev/generate_contracts.py
 
-bench: venv ## measure against other frameworks doing the same job, on servers of its own
+bench: venv ## measure against other frameworks doing the same job (ARGS='--quick', ARGS='null peers')
 	@$(SERVERS) run -- $(BIN)/python -m tests.bench $(ARGS)
 
 venv: .venv/built ## build .venv from the hashed lock, if it is not there or is out of date
@@ -62,7 +62,8 @@ lock: venv ## resolve requirements.lock and requirements-dev.lock anew
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/$(UV_COMPILE) pyproject.toml --output-file requirements.lock
 	$(BIN)/$(UV_COMPILE) pyproject.toml --group dev --output-file requirements-dev.lock
+	$(BIN)/$(UV_COMPILE) tests/bench/peers/requirements.in --output-file tests/bench/peers/requirements.lock
 
 clean: down ## stop the servers and remove everything that was built
-	rm -rf .venv .dev build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-peers .dev build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,218 +1,97 @@
-"""`make bench`: recipients per second from the confirmation to the last outcome durable in Postgres.
+"""`make bench`: this project, its parts, other frameworks doing the same job, and the ceilings, side by side.
 
-Every service runs in a process of its own, as in production, beside the broker and the database on the same
-machine. Absolute figures belong to that machine and that minute; compare what one run prints.
+Everything is measured round by round, so that a machine whose speed drifts does so for all of it; absolute
+figures belong to that machine and that hour, ratios are what to compare. Each service runs in a process of
+its own, as in production, beside the broker and the database on the same machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import os
-import statistics
-import subprocess
 import sys
-import tempfile
-import time
-from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import uvloop
 from rich.console import Console
-from rich.table import Table
 
-from contracts.commands import Confirm, Reply, Status
-from contracts.routing import CONFIRM, Names
-from worker.amqp import topology
-from worker.amqp.client import ask
-from worker.amqp.connection import open_connection
-from worker.db.migrate import migrate
-from worker.db.pool import open_database
-from worker.lifecycle import pause
-from worker.services import prepare as preparing
-from worker.settings import Settings, read_settings
+from tests.bench import plan
+from tests.bench.installation import Installation
+from tests.bench.machine import CaseFailed, Measured, describe
+from tests.bench.summary import sheets
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Sequence
 
-    import asyncpg
-    from aio_pika.abc import AbstractRobustConnection
-
-    from worker.db.pool import Database
-
-_PROCESSES = (("confirm", "stats", "schedule"), ("fanout",), ("send",), ("results",))
-_MAIL = """
-[email]
-from = "News <news@example.org>"
-subject = "Hello {{ first_name }}"
-text = "Dear {{ first_name }} of {{ city }}, this is what is new."
-html = "<p>Dear {{ first_name }} of {{ city }},</p><p>this is what is new.</p>"
-"""
+    from tests.bench.machine import Case
 
 
-@dataclass(frozen=True)
-class Run:
-    """One delivery: how long it took, and what it cost."""
-
-    seconds: float
-    cpu_seconds: float
-    peak_mib: float
+def say(line: str) -> None:
+    """Tells a person how far it is."""
+    print(f"bench: {line}", file=sys.stderr, flush=True)  # noqa: T201
 
 
-@contextmanager
-def workers() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Runs each service in a process of its own."""
-    quiet = os.environ | {"SENDOFF_LOG_LEVEL": "warning"}
-    started = [
-        subprocess.Popen([sys.executable, "-m", "worker", "run", *names], env=quiet) for names in _PROCESSES
-    ]
-    try:
-        yield started
-    finally:
-        for process in started:
-            process.terminate()
-        for process in started:
-            process.wait(timeout=60)
+async def measure(cases: Sequence[Case]) -> tuple[dict[str, list[Measured]], list[str]]:
+    """Runs every case, round by round.
+
+    Returns:
+        What each came to, by its name, and in sentences what could not be measured.
+    """
+    results: dict[str, list[Measured]] = {}
+    faults: dict[str, str] = {}
+    for number in range(max((case.rounds for case in cases), default=0)):
+        for case in cases:
+            if number >= case.rounds or case.name in faults:
+                continue
+            try:
+                measured = await case.run()
+            except (CaseFailed, TimeoutError) as error:
+                faults[case.name] = f"{case.name}: {error or 'It took too long.'}"
+                say(faults[case.name])
+                continue
+            results.setdefault(case.name, []).append(measured)
+            say(f"round {number + 1}: {case.name}: {plan.told(measured)}")
+    return results, list(faults.values())
 
 
-def cpu_seconds(pid: int) -> float:
-    """Returns the processor time that a process has used (proc(5), fields 14 and 15 of stat)."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+async def run(chosen: Sequence[str], sizes: plan.Sizes) -> tuple[list[str], str]:
+    """Measures the chosen parts and prints them; returns notes, and all of it as Markdown."""
+    async with Installation.open() as installation:
+        cases, notes = plan.cases(installation, chosen, sizes)
+        results, faults = await measure(cases)
+    found = sheets(cases, results)
+    console = Console(width=140)
+    console.print(describe())
+    for sheet in found:
+        sheet.print(console)
+    return notes + faults, "\n".join([describe(), "", *(sheet.markdown() for sheet in found)])
 
 
-def peak_mib(pid: int) -> float:
-    """Returns the most memory that a process has held at once."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
-
-
-class Bench:
-    """Prepares, confirms and waits, once per run."""
-
-    def __init__(
-        self, settings: Settings, db: Database, connection: AbstractRobustConnection, folder: Path
-    ) -> None:
-        self._settings = settings
-        self._db = db
-        self._connection = connection
-        self._folder = folder
-
-    async def run(self, channel: str, recipients: int) -> Run:
-        number = await self._prepare(channel, recipients)
-        with workers() as processes:
-            await self._warm_up()
-            before = sum(cpu_seconds(p.pid) for p in processes)
-            started = time.perf_counter()
-            await self._confirm(number)
-            row = await self._finished(number)
-            seconds = time.perf_counter() - started
-            cpu = sum(cpu_seconds(p.pid) for p in processes) - before
-            memory = max(peak_mib(p.pid) for p in processes)
-        if row["sent"] != recipients:
-            raise SystemExit(f"{row['sent']} of {recipients} recipients were sent to.")
-        return Run(seconds, cpu, memory)
-
-    async def _prepare(self, channel: str, recipients: int) -> int:
-        file, csv = self._folder / "delivery.toml", self._folder / "recipients.csv"
-        file.write_text(f'label = "Bench"\nchannel = "{channel}"\n{_MAIL}')
-        with csv.open("w") as rows:
-            rows.write("address,first_name,city,plan,language\n")
-            rows.writelines(
-                f"user{i:07d}@mail.example.org,Ekaterina,Nizhny Novgorod,premium,ru\n"
-                for i in range(recipients)
-            )
-        request = preparing.Request(file, csv, "ana", None, self._settings.channels)
-        return (await preparing.prepare(self._db, request)).delivery_id
-
-    async def _warm_up(self) -> None:
-        """Sends to one recipient, so that every service is connected and has its plans at hand."""
-        number = await self._prepare("null", 1)
-        await self._confirm(number)
-        await self._finished(number)
-
-    async def _finished(self, number: int) -> asyncpg.Record:
-        never = asyncio.Event()
-        while True:
-            row = await self._db.fetchrow("read_deployment", number)
-            if row is not None and row["state"] == "finished":
-                return row
-            await pause(never, 0.02)
-
-    async def _confirm(self, number: int) -> None:
-        command = Confirm(delivery_id=number, operator="ana", preparation=1, definitive=True)
-        body = command.model_dump_json().encode()
-        names = Names(self._settings.queue_prefix)
-        reply = Reply.model_validate_json(await ask(self._connection, names, CONFIRM, body, timeout=30))
-        if reply.status is not Status.ACCEPTED:
-            raise SystemExit(reply.message)
-
-
-async def measure(cases: list[tuple[str, int]], rounds: int) -> dict[tuple[str, int], list[Run]]:
-    """Runs every case, round by round, so that a machine that changes its speed does so for all of them."""
-    settings = read_settings()
-    await migrate(settings.database_url, timeout=settings.connect_timeout)
-    async with AsyncExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        connection = await open_connection(settings.amqp_url, name="bench", timeout=settings.connect_timeout)
-        await stack.enter_async_context(connection)
-        await topology.declare(connection, Names(settings.queue_prefix), settings.channels)
-        db = await open_database(
-            settings.database_url,
-            size=3,
-            connect_timeout=10,
-            command_timeout=600,
-            application="sendoff bench",
-        )
-        stack.push_async_callback(db.close)
-        async with db.transaction() as tx:
-            await tx.execute("add_operator", "ana")
-            await tx.execute("grant_role", "ana", "start_deliveries")
-        bench = Bench(settings, db, connection, folder)
-        runs: dict[tuple[str, int], list[Run]] = {case: [] for case in cases}
-        for _ in range(rounds):
-            for case in cases:
-                runs[case].append(await bench.run(*case))
-    return runs
-
-
-def show(runs: dict[tuple[str, int], list[Run]]) -> None:
-    """Prints the median of each case, with its spread."""
-    table = Table(title="From the confirmation to the last outcome durable")
-    for heading in (
-        "channel",
-        "recipients",
-        "recipients/s",
-        "spread",
-        "worker CPU µs each",
-        "peak MiB",
-        "runs",
-    ):
-        table.add_column(heading, justify="left" if heading == "channel" else "right")
-    for (channel, recipients), found in runs.items():
-        rates = [recipients / run.seconds for run in found]
-        table.add_row(
-            channel,
-            f"{recipients:,}",
-            f"{statistics.median(rates):,.0f}",
-            f"{min(rates):,.0f}-{max(rates):,.0f}",
-            f"{statistics.median(run.cpu_seconds for run in found) / recipients * 1e6:,.0f}",
-            f"{max(run.peak_mib for run in found):,.0f}",
-            f"{len(found)}",
-        )
-    console = Console()
-    console.print(table, width=max(console.width, 100), crop=False)
-
-
-def main() -> None:
-    """Reads the sizes and prints the table."""
+def main() -> int:
+    """Reads what to measure, and prints it."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
-    parser.add_argument("--recipients", type=int, default=20_000, help="over the null channel")
-    parser.add_argument("--mails", type=int, default=5_000, help="over SMTP, to the local sink")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(plan.PARTS)}; none means all")
+    parser.add_argument("--quick", action="store_true", help="small sizes and one round: three minutes")
+    parser.add_argument("--rounds", type=int, help="how often each is measured")
+    parser.add_argument("--markdown", type=Path, help="a file for the tables")
     options = parser.parse_args()
-    show(asyncio.run(measure([("null", options.recipients), ("email", options.mails)], options.rounds)))
+    unknown = [part for part in options.parts if part not in plan.PARTS]
+    if unknown:
+        parser.error(f"There is no part {', '.join(unknown)}. The parts are {', '.join(plan.PARTS)}.")
+    sizes = plan.QUICK if options.quick else plan.FULL
+    if options.rounds:
+        sizes = sizes.with_rounds(options.rounds)
+    notes, markdown = uvloop.run(run(options.parts or plan.PARTS, sizes))
+    for note in notes:
+        say(note)
+    if options.markdown:
+        options.markdown.write_text(markdown)
+    return 0
 
 
-main()
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        say("interrupted; everything that was started has ended")
+        sys.exit(130)
