@@ -120,5 +120,5 @@ class EmailContent(BaseModel):
 
 def control_character(value: str) -> str | None:
     """Finds a line break or another control character, which may not stand in a header."""
-    found = _CONTROL.search(value)
+    found = None if value.isprintable() else _CONTROL.search(value)
     return found.group() if found else None

@@ -67,7 +67,8 @@ class EmailChannel:
         """
         try:
             checked = EmailContent.model_validate(content)
-            return Compiled(Renderer(checked), MessageBuilder(checked))
+            renderer = Renderer(checked)
+            return Compiled(renderer, MessageBuilder(checked, renderer.fixed))
         except ValidationError as error:
             raise ContentInvalid(explain(error)) from error
         except RenderFailed as error:
