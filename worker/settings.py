@@ -146,6 +146,8 @@ class Settings(BaseSettings):
     """How long until the 2nd, 3rd, … attempt, as `publishers` is written; the last holds for all further."""
     partition_period: Annotated[float, Field(ge=3_600)] = 2_592_000
     """How long new deliveries go into one set of partitions, which is what retention drops: 30 days."""
+    retention: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,4}d)?$")] = ""
+    """How long ago what `sendoff retention` removes must have ended, such as `400d`; it runs when told to."""
     tick: Annotated[float, Field(gt=0, le=60)] = 1
     """How often the scheduler looks at what is due."""
 

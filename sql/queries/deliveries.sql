@@ -3,7 +3,7 @@
 -- name: read_delivery_for_update
 -- Locks the one row that every command and every move of state goes through, so that they take turns.
 SELECT delivery_id, label, channel, state, preparation, to_deliver, contact_date, time_zone, valid_for, valid_until,
-       confirmed_at, late_limit, messages_per_hour,
+       confirmed_at, late_limit, messages_per_hour, purged_at,
        (SELECT max(due_at) FROM sendoff.delivery_wave w WHERE w.delivery_id = d.delivery_id) AS last_due_at
 FROM sendoff.delivery_record d
 WHERE delivery_id = $1

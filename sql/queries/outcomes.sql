@@ -89,5 +89,6 @@ SELECT count(*)::int AS moved FROM moved;
 
 -- name: read_audience_size
 -- For results that may be for nobody: how many recipients the confirmed delivery has; no row where there is
--- no such delivery or it was never confirmed.
-SELECT to_deliver FROM sendoff.delivery_record WHERE delivery_id = $1 AND confirmed_at IS NOT NULL;
+-- no such delivery, it was never confirmed, or has left by retention.
+SELECT to_deliver FROM sendoff.delivery_record
+WHERE delivery_id = $1 AND confirmed_at IS NOT NULL AND purged_at IS NULL;

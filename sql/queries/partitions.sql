@@ -4,11 +4,12 @@
 SELECT sendoff.open_partition_set($1);
 
 -- name: read_missing_partitions
--- What of a set is not there, or was to be detached and is so by half: rows could not be put in, or would be lost.
+-- What of a set is not there, or was to be detached and is so by half: rows cannot be put in. Retention removes sets
+-- that are leaving.
 SELECT t.name || '_' || s.first_id AS partition
 FROM sendoff.partition_set s
 CROSS JOIN sendoff.partitioned_table t
-WHERE NOT EXISTS (
+WHERE s.leaving_at IS NULL AND NOT EXISTS (
     SELECT FROM pg_inherits i
     WHERE i.inhparent = to_regclass('sendoff.' || t.name)
       AND i.inhrelid = to_regclass('sendoff.' || t.name || '_' || s.first_id) AND NOT i.inhdetachpending)

@@ -1,7 +1,7 @@
 -- What people read through the command line.
 
--- name: read_recipient_count
-SELECT to_deliver FROM sendoff.delivery WHERE delivery_id = $1;
+-- name: read_audience
+SELECT to_deliver, purged_at FROM sendoff.delivery WHERE delivery_id = $1;
 
 -- name: read_sending_log
 -- A range of recipients, not a cursor over all: numbers are dense, so a range is a page, and a reader who takes

@@ -13,7 +13,7 @@ SELECT * FROM sendoff.deployment WHERE delivery_id = $1;
 
 -- name: recount
 -- Reads every outcome of the delivery once, by its key.
-SELECT now() AS as_of, d.cancelled_at,
+SELECT now() AS as_of, d.cancelled_at, d.purged_at IS NOT NULL AS purged,
        count(*) FILTER (WHERE o.status = 'sending') AS sending,
        count(*) FILTER (WHERE o.status = 'sent') AS sent,
        count(*) FILTER (WHERE o.status = 'bounced_hard') AS bounced_hard,
@@ -28,7 +28,7 @@ SELECT now() AS as_of, d.cancelled_at,
 FROM sendoff.delivery_record d
 LEFT JOIN sendoff.outcome o ON o.delivery_id = d.delivery_id
 WHERE d.delivery_id = $1
-GROUP BY d.delivery_id, d.cancelled_at, d.to_deliver;
+GROUP BY d.delivery_id, d.cancelled_at, d.to_deliver, d.purged_at;
 
 -- name: repair_counters
 -- Adds the drift that one snapshot showed. Outcomes and counters that moved since moved together, so that the

@@ -17,7 +17,20 @@ from worker.amqp.client import NoAnswer
 from worker.amqp.connection import BrokerForbids, BrokerUnreachable
 from worker.amqp.messages import Unroutable
 from worker.amqp.topology import TopologyMismatch
-from worker.cli import check, control, dead, log, migrate, operators, prepare, run, stats, unknown, watch
+from worker.cli import (
+    check,
+    control,
+    dead,
+    log,
+    migrate,
+    operators,
+    prepare,
+    retention,
+    run,
+    stats,
+    unknown,
+    watch,
+)
 from worker.cli.common import CommandRefused
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch
 from worker.lifecycle import ServiceDied
@@ -63,6 +76,7 @@ app.command("stats")(stats.stats)
 app.command("watch")(watch.watch)
 app.command("log")(log.log)
 app.command("unknown")(unknown.unknown)
+app.command("retention")(retention.retention)
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from worker.cli.asking import DeliveryArgument
 from worker.cli.common import CommandRefused, database
 from worker.cli.show import console, discard_output, number, plain, words
 from worker.db import reading
+from worker.domain.confirm import left_by_retention
 from worker.settings import Settings, read_settings
 
 if TYPE_CHECKING:
@@ -67,9 +68,12 @@ def log(
 
 async def _log(settings: Settings, delivery_id: int, status: Status | None, form: Format) -> None:
     async with database(settings) as db:
-        recipients = await reading.recipient_count(db, delivery_id)
-        if recipients is None:
+        found = await reading.audience(db, delivery_id)
+        if found is None:
             raise CommandRefused(f"There is no delivery {delivery_id}.")
+        recipients, purged_at = found
+        if purged_at is not None:
+            raise CommandRefused(left_by_retention(delivery_id, purged_at))
         try:
             await _WRITERS[form](reading.sending_log(db, delivery_id, recipients, status))
             sys.stdout.flush()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from datetime import datetime
 
     import asyncpg
 
@@ -28,10 +29,10 @@ async def deployment(db: Database, delivery_id: int) -> dict[str, Any] | None:
     return dict(row) if row else None
 
 
-async def recipient_count(db: Database, delivery_id: int) -> int | None:
-    """Returns how many recipients a delivery has; None where there is no such delivery."""
-    count: int | None = await db.fetchval("read_recipient_count", delivery_id)
-    return count
+async def audience(db: Database, delivery_id: int) -> tuple[int, datetime | None] | None:
+    """Returns how many recipients a delivery has, and when they left by retention; None for no delivery."""
+    row = await db.fetchrow("read_audience", delivery_id)
+    return (row["to_deliver"], row["purged_at"]) if row else None
 
 
 async def sending_log(

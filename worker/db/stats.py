@@ -102,6 +102,8 @@ async def _recount(session: Transaction, delivery_id: int, shard: int) -> Recoun
             if deployment is None or counted is None:
                 return None
             causes = await deliveries.excluded_by_cause(session, delivery_id)
+        if counted["purged"]:  # its outcomes have left by retention: the counters are all that is known
+            return Recount(dict(deployment), causes, counted["as_of"], {}, exact=False)
         drift = {k: counted[k] - deployment[k] for k in COUNTED}
         found = Recount(dict(deployment), causes, counted["as_of"], {k: v for k, v in drift.items() if v})
         if not found.drift or await _repair(session, delivery_id, shard, counted["cancelled_at"], drift):

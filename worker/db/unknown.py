@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 async def batches(db: Database, delivery_id: int, size: int) -> AsyncIterator[list[int]]:
     """Yields the recipients whose outcome is unknown, by ranges of the audience; none for none."""
-    recipients = await reading.recipient_count(db, delivery_id) or 0
+    recipients, _ = await reading.audience(db, delivery_id) or (0, None)
     for first in range(1, recipients + 1, size):
         rows = await db.fetch("read_unknown", delivery_id, first, first + size - 1)
         if rows:

@@ -57,6 +57,8 @@ class Delivery:
     messages_per_hour: int | None = None
     last_due_at: datetime | None = None
     """When the last recipients with a time of their own are due; None where there are none."""
+    purged_at: datetime | None = None
+    """When its recipients left by retention; None where they are there."""
 
     def too_late(self, now: datetime) -> str | None:
         """Says why it may not start any more, or None where it may.
@@ -126,6 +128,8 @@ def check_confirm(  # noqa: PLR0911 - one return for each rule, in their order
         return refused
     if delivery is None:
         return unknown_delivery(command.delivery_id)
+    if delivery.purged_at is not None:
+        return Refused(Reason.WRONG_STATE, left_by_retention(delivery.delivery_id, delivery.purged_at))
     if delivery.state not in sources(Move.CONFIRM):
         return _not_confirmable(delivery)
     if command.definitive and command.preparation != delivery.preparation:
@@ -163,6 +167,14 @@ def check_confirm(  # noqa: PLR0911 - one return for each rule, in their order
 def unknown_delivery(delivery_id: int) -> Refused:
     """Refuses a command for a delivery that does not exist."""
     return Refused(Reason.DELIVERY_UNKNOWN, f"There is no delivery {delivery_id}.")
+
+
+def left_by_retention(delivery_id: int, purged_at: datetime) -> str:
+    """Says that nothing can be done with a delivery any more, nor its log be read."""
+    return (
+        f"The recipients and the log of delivery {delivery_id} left by retention at {_shown(purged_at)};"
+        " its KPIs are kept."
+    )
 
 
 def validity_end(delivery: Delivery, now: datetime) -> datetime:

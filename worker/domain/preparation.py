@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from contracts.states import State
-from worker.domain.confirm import Role, words
+from worker.domain.confirm import Role, left_by_retention, words
 from worker.domain.states import Move, sources
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from worker.domain.confirm import Operator
 
 
@@ -31,11 +33,13 @@ def refuse_operator(operator: Operator | None, name: str) -> str | None:
     return None
 
 
-def refuse_state(delivery_id: int, state: State) -> str | None:
-    """Refuses a delivery that was confirmed or has ended.
+def refuse_state(delivery_id: int, state: State, purged_at: datetime | None = None) -> str | None:
+    """Refuses a delivery that was confirmed, has ended, or has left by retention.
 
     A delivery that is being prepared passes: whether somebody is at it is told by a lock, not by the state.
     """
+    if purged_at is not None:
+        return f"{left_by_retention(delivery_id, purged_at)} Leave out --delivery to prepare it as a new one."
     if state in (*sources(Move.PREPARE), State.PREPARING):
         return None
     return (

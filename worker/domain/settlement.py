@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from contracts.commands import Reason
-from worker.domain.confirm import Refused, authorise, unknown_delivery, words
+from worker.domain.confirm import Refused, authorise, left_by_retention, unknown_delivery, words
 from worker.domain.states import UNDER_WAY, Move, sources
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Settlement(StrEnum):
     """It did not go out, and is not to."""
 
 
-def check_settlement(
+def check_settlement(  # noqa: PLR0911 - one return for each rule, in their order
     how: Settlement,
     operator: Operator | None,
     name: str,
@@ -52,6 +52,8 @@ def check_settlement(
         return refused
     if delivery is None:
         return unknown_delivery(delivery_id)
+    if delivery.purged_at is not None:
+        return Refused(Reason.WRONG_STATE, left_by_retention(delivery_id, delivery.purged_at))
     if how is not Settlement.RESEND:
         return None
     if delivery.state not in (*UNDER_WAY, *sources(Move.RESEND)):

@@ -110,7 +110,7 @@ async def _guard(tx: Transaction, request: Request) -> State:
     delivery = await deliveries.read_for_update(tx, request.delivery_id)
     if delivery is None:
         raise PreparationRefused(f"There is no delivery {request.delivery_id}.")
-    refusal = refuse_state(request.delivery_id, delivery.state)
+    refusal = refuse_state(request.delivery_id, delivery.state, delivery.purged_at)
     if refusal is not None:
         raise PreparationRefused(refusal)
     await _lock(tx, request.delivery_id)

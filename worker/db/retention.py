@@ -1,0 +1,126 @@
+"""Sets of partitions that leave: which, what holds them back, and the steps that take them away."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+
+from worker.db.pool import COLLIDED
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from worker.db.pool import Transaction
+
+_IDS_AT_ONCE: Final = 1_000
+"""Delivery ids whose pages are deleted in one statement: up to some thousand rows each."""
+
+_PATIENCE: Final = "5s"
+"""How long a step may wait for a lock; then it is tried again, so that whoever queues behind it gets on."""
+
+_TRIES: Final = 60
+"""How often steps are tried again: a preparation of some million recipients ends meanwhile."""
+
+
+class StillInUse(Exception):  # noqa: N818 - the name is the sentence
+    """A partition is being read or written for longer than we wait; what is done so far stays done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A delivery that holds its set back."""
+
+    delivery_id: int
+    state: str
+    since: datetime | None
+    """When it ended or, never confirmed, was last touched; None where it is under way."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartitionSet:
+    """A set, and whether it may leave."""
+
+    first_id: int
+    last_id: int
+    opened_at: datetime
+    leaving: bool
+    """It was marked before, and not removed wholly."""
+    newest: bool
+    """New deliveries go into it."""
+    deliveries: int
+    recipients: int
+    bytes: int
+    held: int
+    """How many deliveries hold it back."""
+    held_by: tuple[Holder, ...]
+    """The first of them."""
+
+    @property
+    def leaves(self) -> bool:
+        """Whether it may leave now."""
+        return self.leaving or not (self.newest or self.held)
+
+
+async def survey(session: Transaction, older_than: timedelta) -> list[PartitionSet]:
+    """Returns every set, the oldest first.
+
+    Args:
+        session: The connection.
+        older_than: How long ago a delivery must have ended.
+    """
+    found = []
+    for row in await session.fetch("read_sets", older_than):
+        holders = await session.fetch("read_holders", row["held_by"]) if row["held_by"] else []
+        found.append(PartitionSet(**{**row, "held_by": tuple(Holder(**h) for h in holders)}))
+    return found
+
+
+async def lock(session: Transaction) -> bool:
+    """Takes the one right to remove sets until the session ends; False if another session has it."""
+    return bool(await session.fetchval("lock_retention"))
+
+
+async def mark(session: Transaction, one: PartitionSet, older_than: timedelta) -> bool:
+    """Marks a set and its deliveries as leaving, judged again with their rows locked; False if it is held."""
+    async with session.connection.transaction():
+        await session.execute("lock_set", one.first_id, one.last_id)
+        now = next((s for s in await survey(session, older_than) if s.first_id == one.first_id), None)
+        if now is None or not now.leaves:
+            return False
+        await session.execute("mark_set", one.first_id)
+        await session.execute("mark_deliveries", one.first_id, one.last_id)
+    return True
+
+
+async def remove(session: Transaction, one: PartitionSet) -> None:
+    """Removes a marked set; may be repeated after it broke off anywhere.
+
+    Raises:
+        StillInUse: a transaction holds a partition for too long.
+    """
+    last = await session.fetchval("read_last_delivery", one.first_id, one.last_id) or 0
+    for first in range(one.first_id, last + 1, _IDS_AT_ONCE):
+        await session.execute("drop_plans", first, min(first + _IDS_AT_ONCE - 1, last))
+    await session.execute("be_patient", _PATIENCE)
+    tries = 0
+    while (step := await session.fetchrow("read_next_step", one.first_id)) is not None:
+        try:
+            statement = step["statement"]
+            await session.connection.execute(statement)
+        except (*COLLIDED, asyncpg.QueryCanceledError):
+            tries += 1
+            if tries == _TRIES:
+                raise StillInUse(await _in_use(session, step["partition"])) from None
+    await session.execute("forget_set", one.first_id)
+
+
+async def _in_use(session: Transaction, partition: str) -> str:
+    row = await session.fetchrow("read_oldest_transaction")
+    by = (
+        f" The oldest transaction is of {row['name']}, process {row['pid']}, since {row['since']}."
+        if row
+        else ""
+    )
+    return f"The partition {partition} is still in use.{by} Run it again later: it goes on where it ended."
