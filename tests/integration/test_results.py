@@ -136,8 +136,8 @@ async def test_what_cannot_be_recorded_goes_to_the_dead_queue_and_the_rest_is_re
         await until(lambda: drained(stack))
     dead = sorted(await stack.dead(), key=lambda d: d[1])
     assert [reason for _, reason in dead] == [
-        "The delivery does not exist, or was never confirmed.",
-        "The delivery does not exist, or was never confirmed.",
+        "The delivery does not exist, was never confirmed, or has left by retention.",
+        "The delivery does not exist, was never confirmed, or has left by retention.",
         "The delivery has 2 recipients, and none of this number.",
         dead[3][1],
         dead[4][1],
