@@ -100,7 +100,7 @@ class Stats(Message):
     as_of: Instant
     """The moment of the snapshot; never before the request was published."""
     exact: bool
-    """True where they were recounted from the logs; false for the live counters: that would take too long, or the
-    logs have left by retention."""
+    """True where they were recounted from the logs; false for the live counters: that would take too long, or
+    the logs have left by retention."""
     drift: dict[Text, int]
     """By KPI, recounted value less the live counter's, where they differed; repaired by this recount."""

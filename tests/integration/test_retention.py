@@ -13,6 +13,7 @@ from contracts import routing
 from tests.integration.test_partitions import age
 from tests.integration.test_results import bounced, result
 from tests.integration.test_retries import agrees, counted
+from tests.integration.test_tracking import event
 from tests.stack import until
 from worker.db import retention as steps
 from worker.domain.retention import read_age
@@ -102,7 +103,7 @@ async def _sent(stack: Stack, number: int) -> bool:
     return bool(row["sent"] > 0)
 
 
-async def test_late_results_for_what_has_left_go_to_the_dead_queue_with_the_reason(stack: Stack) -> None:
+async def test_late_results_and_events_go_to_the_dead_queue_with_the_reason(stack: Stack) -> None:
     old = await old_delivery(stack)
     await stack.prepare(1)
     async with stack.running("results"):
@@ -114,9 +115,10 @@ async def test_late_results_for_what_has_left_go_to_the_dead_queue_with_the_reas
             routing.RESULTS, "bounce", {**result(old, 2), "kind": "hard", "reason": "refused"}
         )
         await until(lambda: _buried(stack, 1))
-    async with stack.running("results"):
+    async with stack.running("results", "tracking"):
         await stack.publish(routing.RESULTS, "sent", result(old, 3))
-        await until(lambda: _buried(stack, 2))
+        await stack.publish(routing.TRACKING, routing.OPEN, event(old, 3, "open", "e-1"))
+        await until(lambda: _buried(stack, 3))
     assert all(GONE in reason for _, reason in await stack.dead())
 
 

@@ -161,7 +161,7 @@ async def test_what_cannot_be_recorded_goes_to_the_dead_queue_and_the_rest_is_re
     dead = await stack.dead()
     by_reason = {reason: json.loads(body) for body, reason in dead if not reason.startswith("The tracking")}
     assert {reason: [e["event_id"] for e in events] for reason, events in by_reason.items()} == {
-        "The delivery does not exist, or was never confirmed.": ["h"],
+        "The delivery does not exist, was never confirmed, or has left by retention.": ["h"],
         "The delivery has 2 recipients, and none of this number.": ["b", "c"],
     }
     assert sum(reason.startswith("The tracking event could not be read") for _, reason in dead) == 6
