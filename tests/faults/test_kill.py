@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from contracts import routing
 from tests.stack import until
 
 if TYPE_CHECKING:
@@ -108,6 +109,31 @@ async def test_a_terminated_worker_leaves_nothing_unknown(stack: Stack, tmp_path
     assert row["sent"] == RECIPIENTS
     assert got.total() == RECIPIENTS
     assert max(got.values()) == 1
+
+
+async def test_a_killed_recorder_of_tracking_counts_everybody_once(stack: Stack) -> None:
+    number = await stack.prepare(RECIPIENTS)
+    async with stack.running("confirm"):
+        await stack.confirm(number)
+    event = {"delivery_id": number, "kind": "open", "at": "2026-11-23T10:00:00Z"}
+    events = [event | {"event_id": f"e{r}", "recipient": r} for r in range(1, RECIPIENTS + 1)]
+    for start in range(0, RECIPIENTS, 5):
+        await stack.publish(routing.TRACKING, routing.OPEN, json.dumps(events[start : start + 5]).encode())
+
+    async def opened(least: int) -> int | None:
+        count: int = (await stack.deployment(number))["opened"]
+        return count if count >= least else None
+
+    with worker(stack.settings, "tracking", TRACKING_BATCH=2, TRACKING_BATCH_AGE=0) as victim:
+        assert await until(lambda: opened(RECIPIENTS // 5)) < RECIPIENTS
+        victim.send_signal(signal.SIGKILL)
+    async with stack.running("tracking"):
+        await until(lambda: opened(RECIPIENTS))
+    assert await opened(RECIPIENTS) == RECIPIENTS
+    (log,) = await stack.rows(
+        "SELECT count(*), count(DISTINCT recipient) AS people FROM sendoff.tracking_log"
+    )
+    assert tuple(log.values()) == (RECIPIENTS, RECIPIENTS)
 
 
 async def _received(index: Path, count: int) -> bool:

@@ -75,13 +75,17 @@ async def test_an_event_counts_once_however_often_it_comes_and_the_first_stands(
     async with stack.running("tracking", tracking_batch=1):
         await publish(stack, event(number, 1, "open", "a"), event(number, 2, "click", "a"))
         await recorded(stack, 1)
-        await publish(stack, event(number, 1, "open", "a"))
+        await publish(stack, event(number, 1, "open", "a", at=EARLIER))
         await publish(stack, event(number, 3, "click", "a"))
         await publish(stack, event(number, 2, "open", "b"))
         await recorded(stack, 2)
     assert await kpis(stack, number) == {
         "opened": 2, "clicked": 0, "mirror": 0, "optout": 0, "human_opened": 2, "human_clicked": 0,
     }  # fmt: skip
+    times = await stack.rows(
+        "SELECT at, opened_at FROM sendoff.tracking_log JOIN sendoff.tracked_recipient USING (recipient)"
+    )
+    assert {t.isoformat() for row in times for t in row.values()} == {"2026-11-23T10:00:00+00:00"}
 
 
 async def test_machines_are_in_the_raw_figure_and_not_in_the_human_one(stack: Stack) -> None:
@@ -135,6 +139,18 @@ async def test_of_a_recipient_the_earliest_times_are_kept_whatever_came_first(st
     (known,) = await stack.rows("SELECT * FROM sendoff.tracked_recipient")
     assert known["opened_at"] < known["clicked_at"]
     assert known["human_opened_at"] == known["human_clicked_at"] == known["clicked_at"]
+
+
+async def test_a_person_who_clicks_after_their_scanner_did_is_one_who_clicked(stack: Stack) -> None:
+    number = await confirmed(stack, 1)
+    async with stack.running("tracking", tracking_batch=1):
+        await publish(stack, event(number, 1, "open", "a", at=EARLIER))
+        await publish(stack, event(number, 1, "click", "b", at=EARLIER, user_agent=SCANNER))
+        await publish(stack, event(number, 1, "click", "c"))
+        await recorded(stack, 3)
+    assert await kpis(stack, number) == {
+        "opened": 1, "clicked": 1, "mirror": 0, "optout": 0, "human_opened": 1, "human_clicked": 1,
+    }  # fmt: skip
 
 
 async def test_what_cannot_be_recorded_goes_to_the_dead_queue_and_the_rest_is_recorded(stack: Stack) -> None:
