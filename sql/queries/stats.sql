@@ -30,14 +30,22 @@ LEFT JOIN sendoff.outcome o ON o.delivery_id = d.delivery_id
 WHERE d.delivery_id = $1
 GROUP BY d.delivery_id, d.cancelled_at, d.to_deliver, d.purged_at;
 
+-- name: recount_tracking
+-- Reads what is known of every recipient that did anything once, by the key.
+SELECT count(*) AS opened, count(clicked_at) AS clicked, count(optout_at) AS optout, count(mirror_at) AS mirror,
+       count(human_opened_at) AS human_opened, count(human_clicked_at) AS human_clicked
+FROM sendoff.tracked_recipient
+WHERE delivery_id = $1;
+
 -- name: repair_counters
--- Adds the drift that one snapshot showed. Outcomes and counters that moved since moved together, so that the
+-- Adds the drift that one snapshot showed. Outcomes, events and counters that moved since moved together, so that the
 -- difference still holds; not so when what was left was cancelled, which is computed from the counters, drift and
 -- all: then no row comes back, and it is to be counted again.
 INSERT INTO sendoff.delivery_counter AS c (
     delivery_id, shard, sending, sent, bounced_hard, bounced_soft, bounced_ignored, errors, unknown, excluded_late,
-    cancelled, retrying)
-SELECT $1, $2, $4::int, $5::int, $6::int, $7::int, $8::int, $9::int, $10::int, $11::int, $12::int, $13::int
+    cancelled, retrying, opened, clicked, optout, mirror, human_opened, human_clicked)
+SELECT $1, $2, $4::int, $5::int, $6::int, $7::int, $8::int, $9::int, $10::int, $11::int, $12::int, $13::int,
+       $14::int, $15::int, $16::int, $17::int, $18::int, $19::int
 FROM sendoff.delivery_record d
 WHERE d.delivery_id = $1 AND d.cancelled_at IS NOT DISTINCT FROM $3::timestamptz
 ON CONFLICT (delivery_id, shard) DO UPDATE
@@ -51,5 +59,11 @@ SET sending = c.sending + excluded.sending,
     excluded_late = c.excluded_late + excluded.excluded_late,
     cancelled = c.cancelled + excluded.cancelled,
     retrying = c.retrying + excluded.retrying,
+    opened = c.opened + excluded.opened,
+    clicked = c.clicked + excluded.clicked,
+    optout = c.optout + excluded.optout,
+    mirror = c.mirror + excluded.mirror,
+    human_opened = c.human_opened + excluded.human_opened,
+    human_clicked = c.human_clicked + excluded.human_clicked,
     updated_at = now()
 RETURNING c.delivery_id;

@@ -252,6 +252,27 @@ async def test_nobody_who_opted_out_is_written_to_again(stack: Stack) -> None:
     assert [tuple(cause.values()) for cause in causes] == [("denylisted", 2), ("quarantined", 1)]
 
 
+async def test_a_planted_drift_is_found_and_repaired(stack: Stack) -> None:
+    number = await confirmed(stack, 5)
+    async with stack.running("tracking", "stats"):
+        await publish(stack, event(number, 1, "open", "a", user_agent=APPLE), event(number, 2, "click", "b"))
+        await publish(stack, event(number, 3, "mirror", "c"), event(number, 4, "optout", "d"))
+        await recorded(stack, 4)
+        right = await kpis(stack, number)
+        answer = await stack.request(routing.COMPUTE_STATS, {"delivery_id": number})
+        assert (answer["drift"], {name: answer[name] for name in right}) == ({}, right)
+        planted = {name: by for by, name in enumerate(right, start=1)}
+        async with stack.db.session() as session:
+            await session.connection.execute(
+                "UPDATE sendoff.delivery_counter SET opened = opened + 1, clicked = clicked + 2,"
+                " mirror = mirror + 3, optout = optout + 4, human_opened = human_opened + 5,"
+                " human_clicked = human_clicked + 6"
+            )
+        answer = await stack.request(routing.COMPUTE_STATS, {"delivery_id": number})
+        assert answer["drift"] == {name: -by for name, by in planted.items()}
+        assert {name: answer[name] for name in right} == await kpis(stack, number) == right
+
+
 @pytest.mark.parametrize("transport", ["bulk", "aio-pika"])
 async def test_an_array_of_a_thousand_over_either_transport(stack: Stack, transport: str) -> None:
     number = await confirmed(stack, 1_000)

@@ -26,8 +26,14 @@ COUNTED: Final = (
     "excluded_late",
     "cancelled",
     "retrying",
+    "opened",
+    "clicked",
+    "optout",
+    "mirror",
+    "human_opened",
+    "human_clicked",
 )
-"""The counters that are recounted from the outcomes."""
+"""The counters that are recounted, from the outcomes and from what is known of who was tracked."""
 
 _SNAPSHOTS: Final = 3
 
@@ -101,10 +107,12 @@ async def _recount(session: Transaction, delivery_id: int, shard: int) -> Recoun
             counted = await session.fetchrow("recount", delivery_id)
             if deployment is None or counted is None:
                 return None
+            (tracked,) = await session.fetch("recount_tracking", delivery_id)
             causes = await deliveries.excluded_by_cause(session, delivery_id)
         if counted["purged"]:  # its outcomes have left by retention: the counters are all that is known
             return Recount(dict(deployment), causes, counted["as_of"], {}, exact=False)
-        drift = {k: counted[k] - deployment[k] for k in COUNTED}
+        exact = {**counted, **tracked}
+        drift = {k: exact[k] - deployment[k] for k in COUNTED}
         found = Recount(dict(deployment), causes, counted["as_of"], {k: v for k, v in drift.items() if v})
         if not found.drift or await _repair(session, delivery_id, shard, counted["cancelled_at"], drift):
             return found

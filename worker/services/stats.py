@@ -156,14 +156,11 @@ class StatsService:
             self._metrics.stats_drift.inc(sum(abs(by) for by in found.drift.values()))
         row = found.deployment
         counts = {k: row[k] + found.drift.get(k, 0) for k in stats.COUNTED}
-        unchanged = {
-            k: row[k] for k in ("opened", "clicked", "optout", "mirror", "human_opened", "human_clicked")
-        }
         return Stats.model_validate(
             {
                 **{k: row[k] for k in Stats.model_fields.keys() & row.keys()},
                 **counts,
-                **derive({**counts, **unchanged}, row["to_deliver"]),
+                **derive(counts, row["to_deliver"]),
                 "preparation": row["preparation"] or None,
                 "excluded_by_cause": found.excluded_by_cause,
                 "as_of": found.as_of,
