@@ -12,19 +12,27 @@ SELECT pg_advisory_xact_lock($1);
 -- Grants what nobody has: a first attempt where there is no row, a further one where its retry is due.
 -- Recipients are dense, so that "exists" is a comparison with to_deliver. An address that is quarantined by
 -- now, or a profile that is on the denylist, is excluded instead of granted. A scalar sub-select looks one row
--- up, where EXISTS may read the whole delivery into a hash, and a join the whole denylist for each recipient.
--- Measured with 500 recipients a batch: 8.7 µs each in the server, 3.3 of them for the denylist.
+-- up, where EXISTS may read the whole delivery into a hash, and a join the whole quarantine or denylist for each
+-- batch. Whose profile a recipient is has to be looked up too; where a channel has no denylist, nobody is.
+-- Measured with 500 recipients a batch: 5.5 µs each in the server, 1.5 more with a denylist.
 -- The counter row of the shard comes last, to be locked for the shortest time.
 WITH asked AS (
-    SELECT a.recipient, a.attempt, q.cause,
-           (SELECT x.cause
-            FROM sendoff.denylisted_profile x
-            WHERE x.channel = d.channel
-              AND x.profile_id = (SELECT r.profile_id FROM sendoff.recipient r
-                                  WHERE r.delivery_id = $1 AND r.recipient = a.recipient)) AS denied
+    SELECT a.recipient, a.attempt,
+           (SELECT q.cause
+            FROM sendoff.quarantined_address q
+            WHERE q.channel = d.channel AND q.address_key = a.address_key) AS cause,
+           CASE WHEN (SELECT true
+                      FROM sendoff.denylisted_profile y
+                      WHERE y.channel = (SELECT c.channel FROM sendoff.delivery_record c WHERE c.delivery_id = $1)
+                      LIMIT 1)
+                THEN (SELECT x.cause
+                      FROM sendoff.denylisted_profile x
+                      WHERE x.channel = d.channel
+                        AND x.profile_id = (SELECT r.profile_id FROM sendoff.recipient r
+                                            WHERE r.delivery_id = $1 AND r.recipient = a.recipient))
+           END AS denied
     FROM unnest($2::int[], $3::smallint[], $4::text[]) AS a (recipient, attempt, address_key)
     JOIN sendoff.delivery_record d ON d.delivery_id = $1
-    LEFT JOIN sendoff.quarantined_address q ON q.channel = d.channel AND q.address_key = a.address_key
     WHERE d.state = ANY ($5::text[]) AND d.valid_until > now() AND d.cancelled_at IS NULL AND a.recipient <= d.to_deliver
     ORDER BY a.recipient
 ), granted AS (
