@@ -37,17 +37,18 @@ WITH asked AS (
     ORDER BY a.recipient
 ), granted AS (
     INSERT INTO sendoff.outcome AS o (
-        delivery_id, recipient, attempt, status, precedence, claimed_at, reason, reply)
+        delivery_id, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply)
     SELECT $1, recipient, attempt, CASE WHEN coalesce(cause, denied) IS NULL THEN 'sending' ELSE 'excluded' END,
-           attempt * 16, now(), coalesce(cause, CASE WHEN denied IS NOT NULL THEN 'denylisted' END), denied
+           attempt * 16, now(), CASE WHEN coalesce(cause, denied) IS NOT NULL THEN now() END,
+           coalesce(cause, CASE WHEN denied IS NOT NULL THEN 'denylisted' END), denied
     FROM asked
     WHERE attempt = 1
        OR (SELECT true FROM sendoff.outcome k WHERE k.delivery_id = $1 AND k.recipient = asked.recipient)
     ORDER BY recipient
     ON CONFLICT (delivery_id, recipient) DO UPDATE
     SET attempt = excluded.attempt, status = excluded.status, was = o.status, precedence = excluded.precedence,
-        claimed_at = excluded.claimed_at, reason = excluded.reason, reply = coalesce(excluded.reply, o.reply),
-        retry_at = NULL
+        claimed_at = excluded.claimed_at, excluded_at = excluded.excluded_at, reason = excluded.reason,
+        reply = coalesce(excluded.reply, o.reply), retry_at = NULL
     WHERE o.status = 'retrying' AND o.attempt = excluded.attempt - 1 AND o.retry_at <= now()
     RETURNING o.recipient, o.status, o.was
 ), counted AS (

@@ -41,6 +41,10 @@ WITH recipients AS (
     DELETE FROM sendoff.recipient WHERE delivery_id = $1
 ), exclusions AS (
     DELETE FROM sendoff.exclusion WHERE delivery_id = $1
+), domains AS (
+    DELETE FROM sendoff.delivery_domain WHERE delivery_id = $1
+), domain_pages AS (
+    DELETE FROM sendoff.domain_page WHERE delivery_id = $1
 ), waves AS (
     DELETE FROM sendoff.delivery_wave WHERE delivery_id = $1
 )
@@ -126,6 +130,23 @@ INSERT INTO sendoff.delivery_wave (delivery_id, wave, first, last, due_after)
 SELECT $1, row_number() OVER (ORDER BY last), first, last, due_after
 FROM unnest($2::int[], $3::int[], $4::interval[]) AS w (first, last, due_after)
 WHERE first <= last;
+
+-- name: insert_domains
+-- What domain_breakdown counts by: the domains of the audience, and which of them each recipient's is. Without a
+-- join, which would be planned for the few recipients that there are before. A million take a second and a half.
+WITH numbered AS MATERIALIZED (
+    SELECT recipient, domain, dense_rank() OVER (ORDER BY domain COLLATE "C") AS number
+    FROM (
+        SELECT recipient, lower(split_part(address, '@', 2)) AS domain FROM sendoff.recipient WHERE delivery_id = $1
+    ) r
+), domains AS (
+    INSERT INTO sendoff.delivery_domain (delivery_id, number, domain, to_deliver)
+    SELECT $1, number, min(domain), count(*) FROM numbered GROUP BY number
+)
+INSERT INTO sendoff.domain_page (delivery_id, page, numbers)
+SELECT $1, (recipient - 1) / 1000, array_agg(number::int ORDER BY recipient)
+FROM numbered
+GROUP BY (recipient - 1) / 1000;
 
 -- name: complete_preparation
 -- The next snapshot: what the confirmation shows, and what it will freeze. Where everybody's own clock decides

@@ -78,6 +78,7 @@ async def replace_audience(
     await tx.execute("exclude_denylisted", definition.channel, Cause.DENYLISTED)
     await tx.execute("insert_exclusions", delivery_id)
     await _number(tx, delivery_id, definition, by_row=by_row)
+    await tx.execute("insert_domains", delivery_id)
     await tx.execute(
         "complete_preparation",
         delivery_id,

@@ -104,11 +104,12 @@ async def _recount(session: Transaction, delivery_id: int, shard: int) -> Recoun
     for _ in range(_SNAPSHOTS):
         async with session.connection.transaction(isolation="repeatable_read", readonly=True):
             deployment = await session.fetchrow("read_deployment", delivery_id)
-            counted = await session.fetchrow("recount", delivery_id)
-            if deployment is None or counted is None:
+            if deployment is None:
                 return None
-            (tracked,) = await session.fetch("recount_tracking", delivery_id)
             causes = await deliveries.excluded_by_cause(session, delivery_id)
+            await session.execute("plan_recount")
+            (counted,) = await session.fetch("recount", delivery_id)
+            (tracked,) = await session.fetch("recount_tracking", delivery_id)
         if counted["purged"]:  # its outcomes have left by retention: the counters are all that is known
             return Recount(dict(deployment), causes, counted["as_of"], {}, exact=False)
         exact = {**counted, **tracked}
