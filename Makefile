@@ -11,10 +11,10 @@ SERVERS := $(PYTHON) dev/servers.py
 SOURCES := contracts worker sql tests dev
 UV_COMPILE = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
-.PHONY: help up down venv test check format lock schemas demo bench clean
+.PHONY: help up down venv test check format lock schemas demo bench bench-tables clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: venv ## send a delivery of N recipients (N=1000) on servers of its own, which end with it
 	@$(SERVERS) run -- $(BIN)/python dev/demo.py --recipients $(or $(N),1000)
@@ -44,6 +44,9 @@ schemas: venv ## write contracts/schemas and contracts/asyncapi.yaml from the mo
 
 bench: venv ## measure against other frameworks doing the same job (ARGS='--quick', ARGS='null peers')
 	@$(SERVERS) run -- $(BIN)/python -m tests.bench $(ARGS)
+
+bench-tables: venv ## measure what dashboards ask of ten million recipients (ARGS='--rows 1000000')
+	@$(SERVERS) run -- $(BIN)/python -m tests.bench.tables $(ARGS)
 
 venv: .venv/built ## build .venv from the hashed lock, if it is not there or is out of date
 

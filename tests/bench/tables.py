@@ -1,0 +1,185 @@
+"""`make bench-tables`: what the examples of docs/tables.md and compute stats take on ten million recipients.
+
+Dashboards are ordinary clients: their questions go over an ordinary connection with the server's settings,
+and compute stats over the pool of the services. Absolute figures belong to the machine and the minute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.examples import Example, examples
+from tests.bench.filling import Shape, fill, shapes
+from worker.db import stats
+from worker.db.migrate import migrate
+from worker.db.pool import Database, open_database
+from worker.settings import read_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+_SECONDS: Final = 600
+_SETS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One line of the table: what was asked of what, its times in milliseconds, its rows and its plan."""
+
+    what: str
+    of: str
+    times: list[float]
+    rows: int
+    plan: str = ""
+
+
+async def timed(ask: Callable[[], Awaitable[Sequence[Any]]], times: int) -> tuple[list[float], int]:
+    """Asks once to warm up and then `times` times; returns milliseconds and the number of rows."""
+    rows, found = len(await ask()), []
+    for _ in range(times):
+        began = time.perf_counter()
+        await ask()
+        found.append((time.perf_counter() - began) * 1_000)
+    return found, rows
+
+
+async def question(
+    connection: asyncpg.Connection, what: str, of: str, sql: str, times: int, *, analyze: bool = True
+) -> Measured:
+    """Measures one statement, as a client that sends its text each time, and explains it."""
+
+    async def ask() -> list[asyncpg.Record]:
+        rows: list[asyncpg.Record] = await connection.fetch(sql, timeout=_SECONDS)
+        return rows
+
+    found, rows = await timed(ask, times)
+    options = "ANALYZE, COSTS OFF, SUMMARY OFF, BUFFERS OFF" if analyze else "COSTS OFF"
+    plan = await connection.fetch(f"EXPLAIN ({options}) {sql}", timeout=_SECONDS)
+    return Measured(what, of, found, rows, "\n".join(line[0] for line in plan))
+
+
+async def recount(db: Database, of: str, number: int, times: int) -> Measured:
+    """Measures compute stats as the service does it: lock, snapshot, recount, comparison."""
+
+    async def ask() -> list[Any]:
+        found = await stats.recount(db, number, 0, deadline=_SECONDS)
+        if found is None or found.drift:
+            raise SystemExit(f"The recount of delivery {number} found {found and found.drift}.")
+        return [found]
+
+    times_found, rows = await timed(ask, times)
+    return Measured("compute stats", of, times_found, rows)
+
+
+class Tables:
+    """Fills the database and measures."""
+
+    def __init__(self, connection: asyncpg.Connection, db: Database, console: Console, times: int) -> None:
+        self._connection = connection
+        self._db = db
+        self._console = console
+        self._times = times
+
+    async def fill(self, wanted: Sequence[Shape]) -> list[int]:
+        rows, began = sum(s.recipients for s in wanted), time.perf_counter()
+        numbers = await fill(self._connection, wanted, profiles=max(s.recipients for s in wanted), sets=_SETS)
+        self._console.print(
+            f"{rows:,} recipients in {len(wanted):,} deliveries: {time.perf_counter() - began:,.0f} s"
+        )
+        return numbers
+
+    async def recounts(self, asked: dict[str, int]) -> list[Measured]:
+        return [await recount(self._db, of, number, self._times) for of, number in asked.items()]
+
+    async def views(self, asked: dict[str, int], profile: str) -> list[Measured]:
+        found = []
+        for example in examples():
+            targets = asked if example.asks == "delivery" else {example.asks or "all": 0}
+            for of, number in targets.items():
+                sql = example.filled(number, profile)
+                found.append(await question(self._connection, _title(example), of, sql, self._times))
+        return found
+
+    async def vacuum(self) -> None:
+        began = time.perf_counter()
+        await self._connection.execute("VACUUM (ANALYZE)", timeout=_SECONDS)
+        self._console.print(f"vacuum and analyze: {time.perf_counter() - began:,.0f} s")
+
+
+def _title(example: Example) -> str:
+    where = example.sql.partition("WHERE")[2].partition("ORDER BY")[0].partition("LIMIT")[0]
+    return f"{example.view}: {' '.join(where.split()) or 'the latest'}"
+
+
+def show(console: Console, title: str, found: Sequence[Measured]) -> None:
+    """Prints median and greatest time of each."""
+    table = Table("asked", "of", title=title)
+    for heading in ("rows", "median ms", "max ms", "runs"):
+        table.add_column(heading, justify="right")
+    for m in found:
+        table.add_row(
+            m.what,
+            m.of,
+            f"{m.rows:,}",
+            f"{statistics.median(m.times):,.2f}",
+            f"{max(m.times):,.2f}",
+            str(len(m.times)),
+        )
+    console.print(table)
+
+
+async def measure(rows: int, times: int) -> None:
+    """Fills, measures and prints."""
+    console = Console(width=150)
+    settings = read_settings()
+    await migrate(settings.database_url, timeout=settings.connect_timeout)
+    connection = await asyncpg.connect(settings.database_url, timeout=settings.connect_timeout)
+    db = await open_database(
+        settings.database_url,
+        size=2,
+        connect_timeout=10,
+        command_timeout=_SECONDS,
+        application="sendoff bench",
+    )
+    try:
+        # Vacuum runs when this says so, that the figures before and after it can be told apart.
+        await connection.execute("ALTER SYSTEM SET autovacuum = off")
+        await connection.execute("SELECT pg_reload_conf()")
+        tables = Tables(connection, db, console, times)
+        wanted = shapes(rows)
+        numbers = await tables.fill(wanted)
+        large, middle = numbers[0], next(n for n, s in zip(numbers[3:], wanted[3:], strict=True))
+        asked = {f"{wanted[0].recipients:,}": large, f"{wanted[3].recipients:,}": middle}
+        show(console, "Just written, before any vacuum", await tables.recounts(asked))
+        await tables.vacuum()
+        found = await tables.recounts(asked) + await tables.views(asked, "p100")
+        show(console, f"{rows:,} recipients", found)
+        for m in found:
+            if m.plan:
+                console.print(f"\n{m.what}, {m.of}", style="bold")
+                console.print(m.plan, markup=False, highlight=False, soft_wrap=True)
+    finally:
+        await db.close()
+        await connection.close(timeout=10)
+
+
+def main() -> None:
+    """Reads the size."""
+    parser = argparse.ArgumentParser(prog="make bench-tables", description=__doc__.partition("\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("--rows", type=int, default=10_000_000, help="recipients of all deliveries together")
+    parser.add_argument("--times", type=int, default=7, help="how often each question is asked")
+    options = parser.parse_args()
+    asyncio.run(measure(options.rows, options.times))
+
+
+if __name__ == "__main__":
+    main()
