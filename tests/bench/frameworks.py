@@ -59,16 +59,27 @@ _COUNT = "SELECT count(*) AS rows, coalesce(sum(times), 0) AS times FROM peers.o
 
 @dataclass(frozen=True)
 class Peer:
-    """One framework: its module in `peers/`, and its worker's command line, as documented and tuned."""
+    """One framework: its module in `peers/`, its queues, and how its workers are started."""
 
     name: str
     module: str
     queues: tuple[str, ...]
     consumers: int
-    """How many its two processes have on these queues, once they are ready."""
-    command: tuple[str, ...]
-    tuning: tuple[str, ...] = ()
+    """How many one command has on these queues, once it is ready."""
+    documented: tuple[str, ...]
+    """A command line that runs two processes."""
+    tuned: tuple[tuple[str, ...], ...]
+    """One or several, two processes in all."""
 
+    def commands(self, *, tuned: bool) -> tuple[tuple[str, ...], ...]:
+        return self.tuned if tuned else (self.documented,)
+
+
+_CELERY = ("celery", "-A", "celery_peer", "worker", "--loglevel", "WARNING")
+_FASTSTREAM = ("faststream", "run", "faststream_peer:app", "--workers", "2", "--log-level", "warning")
+_TASKIQ = ("taskiq", "worker", "taskiq_peer:broker", "--workers", "2", "--log-level", "WARNING")
+_DRAMATIQ = ("dramatiq", "dramatiq_peer", "--processes", "2", "--threads", "8")
+_THREADS = ("--pool", "threads", "--concurrency", "8", "--without-gossip", "--without-mingle")
 
 PEERS = (
     Peer(
@@ -76,30 +87,32 @@ PEERS = (
         "celery_peer",
         ("bench_celery",),
         1,
-        ("celery", "-A", "celery_peer", "worker", "--concurrency", "2", "--loglevel", "WARNING"),
-        ("--without-gossip", "--without-mingle"),
+        (*_CELERY, "--concurrency", "2"),
+        tuple((*_CELERY, *_THREADS, "--hostname", f"{node}@%h") for node in ("one", "two")),
     ),
     Peer(
         "FastStream",
         "faststream_peer",
         tuple(f"bench_faststream_{end}" for end in ("commands", "pages", "sends", "results")),
         8,
-        ("faststream", "run", "faststream_peer:app", "--workers", "2", "--log-level", "warning"),
+        _FASTSTREAM,
+        (_FASTSTREAM,),
     ),
     Peer(
         "TaskIQ",
         "taskiq_peer",
         ("bench_taskiq", "taskiq.dead_letter"),
         2,
-        ("taskiq", "worker", "taskiq_peer:broker", "--workers", "2", "--log-level", "WARNING"),
-        ("--no-parse", "--max-async-tasks", "500"),
+        _TASKIQ,
+        ((*_TASKIQ, "--no-parse", "--max-async-tasks", "500"),),
     ),
     Peer(
         "Dramatiq",
         "dramatiq_peer",
         tuple(f"bench_dramatiq{end}" for end in ("", ".DQ", ".XQ")),
         4,
-        ("dramatiq", "dramatiq_peer", "--processes", "2", "--threads", "8"),
+        _DRAMATIQ,
+        (_DRAMATIQ,),
     ),
 )
 
@@ -172,16 +185,17 @@ async def measure(installation: Installation, peer: Peer, recipients: int, *, tu
         stack.push_async_callback(_delete_queues, installation, peer)
         await _delete_queues(installation, peer)
         log = installation.folder / f"{peer.module}.log"
-        worker = await stack.enter_async_context(_worker(peer, environment, log, tuned=tuned))
+        commands = peer.commands(tuned=tuned)
+        workers = [await stack.enter_async_context(_worker(c, environment, log)) for c in commands]
         try:
-            await _ready(installation, peer, worker)
+            await _ready(installation, peer, workers)
         except CaseFailed as error:
             raise CaseFailed(f"{error} Its last words: {_last_words(log)}") from None
         client = await stack.enter_async_context(_client(peer, environment))
         database = await asyncpg.connect(url, timeout=30)
         stack.push_async_callback(database.close, timeout=30)
         await _confirmed(client, database, WARM_UP, 1)
-        meter = Meter({"workers": [worker.pid]})
+        meter = Meter({"workers": [worker.pid for worker in workers]})
         await _confirmed(client, database, DELIVERY, recipients)
         measured = meter.read(recipients)
         counted = await count_rows(database, DELIVERY)
@@ -212,12 +226,17 @@ async def count_rows(database: asyncpg.Connection, delivery: int) -> asyncpg.Rec
 
 @asynccontextmanager
 async def _worker(
-    peer: Peer, environment: dict[str, str], log: Path, *, tuned: bool
+    command: tuple[str, ...], environment: dict[str, str], log: Path
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    command = [str(ENVIRONMENT / "bin" / peer.command[0]), *peer.command[1:], *(peer.tuning if tuned else ())]
-    with log.open("wb") as output:
+    program = str(ENVIRONMENT / "bin" / command[0])
+    with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
-            *command, env=environment, cwd=FOLDER, stdout=output, stderr=output, start_new_session=True
+            *(program, *command[1:]),
+            env=environment,
+            cwd=FOLDER,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
     try:
         yield process
@@ -279,20 +298,19 @@ async def _confirmed(
         raise CaseFailed(f"{rows:,} of {recipients:,} recipients have a row after {seconds} s.") from None
 
 
-async def _ready(installation: Installation, peer: Peer, worker: asyncio.subprocess.Process) -> None:
+async def _ready(installation: Installation, peer: Peer, workers: list[asyncio.subprocess.Process]) -> None:
     """Waits until the broker knows every consumer: what is published before would have no queue."""
-    never, consumers = asyncio.Event(), 0
+    never, consumers, wanted = asyncio.Event(), 0, peer.consumers * len(workers)
     try:
         async with asyncio.timeout(START_SECONDS):
-            while consumers < peer.consumers:
-                if worker.returncode is not None:
-                    raise CaseFailed(f"Its worker ended with status {worker.returncode}.")
+            while consumers < wanted:
+                for worker in workers:
+                    if worker.returncode is not None:
+                        raise CaseFailed(f"Its worker ended with status {worker.returncode}.")
                 await pause(never, 0.1)
                 consumers = sum([await _consumers(installation, queue) for queue in peer.queues])
     except TimeoutError:
-        raise CaseFailed(
-            f"{consumers} of {peer.consumers} consumers were there after {START_SECONDS} s."
-        ) from None
+        raise CaseFailed(f"{consumers} of {wanted} consumers were there after {START_SECONDS} s.") from None
 
 
 async def _consumers(installation: Installation, queue: str) -> int:

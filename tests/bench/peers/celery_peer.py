@@ -2,9 +2,10 @@
 
 https://docs.celeryq.dev/en/stable/getting-started/backends-and-brokers/rabbitmq.html
 https://docs.celeryq.dev/en/stable/userguide/optimizing.html
-As documented: a task per stage, `delay()`, late acknowledgement, a quorum queue, confirmed publishes. Tuned:
-pages of recipients as tasks of their own, so that both processes publish; one producer kept for a page; a
-prefetch of 64 for each process; no events, no rate limits, no gossip and no mingling.
+As documented: a task per stage, `delay()`, late acknowledgement, a quorum queue, confirmed publishes, 2
+processes of the default pool. Tuned: two nodes with 8 threads each, which is twice as fast for tasks as
+small as these; pages of recipients as tasks of their own, so that all of them publish; one producer kept for
+a page; a prefetch of 64 for each thread; no rate limits, no gossip and no mingling.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -83,17 +84,19 @@ class Store:
 
     def __init__(self) -> None:
         self._made: ConnectionPool | None = None
+        self._making = threading.Lock()
 
     @property
     def _pool(self) -> ConnectionPool:
         # Made in the process that uses it: workers are forked.
-        if self._made is None:
-            from psycopg_pool import ConnectionPool  # noqa: PLC0415 - only some peers need it
+        with self._making:
+            if self._made is None:
+                from psycopg_pool import ConnectionPool  # noqa: PLC0415 - only some peers need it
 
-            self._made = ConnectionPool(
-                DATABASE_URL, min_size=1, max_size=8, kwargs={"autocommit": True}, open=True
-            )
-        return self._made
+                self._made = ConnectionPool(
+                    DATABASE_URL, min_size=1, max_size=8, kwargs={"autocommit": True}, open=True
+                )
+            return self._made
 
     def size(self, delivery: int) -> int:
         with self._pool.connection() as connection:
