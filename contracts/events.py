@@ -28,6 +28,42 @@ class Event(StrEnum):
     """Every recipient is accounted for."""
     FAILED = "delivery.failed"
     """It could not go on."""
+    ALERT = "delivery.alert"
+    """Somebody should look at it: `alert` says why. Once per criterion in 24 hours."""
+
+
+class Criterion(StrEnum):
+    """What an alert is about."""
+
+    FAILED = "failed"
+    """The delivery failed."""
+    PREPARATION_FAILED = "preparation_failed"
+    """Its preparation failed."""
+    HARD_BOUNCE_RATIO = "hard_bounce_ratio"
+    """Too many of the attempted recipients are hard bounces."""
+    SOFT_BOUNCE_RATIO = "soft_bounce_ratio"
+    """Too many of the attempted recipients are soft bounces."""
+    START_PENDING = "start_pending"
+    """It should have started."""
+    LOW_THROUGHPUT = "low_throughput"
+    """It gets on too slowly."""
+    LONG_IN_PROGRESS = "long_in_progress"
+    """It has been in progress for too long."""
+
+
+class Alert(Message):
+    """What crossed which threshold."""
+
+    criterion: Annotated[Criterion, Field(strict=False)]
+    """What it is about."""
+    since: Instant
+    """From when it is counted: the end, the start, the time that was due, or that of the first sample."""
+    value: float | None
+    """The figure; null where the criterion has none."""
+    threshold: float | None
+    """What it crossed; null where the criterion has none."""
+    unit: Text
+    """Of both: `percent`, `minutes`, `recipients per minute`; empty where there is none."""
 
 
 class Figures(Message):
@@ -70,3 +106,5 @@ class DeliveryEvent(Message):
     """Why, for a person; null where none was given."""
     figures: Figures | None = None
     """With a pause by the circuit breaker: what tripped it; null otherwise."""
+    alert: Alert | None = None
+    """With `delivery.alert`: what it is about; null otherwise. `reason` says it in a sentence."""

@@ -147,6 +147,22 @@ EXAMPLES: Final[dict[type[BaseModel], list[dict[str, Any]]]] = {
                 "error_limit_pct": 20.0,
             },
         },
+        {
+            "event_id": "42-3012",
+            "delivery_id": 42,
+            "number": 3012,
+            "event": "delivery.alert",
+            "state": "in_progress",
+            "at": "2026-12-01T08:20:00Z",
+            "reason": "31 of 500 attempted are hard bounces: 6.2 %, more than 5 %.",
+            "alert": {
+                "criterion": "hard_bounce_ratio",
+                "since": "2026-12-01T08:00:03Z",
+                "value": 6.2,
+                "threshold": 5.0,
+                "unit": "percent",
+            },
+        },
     ],
 }
 """The messages, each with bodies as they look on the wire."""

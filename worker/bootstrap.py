@@ -257,6 +257,7 @@ class Worker:
             claim_lease=s.claim_lease,
             look_after=s.page_look_after,
             redelivery_after=s.redelivery_after,
+            alert_interval=s.alert_interval,
             shard=self.shard,
         )
 

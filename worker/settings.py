@@ -148,6 +148,8 @@ class Settings(BaseSettings):
     """How long new deliveries go into one set of partitions, which is what retention drops: 30 days."""
     retention: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,4}d)?$")] = ""
     """How long ago what `sendoff retention` removes must have ended, such as `400d`; it runs when told to."""
+    alert_interval: Annotated[float, Field(gt=0, le=60)] = 10
+    """How often the scheduler looks for alerts."""
     tick: Annotated[float, Field(gt=0, le=60)] = 1
     """How often the scheduler looks at what is due."""
 

@@ -19,10 +19,12 @@ WITH head AS (
     WHERE e.delivery_id = head.delivery_id AND e.number = head.number
     RETURNING e.delivery_id, e.number, e.event
 )
-SELECT taken.delivery_id, taken.number, taken.event, t.to_state AS state, t.at, t.operator, t.reason,
-       t.figures::text AS figures
+SELECT taken.delivery_id, taken.number, taken.event, coalesce(t.to_state, a.state) AS state,
+       coalesce(t.at, a.at) AS at, t.operator, coalesce(t.reason, a.sentence) AS reason, t.figures::text AS figures,
+       a.criterion, a.since, a.value, a.threshold, a.unit
 FROM taken
-JOIN sendoff.delivery_transition t ON t.delivery_id = taken.delivery_id AND t.number = taken.number
+LEFT JOIN sendoff.delivery_transition t ON t.delivery_id = taken.delivery_id AND t.number = taken.number
+LEFT JOIN sendoff.delivery_alert a ON a.delivery_id = taken.delivery_id AND a.number = taken.number
 ORDER BY taken.number;
 
 -- name: release_events

@@ -55,14 +55,15 @@ WHERE delivery_id = $1;
 -- name: repair_counters
 -- Adds the drift that one snapshot showed. Outcomes, events and counters that moved since moved together, so that the
 -- difference still holds; not so when what was left was cancelled, which is computed from the counters, drift and
--- all: then no row comes back, and it is to be counted again.
+-- all, nor when its rows are leaving by retention, which no snapshot is safe from: then no row comes back, and it is to
+-- be counted again.
 INSERT INTO sendoff.delivery_counter AS c (
     delivery_id, shard, sending, sent, bounced_hard, bounced_soft, bounced_ignored, errors, unknown, excluded_late,
     cancelled, retrying, opened, clicked, optout, mirror, human_opened, human_clicked)
 SELECT $1, $2, $4::int, $5::int, $6::int, $7::int, $8::int, $9::int, $10::int, $11::int, $12::int, $13::int,
        $14::int, $15::int, $16::int, $17::int, $18::int, $19::int
 FROM sendoff.delivery_record d
-WHERE d.delivery_id = $1 AND d.cancelled_at IS NOT DISTINCT FROM $3::timestamptz
+WHERE d.delivery_id = $1 AND d.cancelled_at IS NOT DISTINCT FROM $3::timestamptz AND d.purged_at IS NULL
 ON CONFLICT (delivery_id, shard) DO UPDATE
 SET sending = c.sending + excluded.sending,
     sent = c.sent + excluded.sent,

@@ -177,6 +177,23 @@ async def test_a_repair_that_races_with_a_stop_leaves_no_drift(stack: Stack) -> 
     assert again.drift == {}
 
 
+async def test_a_recount_that_races_with_retention_changes_no_counter(stack: Stack) -> None:
+    number = await confirmed(stack, 5)
+    await outcomes.record(stack.db, number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES, 0)
+    async with stack.db.transaction() as tx:
+        await outcomes.close_claims(tx, number)
+        async with stack.db.transaction() as other:
+            # As a snapshot sees it whose partition left between two statements.
+            await other.connection.execute("DELETE FROM sendoff.outcome")
+        recounting = asyncio.create_task(stats.recount(stack.db, number, 3, deadline=20))
+        await until(lambda: blocked(stack, "advisory"))
+        await tx.connection.execute("UPDATE sendoff.delivery_record SET purged_at = now()")
+    found = await recounting
+    assert found is not None
+    assert (found.exact, found.drift) == (False, {})
+    assert (await stack.deployment(number))["sent"] == 1
+
+
 async def test_under_load_every_answer_is_exact_and_every_look_agrees(stack: Stack) -> None:
     """A recount finds no drift while results pour in, and a reader never sees counters and rows apart."""
     number = await stack.prepare(4_000)

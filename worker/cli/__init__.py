@@ -18,6 +18,7 @@ from worker.amqp.connection import BrokerForbids, BrokerUnreachable
 from worker.amqp.messages import Unroutable
 from worker.amqp.topology import TopologyMismatch
 from worker.cli import (
+    alerts,
     check,
     control,
     dead,
@@ -68,6 +69,7 @@ app.command("prepare")(prepare.prepare)
 app.command("run")(run.run)
 app.command("check")(check.check)
 app.add_typer(dead.app, name="dead")
+app.add_typer(alerts.app, name="alert")
 app.command("confirm")(control.confirm)
 app.command("pause")(control.pause)
 app.command("resume")(control.resume)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from contracts.events import DeliveryEvent, Event, Figures
+from contracts.events import Alert, Criterion, DeliveryEvent, Event, Figures
 from contracts.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import asyncpg
 
     from worker.db.pool import Database
 
@@ -33,9 +35,20 @@ async def take(db: Database, limit: int, lease: float) -> list[DeliveryEvent]:
             operator=r["operator"],
             reason=r["reason"],
             figures=r["figures"] and Figures.model_validate_json(r["figures"]),
+            alert=r["criterion"] and _alert(r),
         )
         for r in await db.fetch("take_events", limit, timedelta(seconds=lease))
     ]
+
+
+def _alert(row: asyncpg.Record) -> Alert:
+    return Alert(
+        criterion=Criterion(row["criterion"]),
+        since=row["since"],
+        value=row["value"],
+        threshold=row["threshold"],
+        unit=row["unit"],
+    )
 
 
 async def drop(db: Database, events: Sequence[DeliveryEvent]) -> None:

@@ -99,8 +99,8 @@ async def live(db: Database, delivery_id: int) -> Recount | None:
 
 
 async def _recount(session: Transaction, delivery_id: int, shard: int) -> Recount | None:
-    # What happens between a snapshot and its repair leaves the difference as it is, or is what the repair
-    # looks for, which happens once.
+    # What happens between a snapshot and its repair leaves the difference as it is, or is one of the two
+    # things that the repair looks for, each of which happens once.
     for _ in range(_SNAPSHOTS):
         async with session.connection.transaction(isolation="repeatable_read", readonly=True):
             deployment = await session.fetchrow("read_deployment", delivery_id)
@@ -117,7 +117,7 @@ async def _recount(session: Transaction, delivery_id: int, shard: int) -> Recoun
         found = Recount(dict(deployment), causes, counted["as_of"], {k: v for k, v in drift.items() if v})
         if not found.drift or await _repair(session, delivery_id, shard, counted["cancelled_at"], drift):
             return found
-    raise AssertionError("a delivery is cancelled only once")
+    raise AssertionError("a delivery is cancelled once, and leaves once")
 
 
 async def _repair(

@@ -14,7 +14,7 @@ import structlog
 from contracts import routing
 from contracts.states import State
 from worker.amqp.connection import OUT_OF_REACH
-from worker.db import commands, deliveries, outcomes, pages
+from worker.db import alerts, commands, deliveries, outcomes, pages
 from worker.db.outage import outlast
 from worker.domain.authority import check_start
 from worker.domain.states import Move
@@ -52,6 +52,7 @@ class ScheduleService:
         claim_lease: float,
         look_after: float,
         redelivery_after: float,
+        alert_interval: float,
         shard: int,
     ) -> None:
         """Takes its parts.
@@ -65,6 +66,7 @@ class ScheduleService:
             claim_lease: Seconds after which a claim without a result is `unknown`.
             look_after: Seconds between two looks at a published page.
             redelivery_after: Seconds after which an unclaimed page is published again in any case.
+            alert_interval: Seconds between two looks for alerts.
             shard: The counter row to move.
         """
         self._depth = depth
@@ -75,13 +77,15 @@ class ScheduleService:
         self._claim_lease = claim_lease
         self._look_after = look_after
         self._redelivery_after = redelivery_after
+        self._alert_interval = alert_interval
         self._shard = shard
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Starts each delivery at its time, and does every other duty once a tick, until `stop`."""
+        """Starts deliveries at their time, does the other duties at every tick, and alerts, until `stop`."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_starting(stop))
             group.create_task(self._keep_looking(stop))
+            group.create_task(self._keep_alerting(stop))
 
     async def _keep_starting(self, stop: asyncio.Event) -> None:
         """Sleeps until the next contact date; not for long, as any moment an earlier one may be confirmed."""
@@ -100,6 +104,22 @@ class ScheduleService:
             for doing, duty in duties:
                 await outlast(duty, doing)
             await pause(stop, self._tick)
+
+    async def _keep_alerting(self, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await outlast(self._alert, "looking for alerts")
+            await pause(stop, self._alert_interval)
+
+    async def _alert(self) -> None:
+        await alerts.sample(self._db)
+        for raised in await alerts.raise_due(self._db):
+            self._metrics.alerts.labels(raised.criterion.value).inc()
+            log.warning(
+                "alert",
+                delivery_id=raised.delivery_id,
+                criterion=raised.criterion.value,
+                because=raised.sentence,
+            )
 
     async def _start_due(self) -> float:
         """Starts what is due; returns the seconds to the next look."""

@@ -34,6 +34,7 @@ class Metrics:
     claims_expired: Counter
     stats_drift: Counter
     breaker_trips: Counter
+    alerts: Counter
     events_published: Counter
     dead_lettered: Counter
     claim_recipients: Histogram
@@ -95,6 +96,7 @@ class Metrics:
             claims_expired=counter("claims_expired", "Recipients who became unknown: no result in time."),
             stats_drift=counter("stats_drift_repaired", "By how much counters were wrong: must stay 0."),
             breaker_trips=counter("breaker_trips", "Deliveries that the circuit breaker paused."),
+            alerts=counter("alerts", "Alerts told, each once per delivery in 24 hours.", "criterion"),
             events_published=counter("events_published", "Events that the broker confirmed."),
             dead_lettered=counter(
                 "dead_lettered", "Messages that were put into the dead queue.", "routing_key"

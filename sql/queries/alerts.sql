@@ -1,0 +1,68 @@
+-- Alerts: looked for in the view, told through the outbox.
+
+-- name: sample_progress
+-- Once a minute for each delivery that runs without a limit, whoever comes first.
+INSERT INTO sendoff.delivery_sample (delivery_id, minute, processed)
+SELECT d.delivery_id, date_trunc('minute', now()), k.processed
+FROM sendoff.delivery_record d
+CROSS JOIN LATERAL (
+    SELECT coalesce(sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors + c.unknown
+                        + c.excluded_late + c.retrying), 0) AS processed
+    FROM sendoff.delivery_counter c
+    WHERE c.delivery_id = d.delivery_id
+) k
+WHERE d.state = 'in_progress' AND d.messages_per_hour IS NULL
+ORDER BY d.delivery_id
+ON CONFLICT DO NOTHING;
+
+-- name: forget_samples
+-- The rate is of five minutes: an hour bridges a scheduler that was away. There are few rows, of few deliveries.
+DELETE FROM sendoff.delivery_sample WHERE minute < now() - interval '1 hour';
+
+-- name: read_due_alerts
+-- Not told within 24 hours.
+SELECT a.delivery_id, a.criterion
+FROM sendoff.alert a
+WHERE NOT EXISTS (
+    SELECT FROM sendoff.delivery_alert r
+    WHERE r.delivery_id = a.delivery_id AND r.criterion = a.criterion AND r.at > now() - interval '24 hours')
+ORDER BY a.delivery_id, a.criterion
+LIMIT 200;
+
+-- name: lock_delivery
+-- As a move does, so that schedulers take turns and the numbers of events rise in the order of their commits.
+SELECT delivery_id FROM sendoff.delivery_record WHERE delivery_id = $1 FOR NO KEY UPDATE;
+
+-- name: raise_alert
+-- Judged again, with the delivery locked. What was told, its event, and the wakening, in one statement.
+WITH raised AS (
+    INSERT INTO sendoff.delivery_alert (delivery_id, criterion, state, since, value, threshold, unit, sentence)
+    SELECT a.delivery_id, a.criterion, a.state, a.since, a.value, a.threshold, a.unit, a.sentence
+    FROM sendoff.alert a
+    WHERE a.delivery_id = $1 AND a.criterion = $2
+      AND NOT EXISTS (
+          SELECT FROM sendoff.delivery_alert r
+          WHERE r.delivery_id = a.delivery_id AND r.criterion = a.criterion
+            AND r.at > clock_timestamp() - interval '24 hours')
+    ON CONFLICT DO NOTHING
+    RETURNING delivery_id, number, criterion, sentence
+), told AS (
+    INSERT INTO sendoff.event (delivery_id, number, event)
+    SELECT delivery_id, number, $3 FROM raised
+)
+SELECT delivery_id, criterion, sentence, pg_notify('sendoff_events', '') FROM raised;
+
+-- name: read_alerts
+SELECT delivery_id, label, state, criterion, since, value, threshold, unit, sentence
+FROM sendoff.alert
+ORDER BY since, delivery_id, criterion;
+
+-- name: read_thresholds
+SELECT criterion, enabled, threshold, unit, minimum FROM sendoff.alert_threshold ORDER BY criterion;
+
+-- name: set_threshold
+-- What is null stays as it is.
+UPDATE sendoff.alert_threshold
+SET threshold = coalesce($2, threshold), minimum = coalesce($3, minimum), enabled = coalesce($4, enabled)
+WHERE criterion = $1
+RETURNING criterion, enabled, threshold, unit, minimum;

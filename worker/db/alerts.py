@@ -1,0 +1,66 @@
+"""Alerts: found in the view, told once through the outbox, by thresholds in a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from contracts.events import Criterion, Event
+
+if TYPE_CHECKING:
+    from worker.db.pool import Database
+
+
+@dataclass(frozen=True, slots=True)
+class Raised:
+    """An alert that was put into the outbox."""
+
+    delivery_id: int
+    criterion: Criterion
+    sentence: str
+
+
+async def sample(db: Database) -> None:
+    """Notes how far each running delivery is, once a minute, and forgets what is old."""
+    await db.fetch("sample_progress")
+    await db.fetch("forget_samples")
+
+
+async def raise_due(db: Database) -> list[Raised]:
+    """Tells what was not told within 24 hours; of several who do so, one tells it.
+
+    Returns:
+        What was told here.
+    """
+    raised = []
+    for due in await db.fetch("read_due_alerts"):
+        async with db.transaction() as tx:
+            await tx.execute("lock_delivery", due["delivery_id"])
+            row = await tx.fetchrow("raise_alert", due["delivery_id"], due["criterion"], Event.ALERT.value)
+        if row is not None:
+            raised.append(Raised(row["delivery_id"], Criterion(row["criterion"]), row["sentence"]))
+    return raised
+
+
+async def current(db: Database) -> list[dict[str, Any]]:
+    """Reads what is wrong at this moment, what has been so for longest first."""
+    return [dict(row) for row in await db.fetch("read_alerts")]
+
+
+async def thresholds(db: Database) -> list[dict[str, Any]]:
+    """Reads every criterion with its limit, its unit and its minimum of recipients."""
+    return [dict(row) for row in await db.fetch("read_thresholds")]
+
+
+async def set_threshold(
+    db: Database, criterion: Criterion, threshold: float | None, minimum: int | None, *, enabled: bool | None
+) -> dict[str, Any]:
+    """Changes a criterion; None leaves as it is what it stands for. Returns what it is now.
+
+    Raises:
+        asyncpg.CheckViolationError: the criterion has no limit, or the limit is more than 100 percent.
+    """
+    row = await db.fetchrow("set_threshold", criterion.value, threshold, minimum, enabled)
+    if row is None:
+        raise LookupError(f"The criterion {criterion} is not in the table.")
+    return dict(row)
