@@ -25,6 +25,7 @@ from worker.db.outage import outlast
 from worker.domain.audience import address_key
 from worker.domain.content import ContentInvalid
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
+from worker.domain.window import ClaimWindow
 from worker.email.smtp import SmtpUnreachable
 from worker.lifecycle import on_stop, pause
 
@@ -81,7 +82,7 @@ class SendService:
         self._db = db
         self._exchange = names.exchange(routing.RESULTS)
         # Twice the channel's own concurrency: the next messages are claimed while the present ones are sent.
-        self._slots = batch if channel.concurrency is None else min(batch, 2 * channel.concurrency)
+        self._window = ClaimWindow(batch if channel.concurrency is None else 2 * channel.concurrency, batch)
         self._shard = shard
         self._contents: OrderedDict[int, Any] = OrderedDict()
         self._sending: set[asyncio.Task[None]] = set()
@@ -108,10 +109,11 @@ class SendService:
         await self._channel.close()
 
     async def _free_slots(self) -> int:
-        while len(self._sending) >= self._slots:
+        loop = asyncio.get_running_loop()
+        while not (free := self._window.free(len(self._sending), loop.time())):
             self._freed.clear()
             await self._freed.wait()
-        return self._slots - len(self._sending)
+        return free
 
     async def _take(self, batch: list[Incoming], stop: asyncio.Event) -> None:
         by_delivery: dict[int, dict[int, _Asked]] = {}
@@ -176,6 +178,7 @@ class SendService:
 
     def _free(self, task: asyncio.Task[None]) -> None:
         self._sending.discard(task)
+        self._window.done()
         self._freed.set()
 
     async def _refuse(self, delivery_id: int, refused: list[_Asked]) -> None:
