@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import uvloop
 from rich.console import Console
 
-from tests.bench import plan
+from tests.bench import frameworks, plan
 from tests.bench.installation import Installation
 from tests.bench.machine import CaseFailed, Measured, describe
 from tests.bench.summary import sheets
@@ -55,16 +55,21 @@ async def measure(cases: Sequence[Case]) -> tuple[dict[str, list[Measured]], lis
 
 
 async def run(chosen: Sequence[str], sizes: plan.Sizes) -> tuple[list[str], str]:
-    """Measures the chosen parts and prints them; returns notes, and all of it as Markdown."""
+    """Measures the chosen parts and prints them; returns what to add, and all of it as Markdown."""
     async with Installation.open() as installation:
         cases, notes = plan.cases(installation, chosen, sizes)
         results, faults = await measure(cases)
-    found = sheets(cases, results)
+        about = [f"{describe()}; {await installation.versions()}"]
+    if "peers" in chosen:
+        about.append(f"Peers: {frameworks.versions()}")
+    found = sheets(cases, results, everything=set(chosen) == set(plan.PARTS))
     console = Console(width=140)
-    console.print(describe())
+    console.print("\n".join(about))
     for sheet in found:
         sheet.print(console)
-    return notes + faults, "\n".join([describe(), "", *(sheet.markdown() for sheet in found)])
+    told = [f"- {note}" for note in notes + faults]
+    text = "\n\n".join([*about, "\n".join(told), *(sheet.markdown().rstrip() for sheet in found)])
+    return notes + faults, text.replace("\n\n\n", "\n") + "\n"
 
 
 def main() -> int:

@@ -163,6 +163,17 @@ class Installation:
             await finished(db, WARM_UP)
             yield Run(db, url, processes)
 
+    async def versions(self) -> str:
+        """Names the versions of the servers."""
+        transport = self.connection.transport
+        broker = transport.connection.server_properties["version"] if transport else "unknown"
+        database = await asyncpg.connect(self.settings.database_url, timeout=30)
+        try:
+            version = await database.fetchval("SHOW server_version")
+        finally:
+            await database.close(timeout=30)
+        return f"RabbitMQ {broker}, Postgres {version.split()[0]}"
+
     async def confirm(self, number: int) -> None:
         """Confirms a delivery as upstream would.
 

@@ -14,15 +14,21 @@ if TYPE_CHECKING:
     from tests.bench.report import Results
 
 
-def sheets(cases: Sequence[Case], results: Results) -> list[Sheet]:
-    """Returns the tables of what was measured; those without rows are left out."""
+def sheets(cases: Sequence[Case], results: Results, *, everything: bool = False) -> list[Sheet]:
+    """Returns the tables of what was measured; those without rows are left out.
+
+    Args:
+        cases: What there was to measure.
+        results: What it came to.
+        everything: Whether all was asked for: goals that were not measured are shown then too.
+    """
 
     def of(*parts: str) -> Results:
         return {c.name: results[c.name] for c in cases if c.part in parts and c.name in results}
 
     together, services = of("null", "email", "bare", "peers"), of("null", "email", "growth")
     found = [
-        goals(_lines(cases, results)),
+        goals([line for line in _lines(cases, results) if everything or line[2]]),
         rates("From the confirmation to the last outcome durable", together),
         costs("Processor time by process", together),
         rates("Ceilings", of("ceilings"), "messages"),
