@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 from contracts import routing
 from contracts.events import Criterion, Event
 from tests.integration.test_events import heard, listener
+from tests.integration.test_late_results import waits_for_a_row
 from tests.stack import until
 from worker.cli import app
-from worker.db import alerts
+from worker.db import alerts, deliveries
+from worker.domain.states import Move
 
 if TYPE_CHECKING:
     import subprocess
@@ -324,6 +326,46 @@ async def test_alerts_and_moves_of_a_delivery_are_told_in_order(stack: Stack) ->
     assert (alert.threshold, alert.unit, events[2].state.value) == (0, "minutes", "start_pending")
     assert alert.value is not None
     assert alert.value >= 2
+
+
+async def test_an_alert_waits_for_the_move_before_it_and_is_judged_again(stack: Stack) -> None:
+    going_on = await delivery(stack, started_at="now() - interval '2 days'")
+    over = await delivery(stack, started_at="now() - interval '2 days'")
+    async with stack.db.transaction() as tx:
+        assert await deliveries.move(tx, going_on, Move.AWAIT_RETRIES)
+        assert await deliveries.move(tx, over, Move.STOP, operator="ana")
+        raising = asyncio.create_task(alerts.raise_due(stack.db))
+        await until(lambda: waits_for_a_row(stack))
+    assert [r.delivery_id for r in await raising] == [going_on]
+    (told,) = await stack.rows("SELECT number, state FROM sendoff.delivery_alert")
+    (moved,) = await stack.rows(
+        "SELECT number FROM sendoff.delivery_transition WHERE to_state = 'retry_pending'"
+    )
+    assert told["state"] == "retry_pending"
+    assert told["number"] > moved["number"]
+
+
+async def test_two_that_found_the_same_alert_tell_it_once(stack: Stack) -> None:
+    number = await delivery(stack, started_at="now() - interval '2 days'")
+    # Around midnight the days differ: the look at the last 24 hours alone must do.
+    await change(
+        stack,
+        "ALTER TABLE sendoff.delivery_alert DROP CONSTRAINT delivery_alert_delivery_id_criterion_day_key",
+    )
+    async with stack.db.transaction() as tx:
+        await tx.execute("lock_delivery", number)
+        raising = [asyncio.create_task(alerts.raise_due(stack.db)) for _ in range(3)]
+
+        async def all_wait() -> bool:
+            query = (
+                "SELECT FROM pg_stat_activity WHERE wait_event IN ('transactionid', 'tuple')"
+                " AND datname = current_database()"
+            )
+            return len(await stack.rows(query)) == 3
+
+        await until(all_wait)
+    assert sum([len(await task) for task in raising]) == 1
+    assert len(await stack.rows("SELECT FROM sendoff.event")) == 1
 
 
 async def test_nothing_is_told_of_what_is_well(stack: Stack) -> None:

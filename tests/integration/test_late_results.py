@@ -24,7 +24,7 @@ async def _started(stack: Stack, recipients: int) -> int:
     return number
 
 
-async def _waits_for_a_row(stack: Stack) -> bool:
+async def waits_for_a_row(stack: Stack) -> bool:
     return bool(
         await stack.rows(
             "SELECT FROM pg_stat_activity WHERE wait_event IN ('transactionid', 'spectoken', 'tuple')"
@@ -46,7 +46,7 @@ async def test_a_result_comes_before_its_claim_is_committed(stack: Stack) -> Non
         recording = asyncio.create_task(
             outcomes.record(stack.db, number, _reported(number, 1, "sent"), RETRIES, 5)
         )
-        await until(lambda: _waits_for_a_row(stack))
+        await until(lambda: waits_for_a_row(stack))
         row, rows = await snapshot(stack, number)
         assert (row["pending"], rows) == (1, {})
     assert await recording == 1
@@ -63,7 +63,7 @@ async def test_a_claim_comes_while_the_result_is_being_recorded(stack: Stack) ->
         arguments = ([1], [1], ["sent"], [20], [NOON], at[:1], at[:1], *texts, [None], 4, ["in_progress"], 5)
         assert await tx.fetchval("record_outcomes", number, *arguments) == 1
         claiming = asyncio.create_task(outcomes.claim(stack.db, number, {1: (1, "a")}, 3))
-        await until(lambda: _waits_for_a_row(stack))
+        await until(lambda: waits_for_a_row(stack))
     assert await claiming == set()
     row, _ = await snapshot(stack, number)
     assert (row["sent"], row["sending"]) == (1, 0)

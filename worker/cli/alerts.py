@@ -41,7 +41,7 @@ def list_(*, as_json: JsonOption = False) -> None:
     table = Table("delivery", "label", "state", "alert", "since (UTC)", "", box=None, pad_edge=False)
     for row in found:
         since = f"{row['since']:%Y-%m-%d %H:%M}"
-        cells = (plain(row["label"]), words(row["state"]), words(row["criterion"]), since)
+        cells = (plain(row["label"]), words(row["state"]), row["criterion"], since)
         table.add_row(str(row["delivery_id"]), *cells, plain(row["sentence"]))
     console().print(table)
 
