@@ -7,11 +7,14 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from typer.testing import CliRunner
+
 from contracts import routing
 from tests.integration.test_outcome_law import RETRIES, Report, snapshot
 from tests.integration.test_results import confirmed, result
 from tests.integration.test_retries import counted
 from tests.stack import until
+from worker.cli import app
 from worker.db import outcomes, stats
 from worker.domain.outcomes import facts
 
@@ -149,6 +152,9 @@ async def test_a_recount_that_takes_too_long_is_cancelled_and_answered_from_the_
             await tx.connection.execute("LOCK TABLE sendoff.outcome")
             answer = await stack.request(routing.COMPUTE_STATS, {"delivery_id": number})
             assert not await blocked(stack, "relation")
+            env = {"SENDOFF_QUEUE_PREFIX": stack.settings.queue_prefix}
+            shown = await asyncio.to_thread(CliRunner().invoke, app, ["stats", str(number)], env=env)
+            assert (shown.exit_code, "live counters at" in shown.output) == (0, True), shown.output
         assert (answer["status"], answer["exact"], answer["drift"]) == ("accepted", False, {})
         assert (answer["sent"], answer["pending"], answer["sent_pct"]) == (1, 3, 25)
         answer = await stack.request(routing.COMPUTE_STATS, {"delivery_id": number})
