@@ -192,8 +192,7 @@ def show(rows: Sequence[Row]) -> None:
         cpu = [f"{statistics.median(values):,.0f}" for values in (row.client_us, row.sink_us)]
         table.add_row(row.content, row.way, _spread(row.rates, ",.0f"), *cpu, ratio)
     table.caption = f"Goal: a ratio of at least {GOAL:g}."
-    console = Console()
-    console.print(table, width=max(console.width, 120), crop=False)
+    Console(width=max(Console().width, 120)).print(table)
 
 
 def main() -> None:

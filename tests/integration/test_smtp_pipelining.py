@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.integration.scripted_smtp import DROP, MESSAGE, SILENCE, Server, running, send
+from tests.integration.scripted_smtp import DROP, LARGE, MESSAGE, SILENCE, Server, running, send
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
 
 UNKNOWN_USER = "550 5.1.1 User unknown"
@@ -113,6 +114,20 @@ async def test_words_between_messages_cost_the_connection_and_no_message() -> No
         assert isinstance(await send(pool), Accepted)
         assert isinstance(await send(pool), Accepted)
     assert (len(server.bodies), server.seen["CONNECT"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("moment", "expected", "bodies"), [("", Accepted, 1), (DROP, Accepted, 1), (SILENCE, Failed, 0)]
+)
+def test_a_large_body_over_the_event_loop_of_production(moment: str, expected: type, bodies: int) -> None:
+    async def exchange() -> Server:
+        server = Server(BODY=[moment, "" if moment == DROP else moment])
+        async with running(server, seconds=0.3 if moment == SILENCE else 20) as pool:
+            assert isinstance(await send(pool, LARGE), expected)
+        return server
+
+    server = uvloop.run(exchange())
+    assert server.bodies.count(LARGE + b".\r\n") == bodies
 
 
 ENVELOPE = [
