@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -37,34 +38,32 @@ class Measured:
 
     what: str
     of: str
+    first: float
     times: list[float]
     rows: int
     plan: str = ""
 
 
 async def timed(ask: Callable[[], Awaitable[Sequence[Any]]], times: int) -> tuple[list[float], int]:
-    """Asks once to warm up and then `times` times; returns milliseconds and the number of rows."""
-    rows, found = len(await ask()), []
-    for _ in range(times):
+    """Asks once more than `times` times; returns the milliseconds of each and the number of rows."""
+    rows, found = 0, []
+    for _ in range(times + 1):
         began = time.perf_counter()
-        await ask()
+        rows = len(await ask())
         found.append((time.perf_counter() - began) * 1_000)
     return found, rows
 
 
-async def question(
-    connection: asyncpg.Connection, what: str, of: str, sql: str, times: int, *, analyze: bool = True
-) -> Measured:
+async def question(connection: asyncpg.Connection, what: str, of: str, sql: str, times: int) -> Measured:
     """Measures one statement, as a client that sends its text each time, and explains it."""
 
     async def ask() -> list[asyncpg.Record]:
         rows: list[asyncpg.Record] = await connection.fetch(sql, timeout=_SECONDS)
         return rows
 
-    found, rows = await timed(ask, times)
-    options = "ANALYZE, COSTS OFF, SUMMARY OFF, BUFFERS OFF" if analyze else "COSTS OFF"
-    plan = await connection.fetch(f"EXPLAIN ({options}) {sql}", timeout=_SECONDS)
-    return Measured(what, of, found, rows, "\n".join(line[0] for line in plan))
+    (first, *found), rows = await timed(ask, times)
+    plan = await connection.fetch(f"EXPLAIN (ANALYZE, COSTS OFF, SUMMARY OFF) {sql}", timeout=_SECONDS)
+    return Measured(what, of, first, found, rows, "\n".join(line[0] for line in plan))
 
 
 async def recount(db: Database, of: str, number: int, times: int) -> Measured:
@@ -76,8 +75,8 @@ async def recount(db: Database, of: str, number: int, times: int) -> Measured:
             raise SystemExit(f"The recount of delivery {number} found {found and found.drift}.")
         return [found]
 
-    times_found, rows = await timed(ask, times)
-    return Measured("compute stats", of, times_found, rows)
+    (first, *found), rows = await timed(ask, times)
+    return Measured("compute stats", of, first, found, rows)
 
 
 class Tables:
@@ -121,19 +120,13 @@ def _title(example: Example) -> str:
 
 
 def show(console: Console, title: str, found: Sequence[Measured]) -> None:
-    """Prints median and greatest time of each."""
+    """Prints the time of the first execution, and median and greatest of those that follow."""
     table = Table("asked", "of", title=title)
-    for heading in ("rows", "median ms", "max ms", "runs"):
+    for heading in ("rows", "first ms", "then, median ms", "max ms", "runs"):
         table.add_column(heading, justify="right")
     for m in found:
-        table.add_row(
-            m.what,
-            m.of,
-            f"{m.rows:,}",
-            f"{statistics.median(m.times):,.2f}",
-            f"{max(m.times):,.2f}",
-            str(len(m.times)),
-        )
+        times = (m.first, statistics.median(m.times), max(m.times))
+        table.add_row(m.what, m.of, f"{m.rows:,}", *(f"{t:,.2f}" for t in times), f"{len(m.times)}")
     console.print(table)
 
 
@@ -178,6 +171,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000, help="recipients of all deliveries together")
     parser.add_argument("--times", type=int, default=7, help="how often each question is asked")
     options = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     asyncio.run(measure(options.rows, options.times))
 
 

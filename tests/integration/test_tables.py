@@ -150,6 +150,25 @@ async def test_a_view_that_does_is_found_out(connection: Any, view: str, found: 
     assert all(part in said for part in found), said
 
 
+@pytest.mark.usefixtures("deliveries")
+async def test_the_services_look_outcomes_up_by_the_key(connection: Any, db: Database) -> None:
+    await connection.execute("ANALYZE")
+    by_place = set()
+    async with db.session() as session:
+        for name, text in sql.queries().items():
+            statement = re.sub(r"--.*", "", text).strip().rstrip(";")
+            if not re.search(r"\bsendoff\.(outcome|sending_log)\b", statement):
+                continue
+            prepared = await session.connection.prepare(statement)
+            await session.connection.execute(f"PREPARE planned AS {statement}")
+            nulls = f"({', '.join(['NULL'] * len(prepared.get_parameters()))})"
+            plan = await session.connection.fetch(f"EXPLAIN EXECUTE planned{nulls.replace('()', '')}")
+            await session.connection.execute("DEALLOCATE planned")
+            if any(re.search(r"Bitmap Index Scan on outcome_\d+_delivery_id_idx", line[0]) for line in plan):
+                by_place.add(name)
+    assert by_place <= {"recount"}
+
+
 async def test_the_domains_add_up_to_what_the_recipients_say(connection: Any, deliveries: list[int]) -> None:
     naive = """
         SELECT r.delivery_id, lower(split_part(r.address, '@', 2)) AS domain, count(*) AS to_deliver,
