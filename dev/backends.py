@@ -39,7 +39,7 @@ listen_addresses = '127.0.0.1'
 port = {postgres_port}
 unix_socket_directories = '{data}'
 max_connections = 200
-shared_buffers = 256MB
+shared_buffers = {shared_buffers}
 max_wal_size = 2GB
 checkpoint_timeout = 15min
 jit = off
@@ -204,7 +204,12 @@ def _postgres(instance: Instance, programs: Path) -> Server:
         )
         password.unlink()
         with (data / "postgresql.conf").open("a") as conf:
-            conf.write(POSTGRESQL_CONF.format(postgres_port=instance.postgres_port, data=data))
+            settings = {
+                "postgres_port": instance.postgres_port,
+                "data": data,
+                "shared_buffers": os.environ.get("SENDOFF_DEV_SHARED_BUFFERS", "256MB"),
+            }
+            conf.write(POSTGRESQL_CONF.format(**settings))
 
     def psql(statement: str) -> str | None:
         options = [

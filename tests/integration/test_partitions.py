@@ -108,7 +108,7 @@ async def test_a_delivery_opens_the_next_set_once_the_newest_is_old(stack: Stack
     )
     assert [tuple(r.values()) for r in counts] == [("outcome_1", 3), ("outcome_100001", 3)]
     (storage,) = await stack.rows("SELECT reloptions FROM pg_class WHERE relname = 'outcome_100001'")
-    assert "fillfactor=50" in storage["reloptions"]
+    assert "fillfactor=34" in storage["reloptions"]
 
 
 async def test_a_delivery_opens_the_next_set_once_the_ids_are_used_up(stack: Stack) -> None:
