@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.bench.installation import Installation
+    from worker.db.pool import Database
 
 BROKER = "RabbitMQ, confirmed publishes"
 DATABASE = "Postgres, guarded batches of 500 with counters"
@@ -133,9 +134,7 @@ async def statement(installation: Installation, rows: int) -> Measured:
     """Records *sent* for claimed recipients by the statement of the results service, with no service."""
     template = await installation.prepared("null", rows)
     async with installation.cloned(template) as url, opened(url) as db:
-        async with db.session() as session:
-            for part in _CLAIMED.format(delivery=DELIVERY, rows=rows).split(";"):
-                await session.connection.execute(part)
+        await claim_all(db, rows)
         at, retries = datetime.now(UTC), Retries((60,), 4)
         sent = [
             facts(Sent(delivery_id=DELIVERY, recipient=n, attempt=1, at=at, reply="null channel"))
@@ -150,3 +149,10 @@ async def statement(installation: Installation, rows: int) -> Measured:
         if row is None or row["sent"] != rows:
             raise CaseFailed("The deployment does not count what was recorded.")
     return measured
+
+
+async def claim_all(db: Database, rows: int) -> None:
+    """Confirms and starts the delivery, and claims every recipient, as if a sender had all of them."""
+    async with db.session() as session:
+        for part in _CLAIMED.format(delivery=DELIVERY, rows=rows).split(";"):
+            await session.connection.execute(part)

@@ -157,7 +157,9 @@ class Installation:
         async with AsyncExitStack() as stack:
             url = await stack.enter_async_context(self.cloned(template))
             variables = (settings or {}) | {"SENDOFF_DATABASE_URL": url}
-            processes = await stack.enter_async_context(self._services(variables, copies))
+            rest = [name for name in SERVICES if name not in HOT]
+            commands = [("the rest", rest), *((name, [name]) for name in HOT for _ in range(copies))]
+            processes = await stack.enter_async_context(self.services(variables, commands))
             db = await stack.enter_async_context(opened(url))
             await self.confirm(WARM_UP)
             await finished(db, WARM_UP)
@@ -188,9 +190,10 @@ class Installation:
             raise CaseFailed(reply.message)
 
     @asynccontextmanager
-    async def _services(self, variables: dict[str, str], copies: int) -> AsyncIterator[Processes]:
-        rest = [name for name in SERVICES if name not in HOT]
-        commands = [("the rest", rest), *((name, [name]) for name in HOT for _ in range(copies))]
+    async def services(
+        self, variables: dict[str, str], commands: list[tuple[str, list[str]]]
+    ) -> AsyncIterator[Processes]:
+        """Yields processes, each a name to show and its services, once they work, and ends them."""
         environment = os.environ | {"SENDOFF_LOG_LEVEL": "warning"} | variables
         started: list[tuple[str, int, asyncio.subprocess.Process]] = []
         try:

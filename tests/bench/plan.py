@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tests.bench import bare, ceilings, end_to_end, frameworks, freshness
+from tests.bench import bare, ceilings, end_to_end, frameworks, freshness, latency, stages
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tests.bench.installation import Installation
     from tests.bench.machine import Case, Measured
 
-PARTS = ("ceilings", "bare", "null", "email", "smtp", "peers", "freshness", "growth")
+PARTS = ("ceilings", "stages", "bare", "null", "email", "smtp", "peers", "latency", "freshness", "growth")
 """In the order in which a round goes through them."""
 
 
@@ -30,6 +30,8 @@ class Sizes:
     messages: int
     rows: int
     freshness: int
+    alone: int
+    beside: int
     growth: tuple[tuple[int, int, int], ...]
     """Recipients, processes per service, and rounds at the most."""
 
@@ -52,6 +54,8 @@ FULL = Sizes(
     messages=200_000,
     rows=100_000,
     freshness=200_000,
+    alone=200,
+    beside=200_000,
     growth=(
         (10_000, 1, 3),
         (100_000, 1, 3),
@@ -71,6 +75,8 @@ QUICK = Sizes(
     messages=50_000,
     rows=20_000,
     freshness=50_000,
+    alone=50,
+    beside=100_000,
     growth=((10_000, 1, 1), (50_000, 1, 1), (10_000, 2, 1)),
 )
 
@@ -88,31 +94,29 @@ def cases(installation: Installation, chosen: Sequence[str], sizes: Sizes) -> tu
 
 def _part(installation: Installation, part: str, sizes: Sizes, notes: list[str]) -> list[Case]:
     rounds = sizes.rounds
-    match part:
-        case "ceilings":
-            found = ceilings.cases(installation, messages=sizes.messages, rows=sizes.rows, rounds=rounds)
-        case "bare":
-            found = bare.cases(installation, recipients=sizes.null, rounds=rounds)
-        case "null":
-            found = [end_to_end.case(installation, part, sizes.null, rounds=rounds)]
-        case "email":
-            found = [end_to_end.mail(installation, sizes.email, rounds=rounds, notes=notes)]
-        case "smtp":
-            found = [end_to_end.libraries(messages=sizes.smtp, rounds=rounds)]
-        case "freshness":
-            found = freshness.cases(installation, recipients=sizes.freshness, rounds=rounds)
-        case "growth":
-            found = end_to_end.growth(installation, sizes.growth)
-        case _:
-            try:
-                frameworks.install()
-            except frameworks.PeersAbsent as error:
-                notes.append(str(error))
-                return []
-            found = frameworks.cases(
-                installation, documented=sizes.documented, tuned=sizes.tuned, rounds=rounds
-            )
-    return found
+    if part == "peers":
+        try:
+            frameworks.install()
+        except frameworks.PeersAbsent as error:
+            notes.append(str(error))
+            return []
+    cases: dict[str, Callable[[], list[Case]]] = {
+        "ceilings": lambda: ceilings.cases(
+            installation, messages=sizes.messages, rows=sizes.rows, rounds=rounds
+        ),
+        "stages": lambda: stages.cases(installation, recipients=sizes.rows, rounds=rounds),
+        "bare": lambda: bare.cases(installation, recipients=sizes.null, rounds=rounds),
+        "null": lambda: [end_to_end.case(installation, part, sizes.null, rounds=rounds)],
+        "email": lambda: [end_to_end.mail(installation, sizes.email, rounds=rounds, notes=notes)],
+        "smtp": lambda: [end_to_end.libraries(messages=sizes.smtp, rounds=rounds)],
+        "peers": lambda: frameworks.cases(
+            installation, documented=sizes.documented, tuned=sizes.tuned, rounds=rounds
+        ),
+        "latency": lambda: latency.cases(installation, alone=sizes.alone, beside=sizes.beside, rounds=rounds),
+        "freshness": lambda: freshness.cases(installation, recipients=sizes.freshness, rounds=rounds),
+        "growth": lambda: end_to_end.growth(installation, sizes.growth),
+    }
+    return cases[part]()
 
 
 def told(measured: Measured) -> str:

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.bench import bare, end_to_end, frameworks, freshness, smtp, smtp_client
+from tests.bench import (
+    bare,
+    ceilings,
+    end_to_end,
+    frameworks,
+    freshness,
+    latency,
+    smtp,
+    smtp_client,
+    stages,
+)
 from tests.bench.report import Sheet, costs, figure, figures, goals, median, memory, rates, ratio, spread
 
 if TYPE_CHECKING:
@@ -33,6 +43,8 @@ def sheets(cases: Sequence[Case], results: Results, *, everything: bool = False)
         costs("Processor time by process", together),
         rates("Ceilings", of("ceilings"), "messages"),
         costs("Processor time of the ceilings", of("ceilings")),
+        rates("Stages alone", of("stages")),
+        costs("Processor time of the stages", of("stages")),
         _growth(of("null", "growth") if of("growth") else {}),
         memory("Peak memory of a process", services | of("peers")),
         figures("SMTP into smtp-sink, one process", of("smtp")),
@@ -71,6 +83,18 @@ def _lines(
             ratio(results, null, [bare.NAME], rate),
             {"least": 1},
         ),
+        (
+            "fan-out alone, of the broker's own confirmed publishes",
+            " ×",
+            ratio(results, [stages.FANOUT], [ceilings.BROKER], rate),
+            {"least": 0.6},
+        ),
+        (
+            "recording alone, of the database's own guarded batches, narrow table",
+            " ×",
+            ratio(results, [stages.RECORDING], [ceilings.DATABASE], rate),
+            {"least": 0.5},
+        ),
         ("a million recipients", " s", [m.seconds for m in results.get(million, [])], {"most": 60}),
         (
             "cost per recipient at a million over that at ten thousand",
@@ -87,6 +111,12 @@ def _lines(
                 {"least": smtp.GOAL},
             )
             for content in smtp_client.CONTENTS
+        ),
+        (
+            "one recipient on an idle system, confirm to recorded, 50th percentile",
+            " ms",
+            [m.figures["p50, ms"] for m in results.get(latency.ALONE, [])],
+            {"most": 30},
         ),
         ("KPI freshness under full load, 99th percentile", " ms", fresh, {"most": 1000}),
     ]

@@ -18,7 +18,7 @@ from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.connection import BrokerUnreachable, open_broker
 from worker.amqp.consumer import PikaConsumer
-from worker.amqp.messages import Outgoing, Unroutable
+from worker.amqp.messages import CALM, Outgoing, Unroutable
 from worker.amqp.publisher import PikaPublisher
 
 if TYPE_CHECKING:
@@ -236,6 +236,14 @@ async def test_settling_in_any_order_empties_the_queue(
     consumer.settle(oldest)
     await finish(consumer)
     assert await ready(admin, queue, consumers=0) == 0
+
+
+async def test_after_a_calm_the_first_delivery_waits_for_no_others(transport: Transport, queue: str) -> None:
+    publisher, consumer = await transport.publisher(), await transport.consumer(queue, prefetch=40)
+    waiting = asyncio.create_task(consumer.batch(10, age=10 * SECONDS))
+    await asyncio.wait([waiting], timeout=3 * CALM)
+    await publisher.publish("", queue, numbered(1))
+    assert len(await asyncio.wait_for(waiting, SECONDS)) == 1
 
 
 async def test_stopping_ends_the_wait_and_keeps_what_was_settled(

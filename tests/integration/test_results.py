@@ -111,6 +111,17 @@ async def test_every_order_ends_in_the_same_accounts(stack: Stack, attempts: int
     assert row["state"] == ("finished" if attempts == 1 else "in_progress")
 
 
+async def test_a_backlog_of_full_messages_is_recorded_once(stack: Stack) -> None:
+    number = await confirmed(stack, 3_000)
+    thousands = [[result(number, r) for r in range(first, first + 1_000)] for first in (1, 1_001, 2_001)]
+    for one in thousands * 2:
+        await stack.publish(routing.RESULTS, "sent", json.dumps(one).encode())
+    async with stack.running("results"):
+        await until(lambda: _when(stack, number, sent=3_000))
+        await until(lambda: drained(stack))
+    assert (await stack.deployment(number))["sent"] == 3_000
+
+
 async def test_all_that_is_said_of_nobody_is_kept_each_message_with_its_own_words(stack: Stack) -> None:
     number = await confirmed(stack, 2)
     said = [result(number, 9, reply="first"), result(number, 9, reply="second")]

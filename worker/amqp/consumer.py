@@ -17,7 +17,7 @@ import structlog
 
 from worker.amqp.connection import OUT_OF_REACH
 from worker.amqp.ledger import Ledger
-from worker.amqp.messages import Incoming
+from worker.amqp.messages import CALM, Incoming
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -75,12 +75,14 @@ class PikaConsumer:
 
     async def batch(self, size: int, age: float = 0) -> list[Incoming]:
         """Waits for deliveries, as `worker.amqp.messages.Consumer` says."""
+        loop = asyncio.get_running_loop()
+        asked = loop.time()
         while not self._buffer:
             if self._stopping:
                 return []
             self._arrived.clear()
             await self._arrived.wait()
-        if age and len(self._buffer) < size and not self._stopping:
+        if age and loop.time() - asked < CALM and len(self._buffer) < size and not self._stopping:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(age):
                     while len(self._buffer) < size and not self._stopping:

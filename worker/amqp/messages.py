@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+
+CALM: Final = 0.05
+"""Seconds without a delivery after which the next is handed over at once: gathering is for busy times."""
 
 
 class Unroutable(Exception):  # noqa: N818 - the name is the sentence
     """The broker has no queue for a message; the topology is not what it was at the start."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Outgoing:
-    """A message to publish. `type` names the kind of message (AMQP's property of that name)."""
+    """A message to publish. `type` names the kind of message (AMQP's property of that name).
+
+    Not frozen, though nobody changes one, for the reason of `Incoming`.
+    """
 
     body: bytes
     type: str
     message_id: str | None = None
     correlation_id: str | None = None
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -83,7 +90,7 @@ class Consumer(Protocol):
 
         Args:
             size: The most to return.
-            age: Seconds to wait, once the first is there, for the batch to fill.
+            age: Seconds to wait, once the first is there, for the batch to fill; none after a calm.
 
         Returns:
             At least one delivery, in their order; none only once `stop` was called.

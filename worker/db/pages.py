@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from worker.domain.schedule import paced_page_size
 
@@ -27,8 +27,7 @@ class Page:
     valid_until: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class SendBody:
+class SendBody(NamedTuple):
     """A send message as the database wrote it."""
 
     recipient: int
@@ -145,7 +144,7 @@ async def read_sends(db: Database, page: Page) -> list[SendBody]:
     rows = await db.fetch(
         "read_sends", page.delivery_id, page.first, page.last, json.dumps(page.channel), valid_until
     )
-    return [SendBody(r["recipient"], r["attempt"], r["body"].encode()) for r in rows]
+    return [SendBody(recipient, attempt, body.encode()) for recipient, attempt, body in rows]
 
 
 async def published(db: Database, page: Page, owner: str, look_after: float) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -33,6 +34,9 @@ log = structlog.get_logger(__name__)
 
 _PAGES_AT_ONCE: Final = 4
 """Pages published side by side: the database reads one while the broker confirms another."""
+
+_LOOK_EVERY: Final = 0.1
+"""Seconds between two looks at how much waits in the send queues: time for two thousand messages."""
 
 _SHORTEST_IDLE: Final = 0.01
 """Seconds: a turn that another fan-out is about to take must not be asked for without a pause."""
@@ -88,6 +92,8 @@ class FanoutService:
         self._high_water = high_water
         self._idle = idle
         self._last = 0
+        self._looked = -math.inf
+        self._open: list[str] = []
 
     async def run(self, stop: asyncio.Event) -> None:
         """Publishes pages until `stop`; the pages in hand are finished first."""
@@ -120,6 +126,8 @@ class FanoutService:
         return [*paced, *plain]
 
     async def _idle_for(self) -> float:
+        if len(self._open) < len(self._channels):
+            return _LOOK_EVERY  # a queue that is full now may be empty long before the next look for pages
         turn = await pages.seconds_to_next_turn(self._db)
         return self._idle if turn is None else min(self._idle, max(turn, _SHORTEST_IDLE))
 
@@ -144,12 +152,15 @@ class FanoutService:
 
     async def _channels_with_room(self) -> list[str]:
         """Names our channels whose send queue is below its mark, as far as the broker says."""
-        found = []
-        for channel in self._channels:
-            try:
-                waiting = await self._depth.ready(self._names.queue(routing.send_queue(channel)))
-            except OUT_OF_REACH:
-                continue
-            if waiting < self._high_water:
-                found.append(channel)
-        return found
+        now = asyncio.get_running_loop().time()
+        if now - self._looked >= _LOOK_EVERY:
+            self._open = [channel for channel in self._channels if await self._has_room(channel)]
+            self._looked = now
+        return self._open
+
+    async def _has_room(self, channel: str) -> bool:
+        try:
+            waiting = await self._depth.ready(self._names.queue(routing.send_queue(channel)))
+        except OUT_OF_REACH:
+            return False
+        return waiting < self._high_water

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import asyncpg
@@ -11,8 +12,7 @@ from worker.db.outage import outlast
 from worker.lifecycle import on_stop
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from worker.amqp.messages import Consumer, Incoming
     from worker.db.pool import Database
@@ -23,6 +23,11 @@ ROWS_AT_ONCE: Final = 2_000
 """Rows in one statement; 500 a statement cost 10 % more each, 5,000 gain nothing."""
 
 _LEFT: Final = "the delivery has left by retention"
+
+_PART_BYTES: Final = 250_000
+"""After how many bytes a part of a batch is full: with the shortest results, 2,000 of them."""
+_PARTS_AT_ONCE: Final = 2
+"""One is decoded while the database writes the other."""
 
 _DELIVERIES_KEPT: Final = 1_000
 """Bounds the memory, nothing else."""
@@ -36,21 +41,45 @@ async def take_batches(
     size: int,
     age: float,
 ) -> None:
-    """Records batches until `stop`; each is acknowledged once it is recorded.
+    """Records batches until `stop`; each part of one is acknowledged once it is recorded.
 
     Args:
         consumer: Of the queue.
-        record: Records a batch; what it returned from is committed, or in the dead queue.
+        record: Records messages, beside others that it is given at the same time; what it returned from is
+            committed, or in the dead queue.
         stop: Ends it.
         size: The most messages of a batch.
         age: How old a batch may become, in seconds.
     """
+
+    async def take(part: list[Incoming]) -> None:
+        await record(part)
+        consumer.settle(part)
+
     await consumer.start()
     async with on_stop(stop, consumer.stop):
         while batch := await consumer.batch(size, age):
-            await record(batch)
-            consumer.settle(batch)
+            recording: set[asyncio.Task[None]] = set()
+            async with asyncio.TaskGroup() as group:
+                for part in _parts(batch):
+                    if len(recording) == _PARTS_AT_ONCE:
+                        _, recording = await asyncio.wait(recording, return_when=asyncio.FIRST_COMPLETED)
+                    recording.add(group.create_task(take(part)))
     await consumer.close()
+
+
+def _parts(batch: list[Incoming]) -> Iterator[list[Incoming]]:
+    """Cuts a batch by its bytes, as a message may hold one result or a thousand."""
+    part: list[Incoming] = []
+    size = 0
+    for message in batch:
+        part.append(message)
+        size += len(message.body)
+        if size >= _PART_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 async def write_by_halves(

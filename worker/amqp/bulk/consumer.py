@@ -20,6 +20,7 @@ from worker.amqp.bulk.encoding import acknowledgement
 from worker.amqp.bulk.errors import ConnectionLost
 from worker.amqp.bulk.keeper import Keeper
 from worker.amqp.ledger import Ledger
+from worker.amqp.messages import CALM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -75,9 +76,11 @@ class BulkConsumer:
     async def batch(self, size: int, age: float = 0) -> list[Incoming]:
         """Waits for deliveries, as `worker.amqp.messages.Consumer` says."""
         # More than once only where a lost connection takes along what waits here.
+        loop = asyncio.get_running_loop()
         while not self._stopping:
+            asked = loop.time()
             await self._more(1)
-            if age:
+            if age and loop.time() - asked < CALM:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(age):
                         await self._more(size)

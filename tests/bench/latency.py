@@ -1,0 +1,127 @@
+"""From the publish of a confirm command to the last outcome durable, for deliveries of few recipients.
+
+Alone on an idle system, and beside a delivery of many recipients that was confirmed before. The clock starts
+before the command is published, on a connection that stands, and stops when a reader of the database sees
+every outcome counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+import uuid
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from contracts.commands import Confirm
+from contracts.routing import COMMANDS, CONFIRM, Names
+from tests.bench.installation import DELIVERY, SECONDS
+from tests.bench.machine import Case, CaseFailed, Measured
+from worker.amqp.bulk.publisher import BulkPublisher
+from worker.amqp.messages import Outgoing
+from worker.lifecycle import pause
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.bench.installation import Installation, Run
+    from worker.amqp.messages import Publisher
+
+ALONE = "one recipient alone, confirm to recorded"
+BESIDE = "ten recipients beside many, confirm to recorded"
+FEW = 10
+LOOK = 0.001
+"""Seconds between two looks: by so much the figures may be too high."""
+BREATH = 0.02
+"""Seconds between two deliveries."""
+LEAST, MOST = 20, 200
+
+
+def cases(installation: Installation, *, alone: int, beside: int, rounds: int) -> list[Case]:
+    """Returns both cases: so many deliveries alone, and some beside one of so many recipients."""
+    return [
+        Case("latency", ALONE, partial(measure_alone, installation, alone), rounds),
+        Case("latency", BESIDE, partial(measure_beside, installation, beside), rounds),
+    ]
+
+
+async def measure_alone(installation: Installation, deliveries: int) -> Measured:
+    """Confirms deliveries of one recipient, one after the other."""
+    never = asyncio.Event()
+    async with installation.running("null", 1) as run, _publisher(installation) as publisher:
+        numbers = [await installation.prepare(run.db, "null", 1) for _ in range(deliveries)]
+        delays = []
+        for number in numbers:
+            delays.append(await _delay(installation, publisher, run, number, 1))
+            await pause(never, BREATH)
+    return _percentiles(delays)
+
+
+async def measure_beside(installation: Installation, recipients: int) -> Measured:
+    """Confirms deliveries of ten recipients while one of so many runs.
+
+    Raises:
+        CaseFailed: that one was over after too few of them.
+    """
+    never = asyncio.Event()
+    async with installation.running("null", recipients) as run, _publisher(installation) as publisher:
+        numbers = [await installation.prepare(run.db, "null", FEW) for _ in range(MOST)]
+        await installation.confirm(DELIVERY)
+        delays = []
+        async with run.db.session() as session:
+            for number in numbers:
+                delay = await _delay(installation, publisher, run, number, FEW)
+                state = await session.connection.fetchval(
+                    "SELECT state FROM sendoff.delivery WHERE delivery_id = $1", DELIVERY
+                )
+                if state == "finished":
+                    break
+                delays.append(delay)
+                await pause(never, BREATH)
+    if len(delays) < LEAST:
+        raise CaseFailed(
+            f"The large delivery ended after {len(delays)} small ones; it takes a larger one to say."
+        )
+    return _percentiles(delays)
+
+
+@asynccontextmanager
+async def _publisher(installation: Installation) -> AsyncIterator[Publisher]:
+    publisher = BulkPublisher(
+        installation.settings.amqp_url, name="bench", window=10, timeout=60, connect_timeout=60
+    )
+    await publisher.start()
+    try:
+        yield publisher
+    finally:
+        await publisher.close()
+
+
+async def _delay(
+    installation: Installation, publisher: Publisher, run: Run, number: int, recipients: int
+) -> float:
+    """Confirms a delivery; returns the seconds until every outcome is counted for a reader."""
+    never = asyncio.Event()
+    exchange = Names(installation.settings.queue_prefix).exchange(COMMANDS)
+    command = Confirm(delivery_id=number, operator="ana", preparation=1, definitive=True)
+    body = command.model_dump_json().encode()
+    started = time.perf_counter()
+    async with asyncio.timeout(SECONDS), run.db.session() as session:
+        await publisher.publish(exchange, CONFIRM, [Outgoing(body, CONFIRM, message_id=str(uuid.uuid4()))])
+        while True:
+            sent = await session.connection.fetchval(
+                "SELECT sum(sent) FROM sendoff.delivery_counter WHERE delivery_id = $1", number
+            )
+            if sent == recipients:
+                break
+            await pause(never, LOOK)
+        return time.perf_counter() - started
+
+
+def _percentiles(delays: list[float]) -> Measured:
+    percentiles = statistics.quantiles([1000 * delay for delay in delays], n=100)
+    return Measured(
+        figures={"p50, ms": percentiles[49], "p99, ms": percentiles[98], "deliveries": len(delays)}
+    )
