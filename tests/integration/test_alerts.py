@@ -72,69 +72,66 @@ async def seen(stack: Stack) -> list[tuple[int, str]]:
     return [(row["delivery_id"], row["criterion"]) for row in await alerts.current(stack.db)]
 
 
-@pytest.mark.parametrize(
-    ("criterion", "wrong", "right"),
-    [
-        (
-            "failed",
-            {"state": "'failed'", "finished_at": "now()"},
-            {"state": "'stopped'", "finished_at": "now()"},
-        ),
-        (
-            "failed",
-            {"state": "'failed'", "finished_at": "now() - interval '23 hours'"},
-            {"state": "'failed'", "finished_at": "now() - interval '25 hours'"},
-        ),
-        ("preparation_failed", {"state": "'preparation_failed'"}, {"state": "'ready'"}),
-        (
-            "start_pending",
-            {"state": "'start_pending'", "confirmed_at": "now() - interval '16 minutes'"},
-            {"state": "'start_pending'", "confirmed_at": "now() - interval '14 minutes'"},
-        ),
-        (
-            "start_pending",
-            {"state": "'start_pending'", "contact_date": "now() - interval '16 minutes'"},
-            {"state": "'start_pending'", "contact_date": "now() + interval '1 minute'"},
-        ),
-        (
-            "start_pending",
-            {"state": "'start_pending'", "contact_date": "now() - interval '16 minutes'"},
-            {
-                "state": "'paused'",
-                "paused_in": "'start_pending'",
-                "contact_date": "now() - interval '16 minutes'",
-            },
-        ),
-        (
-            "long_in_progress",
-            {"started_at": "now() - interval '1441 minutes'"},
-            {"started_at": "now() - interval '1439 minutes'"},
-        ),
-        (
-            "long_in_progress",
-            {"started_at": "now() - interval '1441 minutes'", "state": "'retry_pending'"},
-            {"started_at": "now() - interval '1441 minutes'", "state": "'finished'", "finished_at": "now()"},
-        ),
-        (
-            "long_in_progress",
-            {"started_at": "now() - interval '1501 minutes'", "messages_per_hour": "1"},
-            {"started_at": "now() - interval '1499 minutes'", "messages_per_hour": "1"},
-        ),
-    ],
-)
-async def test_states_and_times(
-    stack: Stack, criterion: str, wrong: dict[str, str], right: dict[str, str]
-) -> None:
-    number = await delivery(stack, **wrong)
-    await delivery(stack, **right)
-    assert await seen(stack) == [(number, criterion)]
-    (row,) = await alerts.current(stack.db)
-    assert row["sentence"].endswith(".")
-    assert (
-        (row["value"] is None)
-        == (row["threshold"] is None)
-        == (criterion in ("failed", "preparation_failed"))
-    )
+CASES: list[tuple[str, dict[str, str], dict[str, str]]] = [
+    (
+        "failed",
+        {"state": "'failed'", "finished_at": "now()"},
+        {"state": "'stopped'", "finished_at": "now()"},
+    ),
+    (
+        "failed",
+        {"state": "'failed'", "finished_at": "now() - interval '23 hours'"},
+        {"state": "'failed'", "finished_at": "now() - interval '25 hours'"},
+    ),
+    ("preparation_failed", {"state": "'preparation_failed'"}, {"state": "'ready'"}),
+    (
+        "start_pending",
+        {"state": "'start_pending'", "confirmed_at": "now() - interval '16 minutes'"},
+        {"state": "'start_pending'", "confirmed_at": "now() - interval '14 minutes'"},
+    ),
+    (
+        "start_pending",
+        {"state": "'start_pending'", "contact_date": "now() - interval '16 minutes'"},
+        {"state": "'start_pending'", "contact_date": "now() + interval '1 minute'"},
+    ),
+    (
+        "start_pending",
+        {"state": "'start_pending'", "contact_date": "now() - interval '16 minutes'"},
+        {
+            "state": "'paused'",
+            "paused_in": "'start_pending'",
+            "contact_date": "now() - interval '16 minutes'",
+        },
+    ),
+    (
+        "long_in_progress",
+        {"started_at": "now() - interval '1441 minutes'"},
+        {"started_at": "now() - interval '1439 minutes'"},
+    ),
+    (
+        "long_in_progress",
+        {"started_at": "now() - interval '1441 minutes'", "state": "'retry_pending'"},
+        {"started_at": "now() - interval '1441 minutes'", "state": "'finished'", "finished_at": "now()"},
+    ),
+    (
+        "long_in_progress",
+        {"started_at": "now() - interval '1501 minutes'", "messages_per_hour": "1"},
+        {"started_at": "now() - interval '1499 minutes'", "messages_per_hour": "1"},
+    ),
+]
+"""Of each criterion of states and times: a delivery just past its threshold, and one just not."""
+
+
+async def test_states_and_times(stack: Stack) -> None:
+    expected = []
+    for criterion, wrong, right in CASES:
+        expected.append((await delivery(stack, **wrong), criterion))
+        await delivery(stack, **right)
+    assert sorted(await seen(stack)) == expected
+    for row in await alerts.current(stack.db):
+        assert row["sentence"].endswith(".")
+        without = row["criterion"] in ("failed", "preparation_failed")
+        assert (row["value"] is None) == (row["threshold"] is None) == (row["unit"] == "") == without
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("hard", 5), ("soft", 10)])
