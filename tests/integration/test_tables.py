@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import secrets
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import pytest
+from rich.console import Console
 
 import sql
 from tests.bench.examples import DOC, blocks, examples, views
 from tests.bench.filling import Shape, fill
+from tests.bench.tables import Tables, show
 from worker.db import migrate as migrating
 from worker.db import stats
 
@@ -198,6 +201,19 @@ async def test_the_domains_are_those_of_the_last_preparation(stack: Stack) -> No
         await stack.confirm(number, 2)
         await stack.finished(number)
     assert [row["sent"] for row in await stack.rows(asked, number)] == [1, 2]
+
+
+async def test_the_bench_measures_every_example_and_shows_its_plan(
+    connection: Any, db: Database, deliveries: list[int]
+) -> None:
+    printed = Console(file=io.StringIO(), width=200)
+    tables = Tables(connection, db, printed, 1)
+    asked = {"large": deliveries[0]}
+    found = await tables.recounts(asked) + await tables.views(asked, PROFILE)
+    show(printed, "Small", found)
+    assert [m.what for m in found if not m.rows] == []
+    assert len([m for m in found if "Scan" in m.plan]) == len(examples())
+    assert all(m.what.partition(":")[0] in printed.file.getvalue() for m in found)  # type: ignore[attr-defined]
 
 
 async def test_compute_stats_counts_what_was_filled_in(db: Database, deliveries: list[int]) -> None:

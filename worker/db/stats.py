@@ -107,7 +107,7 @@ async def _recount(session: Transaction, delivery_id: int, shard: int) -> Recoun
             if deployment is None:
                 return None
             causes = await deliveries.excluded_by_cause(session, delivery_id)
-            await session.execute("plan_recount")
+            await session.execute("plan_recount", deployment["to_deliver"])
             (counted,) = await session.fetch("recount", delivery_id)
             (tracked,) = await session.fetch("recount_tracking", delivery_id)
         if counted["purged"]:  # its outcomes have left by retention: the counters are all that is known
