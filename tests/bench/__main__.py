@@ -8,6 +8,7 @@ its own, as in production, beside the broker and the database on the same machin
 from __future__ import annotations
 
 import argparse
+import asyncio
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +58,8 @@ async def measure(cases: Sequence[Case]) -> tuple[dict[str, list[Measured]], lis
 async def run(chosen: Sequence[str], sizes: plan.Sizes) -> tuple[list[str], str]:
     """Measures the chosen parts and prints them; returns what to add, and all of it as Markdown."""
     async with Installation.open() as installation:
-        cases, notes = plan.cases(installation, chosen, sizes)
+        # In a thread: it may install the peers, and the connection has heartbeats to answer.
+        cases, notes = await asyncio.to_thread(plan.cases, installation, chosen, sizes)
         results, faults = await measure(cases)
         about = [f"{describe()}; {await installation.versions()}"]
     if "peers" in chosen:

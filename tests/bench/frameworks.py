@@ -132,14 +132,16 @@ def install() -> None:
         return
     print("bench: installing the peers into .venv-peers", file=sys.stderr, flush=True)  # noqa: T201
     shutil.rmtree(ENVIRONMENT, ignore_errors=True)
-    venv.create(ENVIRONMENT, with_pip=True)
     pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "install", "--quiet", "--require-hashes"]
     try:
+        venv.create(ENVIRONMENT, with_pip=True)
         subprocess.run([*pip, "--requirement", str(LOCK)], timeout=INSTALL_SECONDS, check=True)
     except (subprocess.SubprocessError, OSError) as error:
+        status = getattr(error, "returncode", None)
+        why = f"pip ended with status {status}" if status else str(error)
         raise PeersAbsent(
-            f"The peers could not be installed, so they are left out: {error}. See what pip says; with a"
-            " package index in reach, run it again."
+            f"The peers could not be installed, so they are left out: {why}. Run it again with a package index"
+            " in reach."
         ) from error
     mark.write_text(key)
 
