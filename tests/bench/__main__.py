@@ -46,8 +46,9 @@ async def measure(cases: Sequence[Case]) -> tuple[dict[str, list[Measured]], lis
                 continue
             try:
                 measured = await case.run()
-            except (CaseFailed, TimeoutError) as error:
-                faults[case.name] = f"{case.name}: {error or 'It took too long.'}"
+            except Exception as error:  # noqa: BLE001 - whatever it is, the others are worth measuring
+                why = str(error) if isinstance(error, CaseFailed) else f"{type(error).__name__}: {error}"
+                faults[case.name] = f"{case.name}: {why}"
                 say(faults[case.name])
                 continue
             results.setdefault(case.name, []).append(measured)

@@ -140,8 +140,8 @@ def install() -> None:
         status = getattr(error, "returncode", None)
         why = f"pip ended with status {status}" if status else str(error)
         raise PeersAbsent(
-            f"The peers could not be installed, so they are left out: {why}. Run it again with a package index"
-            " in reach."
+            f"The peers could not be installed, so they are left out: {why}. Run it again with a package"
+            " index in reach."
         ) from error
     mark.write_text(key)
 

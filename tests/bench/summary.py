@@ -103,6 +103,12 @@ def _lines(
             {"most": 1.15},
         ),
         ("peak memory of the largest process of ours", " MiB", peaks, {"most": 150}),
+        (
+            "the same at a million over that at ten thousand",
+            " ×",
+            ratio(results, [million], [small], lambda m: max(m.peak.values())),
+            {"most": 1.1},
+        ),
         *(
             (
                 f"SMTP, our channel over aiosmtplib and the standard library, {content}",

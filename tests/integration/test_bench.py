@@ -59,12 +59,17 @@ async def test_a_part_that_fails_is_told_and_the_rest_goes_on() -> None:
         tried.append("bad")
         raise CaseFailed("3 of 4 recipients have a row.")
 
+    async def break_off() -> Measured:
+        raise ConnectionResetError("gone")
+
     async def work() -> Measured:
         tried.append("good")
         return Measured(10, 2.0, {"all": 1.0})
 
-    results, faults = await measure([Case("peers", "bad", fail, 3), Case("null", "good", work, 2)])
-    assert faults == ["bad: 3 of 4 recipients have a row."]
+    results, faults = await measure(
+        [Case("peers", "bad", fail, 3), Case("null", "good", work, 2), Case("bare", "worse", break_off, 1)]
+    )
+    assert faults == ["bad: 3 of 4 recipients have a row.", "worse: ConnectionResetError: gone"]
     assert tried == ["bad", "good", "good"]  # no second try of what failed
     assert [m.rate for m in results["good"]] == [5.0, 5.0]
     assert "bad" not in results
