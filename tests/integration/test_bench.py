@@ -26,6 +26,8 @@ SIZES = plan.Sizes(
     messages=2_000,
     rows=500,
     freshness=1,
+    alone=1,
+    beside=1,
     growth=(),
 )
 
