@@ -49,7 +49,7 @@ WHERE d.delivery_id = $1
 GROUP BY d.delivery_id, d.cancelled_at, d.to_deliver, d.purged_at;
 
 -- name: recount_tracking
--- Reads what is known of every recipient that did anything once, by the key.
+-- Reads what is known of every recipient that did anything once, wherever it lies (tracked_recipient_place).
 SELECT count(*) AS opened, count(clicked_at) AS clicked, count(optout_at) AS optout, count(mirror_at) AS mirror,
        count(human_opened_at) AS human_opened, count(human_clicked_at) AS human_clicked
 FROM sendoff.tracked_recipient
