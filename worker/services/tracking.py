@@ -14,7 +14,7 @@ from contracts.tracking import TrackingKind
 from worker.db import tracking
 from worker.domain.machines import RulesInvalid, own_rules, read_rules
 from worker.domain.tracking import fold, judge
-from worker.services.recording import ROWS_AT_ONCE, Audiences, nobody, take_batches, write_by_halves
+from worker.services.recording import Audiences, nobody, take_batches, write_by_halves
 from worker.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -105,15 +105,6 @@ class TrackingService:
             for event in content.results:
                 sources.setdefault((event.delivery_id, event.event_id), message)
             events += content.results
-            # Each message may hold a thousand: so many at a time that memory stays flat.
-            if len(events) >= ROWS_AT_ONCE:
-                await self._record_events(events, sources)
-                events, sources = [], {}
-        await self._record_events(events, sources)
-
-    async def _record_events(
-        self, events: list[TrackingEvent], sources: dict[tuple[int, str], Incoming]
-    ) -> None:
         for delivery_id, by_id in sorted(fold(events).items()):
             size = await self._audiences.size(delivery_id)
             strangers: dict[Incoming, list[TrackingEvent]] = {}
