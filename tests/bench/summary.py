@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import TYPE_CHECKING
 
 from tests.bench import (
@@ -40,6 +41,7 @@ def sheets(cases: Sequence[Case], results: Results, *, everything: bool = False)
     found = [
         goals([line for line in _lines(cases, results) if everything or line[2]]),
         rates("From the confirmation to the last outcome durable", together),
+        _over([c.name for c in cases if c.part == "null"], together),
         costs("Processor time by process", together),
         rates("Ceilings", of("ceilings"), "messages"),
         costs("Processor time of the ceilings", of("ceilings")),
@@ -126,6 +128,19 @@ def _lines(
         ),
         ("KPI freshness under full load, 99th percentile", " ms", fresh, {"most": 1000}),
     ]
+
+
+def _over(null: Sequence[str], results: Results) -> Sheet:
+    """The null channel over each of the others: rate, and what a recipient costs all processes."""
+    rows = []
+    for name in results:
+        faster = ratio(results, null, [name], lambda m: m.rate)
+        cheaper = ratio(results, [name], null, lambda m: m.cost)
+        if name not in null and faster:
+            cells = [f"{figure(statistics.median(faster))} ×", spread(faster)]
+            rows.append([name, *cells, f"{figure(statistics.median(cheaper))} ×", spread(cheaper)])
+    headings = ["Sendoff, null channel, over", "rate", "by round", "its CPU over ours", "by round"]
+    return Sheet("This project over the others", headings, rows)
 
 
 def _growth(results: Results) -> Sheet:
