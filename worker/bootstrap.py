@@ -180,16 +180,19 @@ class Worker:
         channel: Channel = NullChannel()
         if channel_name != "null":
             channel = EmailChannel(SmtpPool(s.smtp_url, size=s.smtp_connections, timeout=s.smtp_timeout))
+        # A channel that waits is given no more than it will soon need: the rest is for other processes.
+        prefetch = min(2 * s.send_batch, 2_000) if channel.concurrency is None else s.send_batch
         return SendService(
             channel_name,
             channel,
-            self._bulk_consumer(routing.send_queue(channel_name), min(2 * s.send_batch, 2_000)),
+            self._bulk_consumer(routing.send_queue(channel_name), prefetch),
             self.bulk_publisher,
             self._dead(),
             self.db,
             self.names,
             self.metrics,
             batch=s.send_batch,
+            age=s.send_batch_age,
             shard=self.shard,
         )
 

@@ -103,10 +103,12 @@ class Settings(BaseSettings):
     """How long a process may take to publish events before another takes them over."""
     publish_window: Annotated[int, Field(ge=1, le=100_000)] = 2_000
     """Publishes that may wait for their confirm at once, per process."""
-    send_queue_high_water: Annotated[int, Field(ge=1)] = 20_000
+    send_queue_high_water: Annotated[int, Field(ge=1)] = 5_000
     """The fan-out waits while a send queue holds more messages."""
-    send_batch: Annotated[int, Field(ge=1, le=1_000)] = 500
+    send_batch: Annotated[int, Field(ge=1, le=1_000)] = 1_000
     """Send messages that are claimed together at most."""
+    send_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.005
+    """How long a busy sender waits for a batch to fill once its first message is there."""
     claim_lease: Annotated[float, Field(gt=0)] = 300
     """How long a claim may be without a result before the recipient becomes unknown."""
     page_look_after: Annotated[float, Field(gt=0)] = 30
@@ -120,11 +122,11 @@ class Settings(BaseSettings):
     result_batch: Annotated[int, Field(ge=1, le=5_000)] = 1_000
     """Result messages that are recorded together at most."""
     result_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.005
-    """How long the recorder waits for a batch to fill once its first result is there."""
+    """How long a busy recorder waits for a batch to fill once its first result is there."""
     tracking_batch: Annotated[int, Field(ge=1, le=5_000)] = 500
     """Messages with tracking events that are recorded together at most."""
     tracking_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """How long the recorder waits for a batch to fill once its first tracking event is there."""
+    """How long a busy recorder waits for a batch to fill once its first tracking event is there."""
     machine_rules_file: Path | None = None
     """A file of rules that tell machines from persons in tracking, instead of those that come along."""
     stats_deadline: Annotated[float, Field(gt=0, le=3600)] = 20

@@ -35,8 +35,8 @@ log = structlog.get_logger(__name__)
 _PAGES_AT_ONCE: Final = 4
 """Pages published side by side: the database reads one while the broker confirms another."""
 
-_LOOK_EVERY: Final = 0.1
-"""Seconds between two looks at how much waits in the send queues: time for two thousand messages."""
+_LOOK_EVERY: Final = 0.05
+"""Seconds between two looks at how much waits in the send queues: time for a thousand messages."""
 
 _SHORTEST_IDLE: Final = 0.01
 """Seconds: a turn that another fan-out is about to take must not be asked for without a pause."""

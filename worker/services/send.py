@@ -70,9 +70,10 @@ class SendService:
         metrics: Metrics,
         *,
         batch: int,
+        age: float,
         shard: int,
     ) -> None:
-        """Takes its parts; at most `batch` messages are claimed together."""
+        """Takes its parts; at most `batch` messages are claimed together, `age` seconds after the first."""
         self.name = f"send {channel_name}"
         self._channel_name = channel_name
         self._channel = channel
@@ -83,6 +84,7 @@ class SendService:
         self._exchange = names.exchange(routing.RESULTS)
         # Twice the channel's own concurrency: the next messages are claimed while the present ones are sent.
         self._window = ClaimWindow(batch if channel.concurrency is None else 2 * channel.concurrency, batch)
+        self._age = age
         self._shard = shard
         self._contents: OrderedDict[int, Any] = OrderedDict()
         self._sending: set[asyncio.Task[None]] = set()
@@ -99,7 +101,7 @@ class SendService:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._report(done))
             async with on_stop(stop, self._consumer.stop):
-                while batch := await self._consumer.batch(await self._free_slots()):
+                while batch := await self._consumer.batch(await self._free_slots(), self._age):
                     await self._take(batch, stop)
                 while self._sending:
                     await asyncio.wait(self._sending)
