@@ -5,22 +5,26 @@
 -- is not known yet; so doubled, late and reordered results change nothing twice. was and status tell by how
 -- much each counter moves; a recipient that was cancelled (no row) moves from there. A fact comes with the time
 -- of its next attempt, where it may have one: within the delivery's limits it is *retrying*, with the fact's own
--- precedence, else it stands as it is.
+-- precedence, else it stands as it is. Of recipients who were erased, mostly nobody, no reply is kept, and none is
+-- tried again.
 -- How often each move was made is counted first: there are few kinds of moves in a batch, and 19 sums over them.
 -- Measured with 1,000 rows a batch: 6 µs a row.
 WITH result AS (
     SELECT r.recipient, r.attempt, CASE WHEN again.planned THEN 'retrying' ELSE r.status END AS status, r.precedence,
            r.sent_at, r.bounced_at, r.error_at, CASE WHEN again.planned THEN r.retry_at END AS retry_at, r.reason,
-           r.code, r.fault, r.reply, r.provider_id
+           r.code, r.fault, CASE WHEN NOT person.erased THEN r.reply END AS reply,
+           CASE WHEN NOT person.erased THEN r.provider_id END AS provider_id
     FROM unnest($2::int[], $3::smallint[], $4::text[], $5::int[], $6::timestamptz[], $7::timestamptz[],
                 $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
                 $14::timestamptz[])
          AS r (recipient, attempt, status, precedence, sent_at, bounced_at, error_at, reason, code, fault, reply,
                provider_id, retry_at)
     JOIN sendoff.delivery_record d ON d.delivery_id = $1
+    CROSS JOIN (SELECT array_agg(x.recipient) AS recipients FROM sendoff.erased_recipient x WHERE x.delivery_id = $1) e
+    CROSS JOIN LATERAL (SELECT coalesce(r.recipient = ANY (e.recipients), false) AS erased) person
     CROSS JOIN LATERAL (
         SELECT r.retry_at < d.valid_until AND r.attempt < coalesce(d.max_attempts, $15::int)
-               AND d.cancelled_at IS NULL AND d.state = ANY ($16::text[]) AS planned
+               AND d.cancelled_at IS NULL AND d.state = ANY ($16::text[]) AND NOT person.erased AS planned
     ) again
     WHERE d.confirmed_at IS NOT NULL AND r.recipient <= d.to_deliver
 ), changed AS (

@@ -36,7 +36,7 @@ INSERT INTO sendoff.delivery_record (label, channel, created_by) VALUES ($1, $2,
 RETURNING delivery_id;
 
 -- name: drop_audience
--- What the preparation before has left.
+-- What the preparation before has left. Outcomes there are only of people who were erased since.
 WITH recipients AS (
     DELETE FROM sendoff.recipient WHERE delivery_id = $1
 ), exclusions AS (
@@ -47,6 +47,12 @@ WITH recipients AS (
     DELETE FROM sendoff.domain_page WHERE delivery_id = $1
 ), waves AS (
     DELETE FROM sendoff.delivery_wave WHERE delivery_id = $1
+), outcomes AS (
+    DELETE FROM sendoff.outcome WHERE delivery_id = $1
+), counters AS (
+    DELETE FROM sendoff.delivery_counter WHERE delivery_id = $1
+), erased AS (
+    DELETE FROM sendoff.erased_recipient WHERE delivery_id = $1
 )
 DELETE FROM sendoff.delivery_content WHERE delivery_id = $1;
 

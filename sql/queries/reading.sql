@@ -10,4 +10,6 @@ SELECT delivery_id, recipient, profile_id, address, status, attempt, bounce_kind
        error_at, unknown_at, retry_at, reason, code, fault, reply, provider_id
 FROM sendoff.sending_log
 WHERE delivery_id = $1 AND recipient BETWEEN $2 AND $3 AND ($4::text IS NULL OR status = $4)
+  AND ($5::text IS NULL OR bounce_kind = $5) AND ($6::text IS NULL OR reason = $6)
+  AND ($7::text IS NULL OR lower(split_part(address, '@', 2)) = lower($7))
 ORDER BY recipient;

@@ -54,6 +54,8 @@ WITH pages AS (
     DELETE FROM sendoff.delivery_page WHERE delivery_id BETWEEN $1 AND $2
 ), waves AS (
     DELETE FROM sendoff.delivery_wave WHERE delivery_id BETWEEN $1 AND $2
+), erased AS (
+    DELETE FROM sendoff.erased_recipient WHERE delivery_id BETWEEN $1 AND $2
 ), paces AS (
     DELETE FROM sendoff.delivery_pace WHERE delivery_id BETWEEN $1 AND $2
 )

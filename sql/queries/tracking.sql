@@ -3,13 +3,17 @@
 -- name: record_tracking
 -- Only events that are new say anything, so that doubled ones change nothing. Of a recipient the earliest times are
 -- kept, whatever the order of the events; was and what is known now tell by how much each counter moves. Events are
--- locked by event_id, then recipients by number, then the counter row, in every process.
+-- locked by event_id, then recipients by number, then the counter row, in every process. Of recipients who were
+-- erased, mostly nobody, neither url nor program is kept.
 -- Measured with 500 events a batch: 17 µs an event in the server, 3 of them for the two further indexes.
 WITH event AS (
-    SELECT e.event_id, e.recipient, e.kind, e.url, e.at, e.user_agent, e.machine_rule
+    SELECT e.event_id, e.recipient, e.kind, CASE WHEN k.kept THEN e.url END AS url, e.at,
+           CASE WHEN k.kept THEN e.user_agent END AS user_agent, e.machine_rule
     FROM unnest($2::text[], $3::int[], $4::text[], $5::text[], $6::timestamptz[], $7::text[], $8::text[])
          AS e (event_id, recipient, kind, url, at, user_agent, machine_rule)
     JOIN sendoff.delivery_record d ON d.delivery_id = $1
+    CROSS JOIN (SELECT array_agg(x.recipient) AS recipients FROM sendoff.erased_recipient x WHERE x.delivery_id = $1) x
+    CROSS JOIN LATERAL (SELECT coalesce(e.recipient <> ALL (x.recipients), true) AS kept) k
     WHERE d.confirmed_at IS NOT NULL AND e.recipient <= d.to_deliver
 ), new AS (
     INSERT INTO sendoff.tracking_event (
@@ -73,10 +77,11 @@ SELECT count(*)::int AS recorded, count(machine_rule)::int AS machines,
 FROM new;
 
 -- name: read_opted_out
--- Each by the whole key: an opt-out is rare, a delivery is not read for it.
+-- Each by the whole key: an opt-out is rare, a delivery is not read for it. Of who was erased nothing is known.
 SELECT r.profile_id, r.address
 FROM unnest($2::int[]) AS o (recipient)
-JOIN sendoff.recipient r ON r.delivery_id = $1 AND r.recipient = o.recipient;
+JOIN sendoff.recipient r ON r.delivery_id = $1 AND r.recipient = o.recipient
+WHERE r.address <> '';
 
 -- name: denylist_opted_out
 INSERT INTO sendoff.denylisted_profile (channel, profile_id, cause)

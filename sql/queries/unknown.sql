@@ -10,10 +10,13 @@ ORDER BY recipient;
 -- name: settle_unknown
 -- Those of $2 that are unknown still, with their counters. The precedence stays that of *unknown*, so that any real
 -- outcome of the attempt wins, however late, and ends a resend that is not claimed yet. A fact is dated as the claim.
+-- Nobody who was erased is sent to again.
 WITH found AS (
     SELECT recipient
     FROM sendoff.outcome
     WHERE delivery_id = $1 AND recipient = ANY ($2::int[]) AND status = 'unknown'
+      AND ($3 <> 'resend' OR (SELECT true FROM sendoff.erased_recipient x
+                              WHERE x.delivery_id = $1 AND x.recipient = outcome.recipient) IS NULL)
     ORDER BY recipient
     FOR NO KEY UPDATE
 ), moved AS (

@@ -22,6 +22,8 @@ from worker.cli import (
     check,
     control,
     dead,
+    erase,
+    history,
     log,
     migrate,
     operators,
@@ -79,6 +81,9 @@ app.command("watch")(watch.watch)
 app.command("log")(log.log)
 app.command("unknown")(unknown.unknown)
 app.command("retention")(retention.retention)
+app.command("history")(history.history)
+app.command("export")(history.export)
+app.command("erase")(erase.erase)
 
 
 def main() -> None:

@@ -16,9 +16,12 @@ from worker.amqp.client import ask
 from worker.amqp.connection import open_connection
 from worker.cli.common import CommandRefused
 from worker.cli.show import console, plain
+from worker.domain.authority import check_bearer
+from worker.tokens import TokenRefused, open_verifier
 
 if TYPE_CHECKING:
     from contracts.base import Message
+    from worker.domain.authority import Bearer
     from worker.settings import Settings
 
 DeliveryArgument = Annotated[
@@ -94,6 +97,25 @@ def read_token(settings: Settings, file: Path | None) -> str | None:
     if not token:
         raise typer.BadParameter(f"{file} is empty: it is to hold the token.")
     return token
+
+
+def read_bearer(settings: Settings, operator: str, token_file: Path | None) -> Bearer | None:
+    """Reads whom the operator's token names; None where tokens are not asked for.
+
+    Raises:
+        CommandRefused: There is none, or it does not count, or is another's.
+    """
+    verifier = open_verifier(settings)
+    if verifier is None:
+        return None
+    try:
+        bearer = verifier.verify(read_token(settings, token_file))
+    except TokenRefused as error:
+        raise CommandRefused(str(error)) from error
+    refused = check_bearer(bearer, operator)
+    if refused is not None:
+        raise CommandRefused(refused.message)
+    return bearer
 
 
 def read_reply(answer: bytes) -> Reply:

@@ -5,24 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from worker.cli.asking import DeliveryArgument, JsonOption, OperatorOption, TokenOption, read_token
+from worker.cli.asking import DeliveryArgument, JsonOption, OperatorOption, TokenOption, read_bearer
 from worker.cli.common import CommandRefused, database
 from worker.cli.show import number, words
 from worker.db import reading
-from worker.domain.authority import check_bearer
 from worker.domain.settlement import Settlement
 from worker.services import settle as service
 from worker.settings import Settings, read_settings
-from worker.tokens import TokenRefused, open_verifier
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from worker.domain.authority import Bearer
 
 _BECOME = {
     Settlement.RESEND: "sent to again",
@@ -49,7 +42,7 @@ def unknown(
         raise typer.BadParameter("There is no terminal to ask in; --yes settles them without asking.")
     settings = read_settings()
     named = tuple(sorted(set(recipient or ())))
-    bearer = _bearer(settings, operator, token_file)
+    bearer = read_bearer(settings, operator, token_file)
     request = service.Request(delivery_id, resolve, operator, named, bearer)
     done = asyncio.run(_settle(settings, request, yes=yes, stderr=as_json))
     if done.refused is not None and done.settled:
@@ -80,18 +73,3 @@ async def _settle(
             if not typer.confirm(question, err=stderr):
                 raise CommandRefused("Nothing was settled.")
         return await service.settle(db, request)
-
-
-def _bearer(settings: Settings, operator: str, token_file: Path | None) -> Bearer | None:
-    """Reads whom the operator's token names; None where tokens are not asked for."""
-    verifier = open_verifier(settings)
-    if verifier is None:
-        return None
-    try:
-        bearer = verifier.verify(read_token(settings, token_file))
-    except TokenRefused as error:
-        raise CommandRefused(str(error)) from error
-    refused = check_bearer(bearer, operator)
-    if refused is not None:
-        raise CommandRefused(refused.message)
-    return bearer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -23,6 +23,19 @@ _RANGE: Final = 2_000
 """Recipients that one statement looks at: some hundred kilobytes."""
 
 
+class Only(NamedTuple):
+    """Whom of a sending log; None for whomever."""
+
+    status: str | None = None
+    bounce_kind: str | None = None
+    reason: str | None = None
+    domain: str | None = None
+    """Of the address, in any case."""
+
+
+EVERYBODY: Final = Only()
+
+
 async def deployment(db: Database, delivery_id: int) -> dict[str, Any] | None:
     """Returns the row of the view `deployment`; None where there is no such delivery."""
     row = await db.fetchrow("read_deployment", delivery_id)
@@ -36,7 +49,7 @@ async def audience(db: Database, delivery_id: int) -> tuple[int, datetime | None
 
 
 async def sending_log(
-    db: Database, delivery_id: int, recipients: int, status: str | None = None
+    db: Database, delivery_id: int, recipients: int, only: Only = EVERYBODY
 ) -> AsyncIterator[asyncpg.Record]:
     """Yields the rows of the view `sending_log` by recipient, in constant memory.
 
@@ -46,8 +59,8 @@ async def sending_log(
         db: The database.
         delivery_id: The delivery.
         recipients: How many it has.
-        status: Only those with this status; None for all.
+        only: Whom of them.
     """
     for first in range(1, recipients + 1, _RANGE):
-        for row in await db.fetch("read_sending_log", delivery_id, first, first + _RANGE - 1, status):
+        for row in await db.fetch("read_sending_log", delivery_id, first, first + _RANGE - 1, *only):
             yield row

@@ -1,0 +1,101 @@
+"""`sendoff history`, `sendoff export`: everything that one profile got, and all that is held of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from worker.cli.common import CommandRefused, database
+from worker.cli.rows import CsvOption, Format, LinesOption, chosen, write
+from worker.cli.show import discard_output, plain, words
+from worker.db import profiles
+from worker.settings import Settings, read_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from worker.db.pool import Database
+
+ProfileArgument = Annotated[
+    str, typer.Argument(metavar="PROFILE", help="The profile_id, as the recipients files had it.")
+]
+
+_FACTS: Final = ("sent_at", "bounced_at", "error_at", "unknown_at", "claimed_at")
+_DID: Final = (("optout_at", "opted out"), ("clicked_at", "clicked"), ("opened_at", "opened"))
+
+
+def history(profile_id: ProfileArgument, *, as_csv: CsvOption = False, as_json: LinesOption = False) -> None:
+    """Print everything that one profile got, with outcomes, opens and clicks, the newest delivery first."""
+    asyncio.run(_history(read_settings(), profile_id, chosen(as_csv=as_csv, as_json=as_json)))
+
+
+def export(profile_id: ProfileArgument) -> None:
+    """Print all that is held of one profile as one JSON object."""
+    asyncio.run(_export(read_settings(), profile_id))
+
+
+async def _history(settings: Settings, profile_id: str, form: Format) -> None:
+    async with database(settings) as db:
+        if not (await profiles.held(db, profile_id)).messages:
+            raise CommandRefused(f"No message to the profile “{plain(profile_id)}” is known.")
+        await write(
+            profiles.history(db, profile_id),
+            form,
+            columns=profiles.HISTORY,
+            head=("delivery", "label", "address", "status", "at", "did"),
+            cells=_cells,
+        )
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    at = next((row[fact] for fact in _FACTS if row[fact] is not None), None)
+    kind = f" ({row['bounce_kind']})" if row["bounce_kind"] else ""
+    return [
+        str(row["delivery_id"]),
+        plain(row["label"]),
+        plain(row["address"]),
+        words(row["status"]) + kind,
+        f"{at:%Y-%m-%d %H:%M:%S}" if at else "",
+        ", ".join(word for fact, word in _DID if row[fact] is not None),
+    ]
+
+
+async def _export(settings: Settings, profile_id: str) -> None:
+    async with database(settings) as db:
+        held = await profiles.held(db, profile_id)
+        if not (held.erasable or held.denylisted):
+            raise CommandRefused(f"Nothing is held of the profile “{plain(profile_id)}”.")
+        try:
+            await _write_all(db, profile_id)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            discard_output()
+
+
+async def _write_all(db: Database, profile_id: str) -> None:
+    """Writes one object, in constant memory: its lists as they come."""
+    sys.stdout.write(
+        f'{{"profile_id": {_json(profile_id)},\n "denylist": {_json(await profiles.denylist(db, profile_id))}'
+    )
+    parts = {"messages": profiles.messages(db, profile_id), "exclusions": profiles.exclusions(db, profile_id)}
+    for name, rows in parts.items():
+        sys.stdout.write(f',\n "{name}": [')
+        between = "\n  "
+        async for row in rows:
+            sys.stdout.write(between + _json(_readable(row)))
+            between = ",\n  "
+        sys.stdout.write("]")
+    sys.stdout.write("}\n")
+
+
+def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a row with its variables as an object, not as text."""
+    return {k: json.loads(v) if k == "variables" else v for k, v in row.items()}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, default=lambda moment: moment.isoformat())

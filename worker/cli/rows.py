@@ -1,0 +1,102 @@
+"""How long answers are written: a table for people, CSV, or one JSON object a line, in constant memory."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from datetime import datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+from rich.table import Table
+
+from worker.cli.show import console, discard_output, number
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+
+_ROWS_SHOWN: Final = 1_000
+"""Rows in the table for people: Rich lays a table out only when it has every row."""
+
+CsvOption = Annotated[bool, typer.Option("--csv", help="CSV with a header.")]
+LinesOption = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
+
+
+class Format(StrEnum):
+    """How rows are written."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+def chosen(*, as_csv: bool, as_json: bool) -> Format:
+    """Returns the format that was asked for.
+
+    Raises:
+        typer.BadParameter: Both were.
+    """
+    if as_csv and as_json:
+        raise typer.BadParameter("Choose one of --csv and --json.")
+    return Format.CSV if as_csv else Format.JSON if as_json else Format.TABLE
+
+
+async def write(
+    rows: AsyncIterator[Mapping[str, Any]],
+    form: Format,
+    *,
+    columns: Sequence[str],
+    head: Sequence[str],
+    cells: Callable[[Mapping[str, Any]], list[str]],
+) -> None:
+    """Writes rows as they come; a reader that has seen enough ("| head") ends it.
+
+    Args:
+        rows: The rows.
+        form: How.
+        columns: Their columns, for the header of the CSV.
+        head: The header of the table for people.
+        cells: Makes a row of that table.
+    """
+    try:
+        if form is Format.CSV:
+            await _write_csv(rows, columns)
+        elif form is Format.JSON:
+            async for row in rows:
+                sys.stdout.write(json.dumps(values(row), ensure_ascii=False) + "\n")
+        else:
+            await _write_table(rows, head, cells)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard_output()
+
+
+def values(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a row as JSON has it: times in ISO 8601."""
+    return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in row.items()}
+
+
+async def _write_csv(rows: AsyncIterator[Mapping[str, Any]], columns: Sequence[str]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(columns)
+    async for row in rows:
+        writer.writerow(values(row).values())
+
+
+async def _write_table(
+    rows: AsyncIterator[Mapping[str, Any]],
+    head: Sequence[str],
+    cells: Callable[[Mapping[str, Any]], list[str]],
+) -> None:
+    table = Table(*head, box=None, pad_edge=False)
+    seen = 0
+    async for row in rows:
+        seen += 1
+        if seen <= _ROWS_SHOWN:
+            table.add_row(*cells(row))
+    out = console()
+    out.print(table)
+    if seen > _ROWS_SHOWN:
+        out.print(f"… and {number(seen - _ROWS_SHOWN)} more: --csv and --json print all of them.")

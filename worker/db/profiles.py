@@ -1,0 +1,139 @@
+"""Profiles: what is held of one, page by page, and its erasure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from contracts.states import State
+from worker.db import deliveries, outcomes
+from worker.domain.audience import address_key
+from worker.domain.states import UNDER_WAY
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+    from worker.db.pool import Database, Transaction
+
+HISTORY: Final = (
+    *("profile_id", "delivery_id", "recipient", "label", "channel", "state", "address", "status", "attempt"),
+    *(
+        "bounce_kind",
+        "claimed_at",
+        "sent_at",
+        "bounced_at",
+        "error_at",
+        "unknown_at",
+        "retry_at",
+        "reason",
+        "code",
+    ),
+    *(
+        "reply",
+        "excluded_at",
+        "opened_at",
+        "human_opened_at",
+        "clicked_at",
+        "human_clicked_at",
+        "mirror_at",
+        "optout_at",
+    ),
+)
+"""The columns of the view `profile_history` in their order: a header even where there is no row."""
+
+_MAY_SEND: Final = [s.value for s in (State.READY, *UNDER_WAY)]
+"""In these states it may still send to the audience that it has; before, another is to be prepared."""
+
+_PAGE: Final = 500
+"""Rows of one statement."""
+
+_BEFORE_ALL: Final = (2**63 - 1, 2**31 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """How much is held of a profile."""
+
+    messages: int
+    deliveries: int
+    tracking_events: int
+    exclusions: int
+    denylisted: int
+    """Entries of the denylist, one a channel; they stay."""
+
+    @property
+    def erasable(self) -> bool:
+        """Whether there is anything to erase."""
+        return bool(self.messages or self.exclusions)
+
+
+async def held(db: Database | Transaction, profile_id: str) -> Held:
+    """Counts what is held of a profile; all zero for one that is not known."""
+    row = await db.fetchrow("read_held", profile_id)
+    if row is None:
+        raise AssertionError("an aggregate has a row")
+    return Held(**row)
+
+
+async def history(db: Database, profile_id: str) -> AsyncIterator[Mapping[str, Any]]:
+    """Yields the rows of the view `profile_history`, the newest delivery first, in constant memory."""
+    async for row in _pages(db, "read_history", profile_id, "recipient"):
+        yield row
+
+
+async def messages(db: Database, profile_id: str) -> AsyncIterator[dict[str, Any]]:
+    """Yields all that is held of each message: with its variables, tracking events and quarantine."""
+    async for row in _pages(db, "read_profile_messages", profile_id, "recipient"):
+        number = row["delivery_id"]
+        events = await db.fetch("read_profile_events", number, row["recipient"])
+        blocked = await db.fetch("read_quarantined", number, address_key(row["address"]))
+        yield {**row, "tracking_events": [dict(e) for e in events], "quarantine": [dict(q) for q in blocked]}
+
+
+async def exclusions(db: Database, profile_id: str) -> AsyncIterator[Mapping[str, Any]]:
+    """Yields the preparations that left the profile out, the newest first."""
+    async for row in _pages(db, "read_profile_exclusions", profile_id, "line"):
+        yield row
+
+
+async def denylist(db: Database, profile_id: str) -> list[dict[str, Any]]:
+    """Returns the channels on which the profile is not written to."""
+    return [dict(row) for row in await db.fetch("read_profile_denylist", profile_id)]
+
+
+async def _pages(db: Database, query: str, profile_id: str, number: str) -> AsyncIterator[Mapping[str, Any]]:
+    last = _BEFORE_ALL
+    while rows := await db.fetch(query, profile_id, *last, _PAGE):
+        for row in rows:
+            yield row
+        last = (rows[-1]["delivery_id"], rows[-1][number])
+
+
+async def erasable(db: Database, profile_id: str) -> dict[int, list[int]]:
+    """Returns the next recipients to erase, by delivery; none where all are."""
+    return {r["delivery_id"]: r["recipients"] for r in await db.fetch("read_erasable", profile_id, _PAGE)}
+
+
+async def erase_messages(
+    db: Database, delivery_id: int, recipients: list[int], shard: int
+) -> tuple[int, int]:
+    """Overwrites what is personal of some recipients of one delivery, who are not sent to any more.
+
+    Returns:
+        How many were erased, and how many of them were still to be sent to.
+    """
+    async with db.transaction() as tx:
+        # Waits for claims and results under way, and the row for a preparation that begins: both would bring
+        # back what is erased here, or put it onto somebody else.
+        await outcomes.close_claims(tx, delivery_id)
+        await deliveries.read_for_update(tx, delivery_id)
+        row = await tx.fetchrow("erase_recipients", delivery_id, recipients, shard, _MAY_SEND)
+    if row is None:
+        raise AssertionError("an aggregate has a row")
+    return row["messages"], row["kept_from"]
+
+
+async def erase_exclusions(db: Database, profile_id: str) -> int:
+    """Overwrites some of a profile's exclusions; returns how many, 0 where none are left."""
+    count: int = await db.fetchval("erase_exclusions", profile_id, _PAGE)
+    return count

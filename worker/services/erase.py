@@ -1,0 +1,118 @@
+"""Erases a profile for an operator: what is personal is overwritten, what is counted stays."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Final
+
+from contracts.commands import Reply, Status
+from worker.db import commands, deliveries, profiles
+from worker.domain.authority import standing
+from worker.domain.erasure import check_erasure, fingerprint
+
+if TYPE_CHECKING:
+    from worker.db.pool import Database
+    from worker.domain.authority import Bearer
+
+COMMAND: Final = "profile.erase"
+"""The name in the command log."""
+
+_SHARD: Final = 0
+
+
+class ErasureRefused(Exception):  # noqa: N818 - the name is the sentence
+    """The operator may not, or nothing is held of the profile; nothing has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Who is to be erased, and who asks."""
+
+    profile_id: str
+    operator: str
+    bearer: Bearer | None = None
+    """Whom a verified token names, where tokens are asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Erased:
+    """What became of it."""
+
+    messages: int
+    """Messages whose recipient was erased."""
+    exclusions: int
+    """Entries of preparations that had left the profile out."""
+    kept_from: int
+    """Messages that had yet to be sent, or tried again, and are not any more."""
+
+
+async def look(db: Database, request: Request) -> profiles.Held:
+    """Says how much would be erased; changes nothing but the command log, where it is refused.
+
+    Raises:
+        ErasureRefused: the operator may not, or nothing is held of the profile.
+    """
+    return await _allow(db, request, record=False)
+
+
+async def erase(db: Database, request: Request) -> Erased:
+    """Erases a profile, a delivery at a time; cut off in between, run it again.
+
+    The request is recorded before the first row is touched, with the profile as a fingerprint.
+
+    Raises:
+        ErasureRefused: the operator may not, or nothing is held of the profile.
+    """
+    await _allow(db, request, record=True)
+    erased = kept_from = exclusions = 0
+    while batch := await profiles.erasable(db, request.profile_id):
+        for number, recipients in batch.items():
+            messages, kept = await profiles.erase_messages(db, number, recipients, _SHARD)
+            erased, kept_from = erased + messages, kept_from + kept
+            if kept:
+                await deliveries.finish(db, number)
+    while count := await profiles.erase_exclusions(db, request.profile_id):
+        exclusions += count
+    return Erased(erased, exclusions, kept_from)
+
+
+async def _allow(db: Database, request: Request, *, record: bool) -> profiles.Held:
+    async with db.transaction() as tx:
+        operator = standing(await commands.read_operator(tx, request.operator), request.bearer)
+        refused = check_erasure(operator, request.operator)
+        held = await profiles.held(tx, request.profile_id)
+        if refused is not None or (record and held.erasable):
+            answer = Reply(
+                command_id=str(uuid.uuid4()),
+                status=Status.ACCEPTED if refused is None else Status.REFUSED,
+                reason=refused.reason if refused else None,
+                message=refused.message if refused else _sentence(held),
+            )
+            body = {
+                "operator": request.operator,
+                "profile_sha256": fingerprint(request.profile_id),
+                **asdict(held),
+            }
+            await commands.record(
+                tx,
+                command=COMMAND,
+                operator=request.operator,
+                publisher=None,
+                body=json.dumps(body, ensure_ascii=False),
+                reply=answer,
+            )
+    if refused is not None:
+        raise ErasureRefused(refused.message)
+    if not held.erasable:
+        listed = " but its entries of the denylist, which stay" if held.denylisted else ""
+        raise ErasureRefused(f"Nothing is held of the profile “{request.profile_id}”{listed}.")
+    return held
+
+
+def _sentence(held: profiles.Held) -> str:
+    return (
+        f"Erasure of a profile: {held.messages} messages of {held.deliveries} deliveries,"
+        f" {held.tracking_events} tracking events, {held.exclusions} exclusions."
+    )
