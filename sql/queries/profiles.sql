@@ -11,9 +11,11 @@ FROM sendoff.recipient r
 WHERE r.profile_id = $1;
 
 -- name: read_history
--- The newest deliveries first, a page at a time, so that memory stays flat and no snapshot is held.
-SELECT * FROM sendoff.profile_history
-WHERE profile_id = $1 AND (delivery_id, recipient) < ($2::bigint, $3::int)
+-- The newest deliveries first, a page at a time, so that memory stays flat and no snapshot is held. OFFSET 0, here
+-- and below: the planner would follow the order, through every recipient that there is (118 ms, not 0.6, for 13 sets
+-- of 30,000).
+SELECT * FROM (SELECT * FROM sendoff.profile_history WHERE profile_id = $1 OFFSET 0) h
+WHERE (delivery_id, recipient) < ($2::bigint, $3::int)
 ORDER BY delivery_id DESC, recipient DESC
 LIMIT $4;
 
@@ -21,9 +23,11 @@ LIMIT $4;
 -- All that is held of messages: what profile_history leaves out.
 SELECT r.delivery_id, r.recipient, r.address, r.variables::text AS variables, o.attempt, o.status, o.claimed_at,
        o.sent_at, o.bounced_at, o.error_at, o.unknown_at, o.retry_at, o.reason, o.code, o.fault, o.reply, o.provider_id
-FROM sendoff.recipient r
-LEFT JOIN sendoff.outcome o ON o.delivery_id = r.delivery_id AND o.recipient = r.recipient
-WHERE r.profile_id = $1 AND (r.delivery_id, r.recipient) < ($2::bigint, $3::int)
+FROM (SELECT * FROM sendoff.recipient WHERE profile_id = $1 OFFSET 0) r
+LEFT JOIN LATERAL (
+    SELECT k.* FROM sendoff.outcome k WHERE k.delivery_id = r.delivery_id AND k.recipient = r.recipient OFFSET 0
+) o ON true
+WHERE (r.delivery_id, r.recipient) < ($2::bigint, $3::int)
 ORDER BY r.delivery_id DESC, r.recipient DESC
 LIMIT $4;
 
@@ -35,8 +39,8 @@ ORDER BY e.at, e.event_id;
 
 -- name: read_profile_exclusions
 SELECT delivery_id, line, address, cause, detail
-FROM sendoff.exclusion
-WHERE profile_id = $1 AND (delivery_id, line) < ($2::bigint, $3::int)
+FROM (SELECT * FROM sendoff.exclusion WHERE profile_id = $1 OFFSET 0) x
+WHERE (delivery_id, line) < ($2::bigint, $3::int)
 ORDER BY delivery_id DESC, line DESC
 LIMIT $4;
 
@@ -53,7 +57,10 @@ WHERE d.delivery_id = $1 AND q.address_key = $2;
 -- The next messages of a profile; those that are erased have none any more.
 SELECT delivery_id, array_agg(recipient ORDER BY recipient) AS recipients
 FROM (
-    SELECT delivery_id, recipient FROM sendoff.recipient WHERE profile_id = $1 ORDER BY delivery_id, recipient LIMIT $2
+    SELECT delivery_id, recipient
+    FROM (SELECT * FROM sendoff.recipient WHERE profile_id = $1 OFFSET 0) p
+    ORDER BY delivery_id, recipient
+    LIMIT $2
 ) r
 GROUP BY delivery_id
 ORDER BY delivery_id;
@@ -118,7 +125,10 @@ SELECT (SELECT count(*)::int FROM person) AS messages,
 -- name: erase_exclusions
 -- By the key, a thousand at a time.
 WITH person AS (
-    SELECT delivery_id, line FROM sendoff.exclusion WHERE profile_id = $1 ORDER BY delivery_id, line LIMIT $2
+    SELECT delivery_id, line
+    FROM (SELECT * FROM sendoff.exclusion WHERE profile_id = $1 OFFSET 0) x
+    ORDER BY delivery_id, line
+    LIMIT $2
 ), erased AS (
     UPDATE sendoff.exclusion x
     SET address = NULL, profile_id = NULL, detail = NULL
