@@ -22,31 +22,34 @@ SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('ena
        CASE WHEN $1::int < 200000 THEN set_config('max_parallel_workers_per_gather', '0', true) END;
 
 -- name: recount
--- Reads every outcome of the delivery once, wherever it lies (outcome_place) and in parallel. Nearly all are sent,
--- and null is the group that is found fastest. To be fetched as a whole: the server runs no part of a query in
--- parallel when it is asked for a number of rows.
+-- Reads every outcome of the delivery once, wherever it lies (outcome_place) and in parallel. Nearly all are sent, so
+-- these are what is left when the others are counted, who are counted together: ten digits of one number for each
+-- status. That takes 156 ms of processor time a million rows, a GROUP BY 183, a count per status 215. To be fetched as a
+-- whole: the server runs nothing in parallel when it is asked for a number of rows.
 SELECT now() AS as_of, d.cancelled_at, d.purged_at IS NOT NULL AS purged,
-       coalesce(sum(c.n) FILTER (WHERE c.status = 'sending'), 0)::bigint AS sending,
-       coalesce(sum(c.n) FILTER (WHERE c.status IS NULL), 0)::bigint AS sent,
-       coalesce(sum(c.n) FILTER (WHERE c.status = 'bounced_hard'), 0)::bigint AS bounced_hard,
-       coalesce(sum(c.n) FILTER (WHERE c.status = 'bounced_soft'), 0)::bigint AS bounced_soft,
-       coalesce(sum(c.n) FILTER (WHERE c.status = 'bounced_ignored'), 0)::bigint AS bounced_ignored,
-       coalesce(sum(c.n) FILTER (WHERE c.status = 'error'), 0)::bigint AS errors,
-       coalesce(sum(c.n) FILTER (WHERE c.status = 'unknown'), 0)::bigint AS unknown,
-       coalesce(sum(c.n) FILTER (WHERE c.status = 'excluded'), 0)::bigint AS excluded_late,
-       coalesce(sum(c.n) FILTER (WHERE c.status = 'retrying' AND d.cancelled_at IS NULL), 0)::bigint AS retrying,
-       CASE WHEN d.cancelled_at IS NULL THEN 0
-            ELSE d.to_deliver - coalesce(sum(c.n) FILTER (WHERE c.status IS DISTINCT FROM 'retrying'), 0)::bigint
-       END AS cancelled
+       c.sending, o.n - c.sending - c.bounced_hard - c.bounced_soft - c.bounced_ignored - c.errors - c.unknown
+                  - c.excluded_late - c.retrying AS sent,
+       c.bounced_hard, c.bounced_soft, c.bounced_ignored, c.errors, c.unknown, c.excluded_late,
+       CASE WHEN d.cancelled_at IS NULL THEN c.retrying ELSE 0 END AS retrying,
+       CASE WHEN d.cancelled_at IS NULL THEN 0 ELSE d.to_deliver - (o.n - c.retrying) END AS cancelled
 FROM sendoff.delivery_record d
-LEFT JOIN (
-    SELECT nullif(status, 'sent') AS status, count(*) AS n
+CROSS JOIN (
+    SELECT count(*) AS n,
+           coalesce(sum(CASE status WHEN 'sent' THEN NULL WHEN 'sending' THEN 1 WHEN 'bounced_hard' THEN 1e10
+                                    WHEN 'bounced_soft' THEN 1e20 WHEN 'bounced_ignored' THEN 1e30
+                                    WHEN 'error' THEN 1e40 WHEN 'unknown' THEN 1e50 WHEN 'excluded' THEN 1e60
+                                    WHEN 'retrying' THEN 1e70 END), 0) AS others
     FROM sendoff.outcome
     WHERE delivery_id = $1
-    GROUP BY nullif(status, 'sent')
-) c ON true
-WHERE d.delivery_id = $1
-GROUP BY d.delivery_id, d.cancelled_at, d.to_deliver, d.purged_at;
+) o
+CROSS JOIN LATERAL (
+    SELECT (o.others % 1e10)::bigint AS sending, (div(o.others, 1e10) % 1e10)::bigint AS bounced_hard,
+           (div(o.others, 1e20) % 1e10)::bigint AS bounced_soft,
+           (div(o.others, 1e30) % 1e10)::bigint AS bounced_ignored,
+           (div(o.others, 1e40) % 1e10)::bigint AS errors, (div(o.others, 1e50) % 1e10)::bigint AS unknown,
+           (div(o.others, 1e60) % 1e10)::bigint AS excluded_late, div(o.others, 1e70)::bigint AS retrying
+) c
+WHERE d.delivery_id = $1;
 
 -- name: recount_tracking
 -- Reads what is known of every recipient that did anything once, wherever it lies (tracked_recipient_place).
