@@ -152,6 +152,8 @@ WITH blocked AS (
 ), denied AS (
     INSERT INTO sendoff.denylisted_profile (channel, profile_id, cause)
     SELECT 'email', profile_id, 'optout' FROM blocked
+    ON CONFLICT (channel, profile_id) DO NOTHING
 )
 INSERT INTO sendoff.quarantined_address (channel, address_key, address, cause)
-SELECT 'email', address, address, 'user_unknown' FROM blocked;
+SELECT 'email', address, address, 'user_unknown' FROM blocked
+ON CONFLICT (channel, address_key) DO NOTHING;

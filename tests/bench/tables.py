@@ -88,9 +88,9 @@ class Tables:
         self._console = console
         self._times = times
 
-    async def fill(self, wanted: Sequence[Shape]) -> list[int]:
+    async def fill(self, wanted: Sequence[Shape], profiles: int, sets: int) -> list[int]:
         rows, began = sum(s.recipients for s in wanted), time.perf_counter()
-        numbers = await fill(self._connection, wanted, profiles=max(s.recipients for s in wanted), sets=_SETS)
+        numbers = await fill(self._connection, wanted, profiles=profiles, sets=sets)
         self._console.print(
             f"{rows:,} recipients in {len(wanted):,} deliveries: {time.perf_counter() - began:,.0f} s"
         )
@@ -148,10 +148,14 @@ async def measure(rows: int, times: int) -> None:
         await connection.execute("ALTER SYSTEM SET autovacuum = off")
         await connection.execute("SELECT pg_reload_conf()")
         tables = Tables(connection, db, console, times)
-        wanted = shapes(rows)
-        numbers = await tables.fill(wanted)
-        large, middle = numbers[0], next(n for n, s in zip(numbers[3:], wanted[3:], strict=True))
-        asked = {f"{wanted[0].recipients:,}": large, f"{wanted[3].recipients:,}": middle}
+        largest, *others = shapes(rows)
+        # The large one comes last, beside those of middle size: what was there before it has been vacuumed.
+        others.reverse()
+        numbers = await tables.fill(others, largest.recipients, _SETS)
+        await tables.vacuum()
+        (large,) = await tables.fill([largest], largest.recipients, 1)
+        middle = max((s.recipients, n) for n, s in zip(numbers, others, strict=True) if s.state == "finished")
+        asked = {f"{largest.recipients:,}": large, f"{middle[0]:,}": middle[1]}
         show(console, "Just written, before any vacuum", await tables.recounts(asked))
         await tables.vacuum()
         found = await tables.recounts(asked) + await tables.views(asked, "p100")
