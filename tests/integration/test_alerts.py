@@ -155,6 +155,19 @@ async def test_shares_of_bounces(stack: Stack, kind: str, limit: int) -> None:
     )
 
 
+async def test_bounces_of_a_delivery_that_has_not_started_are_told_and_stop_no_alerting(stack: Stack) -> None:
+    """A sender of another program may report what nobody asked it to send yet."""
+    early = await delivery(
+        stack, 100, state="'start_pending'", started_at="NULL", contact_date="now() + '1 h'"
+    )
+    await count(stack, early, bounced_hard=100)
+    raised = await alerts.raise_due(stack.db)
+    assert [(r.delivery_id, r.criterion) for r in raised] == [(early, Criterion.HARD_BOUNCE_RATIO)]
+    (row,) = await alerts.current(stack.db)
+    (own,) = await stack.rows("SELECT confirmed_at FROM sendoff.delivery WHERE delivery_id = $1", early)
+    assert row["since"] == own["confirmed_at"]
+
+
 async def test_throughput(stack: Stack) -> None:
     async def one(rate: int, recipients: int = 1_000, pending: int = 60, **columns: str) -> int:
         number = await delivery(stack, recipients, **columns)
