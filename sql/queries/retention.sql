@@ -64,6 +64,7 @@ DELETE FROM sendoff.delivery_content WHERE delivery_id BETWEEN $1 AND $2;
 -- name: read_next_step
 -- The next statement that a leaving set needs, as the catalog shows it: what died between a detachment and a drop
 -- goes on where it ended. CONCURRENTLY waits for whoever reads the partition, and nobody waits for it.
+-- Recipients leave last: as long as tracking is recorded, whose an opt-out is can be told, however long a step waits.
 SELECT p.name AS partition,
        CASE WHEN i.inhrelid IS NULL THEN format('DROP TABLE sendoff.%I', p.name)
             ELSE format('ALTER TABLE sendoff.%I DETACH PARTITION sendoff.%I %s', t.name, p.name,
@@ -72,7 +73,7 @@ FROM sendoff.partitioned_table t
 CROSS JOIN LATERAL (SELECT t.name || '_' || $1::bigint AS name) p
 LEFT JOIN pg_inherits i ON i.inhrelid = to_regclass('sendoff.' || p.name)
 WHERE to_regclass('sendoff.' || p.name) IS NOT NULL
-ORDER BY t.name
+ORDER BY t.name = 'recipient', t.name
 LIMIT 1;
 
 -- name: be_patient

@@ -185,6 +185,34 @@ async def test_a_removal_waits_for_a_reader_goes_on_after_it_and_holds_nobody_up
     assert await partitions_left(stack) == {"100001"}
 
 
+async def test_no_opt_out_is_swallowed_while_a_removal_is_held_up(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose it is can no longer be told: then it is in the dead queue, and not in a log that is leaving."""
+    old = await old_delivery(stack)
+    await stack.prepare(1)
+    monkeypatch.setattr(steps, "_PATIENCE", "100ms")
+    monkeypatch.setattr(steps, "_TRIES", 1)
+    async with stack.running("tracking"):
+        await stack.publish(routing.TRACKING, routing.OPEN, event(old, 1, "open", "a"))
+        await until(lambda: stack.rows("SELECT FROM sendoff.tracking_log"))
+        async with stack.db.transaction() as reading:
+            await reading.connection.execute("SELECT count(*) FROM sendoff.recipient")
+            with pytest.raises(retention.RetentionRefused, match="still in use"):
+                await removed(stack)
+            await stack.publish(routing.TRACKING, routing.OPTOUT, event(old, 2, "optout", "b"))
+            await until(lambda: _settled(stack))
+    denied = await stack.rows("SELECT FROM sendoff.quarantine")
+    assert len(denied) + len(await stack.dead()) == 1
+    assert await removed(stack) == [1]
+
+
+async def _settled(stack: Stack) -> bool:
+    buried, listed = await stack.depth(routing.DEAD_QUEUE), await stack.rows("SELECT FROM sendoff.quarantine")
+    logged = await stack.rows("SELECT FROM sendoff.tracking_log WHERE event_id = 'b'")
+    return bool(buried or listed or logged)
+
+
 async def test_a_removal_that_died_between_a_detachment_and_a_drop_goes_on(stack: Stack) -> None:
     await old_delivery(stack)
     await stack.prepare(1)
