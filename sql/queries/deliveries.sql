@@ -1,13 +1,14 @@
 -- The delivery, its state and its content.
 
 -- name: read_delivery_for_update
--- Locks the one row that every command and every move of state goes through, so that they take turns.
+-- Locks the one row that every command and every move of state goes through, so that they take turns. Not its key:
+-- a first counter of a shard refers to it, and a stop that waits for that counter would be waited for.
 SELECT delivery_id, label, channel, state, preparation, to_deliver, contact_date, time_zone, valid_for, valid_until,
        confirmed_at, late_limit, messages_per_hour, purged_at,
        (SELECT max(due_at) FROM sendoff.delivery_wave w WHERE w.delivery_id = d.delivery_id) AS last_due_at
 FROM sendoff.delivery_record d
 WHERE delivery_id = $1
-FOR UPDATE;
+FOR NO KEY UPDATE;
 
 -- name: move_delivery
 -- The one guarded move: $2 are the states that it expects; no row back means that somebody else moved first.
@@ -17,7 +18,7 @@ WITH old AS (
     SELECT delivery_id, state
     FROM sendoff.delivery_record
     WHERE delivery_id = $1 AND state = ANY ($2::text[])
-    FOR UPDATE
+    FOR NO KEY UPDATE
 ), moved AS (
     UPDATE sendoff.delivery_record d
     SET state = $3,
@@ -84,7 +85,7 @@ WITH old AS (
                      + c.excluded_late + c.cancelled)
           FROM sendoff.delivery_counter c
           WHERE c.delivery_id = d.delivery_id)
-    FOR UPDATE
+    FOR NO KEY UPDATE
 ), moved AS (
     UPDATE sendoff.delivery_record d
     SET state = 'finished', state_reason = NULL, finished_at = now(), updated_at = now()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from contracts import routing
+from contracts.tracking import TrackingEvent
 from tests.stack import until
+from worker.db import deliveries, tracking
+from worker.domain.machines import own_rules
+from worker.domain.tracking import judge
 
 if TYPE_CHECKING:
     from tests.stack import Stack
@@ -250,6 +255,16 @@ async def test_nobody_who_opted_out_is_written_to_again(stack: Stack) -> None:
         "SELECT cause, excluded FROM sendoff.exclusion_cause WHERE delivery_id = $1 ORDER BY cause", third
     )
     assert [tuple(cause.values()) for cause in causes] == [("denylisted", 2), ("quarantined", 1)]
+
+
+async def test_events_wait_for_no_command_that_holds_the_delivery(stack: Stack) -> None:
+    """Nor does a stop, which moves counters with the row held, ever wait for them as they wait for it."""
+    number = await confirmed(stack, 1)
+    opened = judge(TrackingEvent.model_validate_json(json.dumps(event(number, 1, "open", "a"))), own_rules())
+    async with stack.db.transaction() as command, asyncio.timeout(5):
+        await deliveries.read_for_update(command, number)
+        done = await tracking.record(stack.db, number, [opened], "1", shard=3)
+    assert done.events == 1
 
 
 async def test_a_planted_drift_is_found_and_repaired(stack: Stack) -> None:
