@@ -72,7 +72,8 @@ WHERE d.delivery_id IS NULL OR a.recipient > d.to_deliver;
 
 -- name: expire_claims
 -- A claim whose lease ran out without a result: the message may have been sent, so it is never sent again by
--- itself. The rows are locked in key order, as everywhere.
+-- itself. The rows are locked in key order, as everywhere. The range is given twice: a plan that was made while the
+-- table was empty looks no further than that, and not at the whole delivery.
 WITH expired AS (
     SELECT recipient
     FROM sendoff.outcome
@@ -83,7 +84,7 @@ WITH expired AS (
     UPDATE sendoff.outcome o
     SET status = 'unknown', was = o.status, precedence = o.attempt * 16 + 1, unknown_at = now()
     FROM expired e
-    WHERE o.delivery_id = $1 AND o.recipient = e.recipient AND o.status = 'sending'
+    WHERE o.delivery_id = $1 AND o.recipient = e.recipient AND o.recipient BETWEEN $2 AND $3 AND o.status = 'sending'
     RETURNING o.recipient
 ), counted AS (
     INSERT INTO sendoff.delivery_counter AS c (delivery_id, shard, sending, unknown)

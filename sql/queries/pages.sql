@@ -183,8 +183,9 @@ ORDER BY p.delivery_id;
 
 -- name: inspect_pages
 -- Published pages whose time to be looked at has come: how many of the range were published and not claimed, and
--- how many are claimed. Retries that are due later are left to open_due_retries. Their next look is put off in the same statement, so that schedulers do not repeat
--- each other.
+-- how many are claimed. Retries that are due later are left to open_due_retries. Their next look is put off in the
+-- same statement, so that schedulers do not repeat each other. Counted page by page: a join, planned while the table
+-- was empty, would compare every page with every row of the delivery.
 WITH due AS (
     SELECT p.delivery_id, p.page, p.first, p.last, p.published_at
     FROM sendoff.delivery_page p
@@ -200,13 +201,15 @@ WITH due AS (
     RETURNING p.page
 )
 SELECT due.page, due.first, due.last, extract(epoch FROM now() - due.published_at)::float8 AS age,
-       due.last - due.first + 1 - count(o.recipient)
-           + count(*) FILTER (WHERE o.retry_at <= due.published_at) AS unclaimed,
-       count(*) FILTER (WHERE o.status = 'sending') AS sending
+       due.last - due.first + 1 - o.claimed + o.again AS unclaimed, o.sending
 FROM due
 JOIN looked ON looked.page = due.page
-LEFT JOIN sendoff.outcome o ON o.delivery_id = $1 AND o.recipient BETWEEN due.first AND due.last
-GROUP BY due.page, due.first, due.last, due.published_at
+CROSS JOIN LATERAL (
+    SELECT count(*) AS claimed, count(*) FILTER (WHERE k.retry_at <= due.published_at) AS again,
+           count(*) FILTER (WHERE k.status = 'sending') AS sending
+    FROM sendoff.outcome k
+    WHERE k.delivery_id = $1 AND k.recipient BETWEEN due.first AND due.last
+) o
 ORDER BY due.page;
 
 -- name: close_pages

@@ -80,7 +80,9 @@ FROM new;
 -- Each by the whole key: an opt-out is rare, a delivery is not read for it. Of who was erased nothing is known.
 SELECT r.profile_id, r.address
 FROM unnest($2::int[]) AS o (recipient)
-JOIN sendoff.recipient r ON r.delivery_id = $1 AND r.recipient = o.recipient
+CROSS JOIN LATERAL (
+    SELECT k.profile_id, k.address FROM sendoff.recipient k WHERE k.delivery_id = $1 AND k.recipient = o.recipient OFFSET 0
+) r
 WHERE r.address <> '';
 
 -- name: denylist_opted_out

@@ -17,6 +17,7 @@ WITH found AS (
     WHERE delivery_id = $1 AND recipient = ANY ($2::int[]) AND status = 'unknown'
       AND ($3 <> 'resend' OR (SELECT true FROM sendoff.erased_recipient x
                               WHERE x.delivery_id = $1 AND x.recipient = outcome.recipient) IS NULL)
+      AND recipient BETWEEN (SELECT min(r) FROM unnest($2) AS r) AND (SELECT max(r) FROM unnest($2) AS r)
     ORDER BY recipient
     FOR NO KEY UPDATE
 ), moved AS (
@@ -29,6 +30,7 @@ WITH found AS (
         reason = $4, reply = $5
     FROM found
     WHERE o.delivery_id = $1 AND o.recipient = found.recipient
+      AND o.recipient BETWEEN (SELECT min(r) FROM unnest($2) AS r) AND (SELECT max(r) FROM unnest($2) AS r)
     RETURNING o.recipient
 ), counted AS (
     INSERT INTO sendoff.delivery_counter AS c (delivery_id, shard, unknown, retrying, sent, errors)
