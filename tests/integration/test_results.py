@@ -134,6 +134,16 @@ async def test_all_that_is_said_of_nobody_is_kept_each_message_with_its_own_word
     assert sorted(json.loads(body)[0]["reply"] for body, _ in await stack.dead()) == ["first", "second"]
 
 
+async def test_a_message_that_speaks_of_nobody_is_one_message_in_the_dead_queue(stack: Stack) -> None:
+    said = [result(4711, recipient) for recipient in range(1, 501)]
+    await stack.publish(routing.RESULTS, "sent", json.dumps(said).encode())
+    async with stack.running("results"):
+        await until(lambda: _dead(stack, 1))
+        await until(lambda: drained(stack))
+    ((body, _),) = await stack.dead()
+    assert [one["recipient"] for one in json.loads(body)] == list(range(1, 501))
+
+
 async def test_what_cannot_be_recorded_goes_to_the_dead_queue_and_the_rest_is_recorded(stack: Stack) -> None:
     number = await confirmed(stack, 2)
     unconfirmed = await stack.prepare(2)

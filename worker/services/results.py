@@ -18,6 +18,7 @@ from worker.services.recording import ROWS_AT_ONCE, Audiences, nobody, take_batc
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
 
     from worker.amqp.messages import Consumer, Incoming
     from worker.db.pool import Database
@@ -91,9 +92,11 @@ class ResultsService:
             by_delivery.setdefault(delivery_id, {})[recipient] = known
         for delivery_id, facts in sorted(by_delivery.items()):
             size = await self._audiences.size(delivery_id)
-            for recipient in [r for r in facts if r > size]:
+            strangers = {r for r in facts if r > size}
+            if strangers:
+                await self._bury(batch, delivery_id, strangers, nobody(size))
+            for recipient in strangers:
                 del facts[recipient]
-                await self._bury(batch, delivery_id, recipient, nobody(size))
             await self._record_delivery(delivery_id, facts, batch)
 
     async def _record_delivery(
@@ -103,7 +106,7 @@ class ResultsService:
             return await self._write(delivery_id, {r: facts[r] for r in recipients})
 
         async def bury(recipient: int, reason: str) -> None:
-            await self._bury(batch, delivery_id, recipient, f"The result cannot be stored: {reason}")
+            await self._bury(batch, delivery_id, {recipient}, f"The result cannot be stored: {reason}")
 
         moved = 0
         order = sorted(facts)
@@ -133,13 +136,15 @@ class ResultsService:
         self._metrics.outcomes_moved.inc(moved)
         return moved
 
-    async def _bury(self, batch: list[Incoming], delivery_id: int, recipient: int, reason: str) -> None:
-        """Keeps all that a batch says of a recipient, each message with what it said itself."""
+    async def _bury(
+        self, batch: list[Incoming], delivery_id: int, recipients: AbstractSet[int], reason: str
+    ) -> None:
+        """Keeps all that a batch says of some recipients, each message with what it said itself."""
         for message in batch:
             bad = [
                 r
                 for r in results.decode(message.routing_key, message.body).results
-                if (r.delivery_id, r.recipient) == (delivery_id, recipient)
+                if r.delivery_id == delivery_id and r.recipient in recipients
             ]
             if bad:
                 await self._dead.bury(message, reason, results.encode(bad))
