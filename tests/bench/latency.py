@@ -36,7 +36,13 @@ LOOK = 0.001
 """Seconds between two looks: by so much the figures may be too high."""
 BREATH = 0.02
 """Seconds between two deliveries."""
+EVERY = 0.1
 LEAST, MOST = 20, 200
+_RECORDED = """
+SELECT delivery_id FROM sendoff.delivery_counter WHERE delivery_id = ANY ($1::bigint[])
+GROUP BY delivery_id HAVING sum(sent) = $2
+"""
+_OVER = "SELECT state = 'finished' FROM sendoff.delivery_record WHERE delivery_id = $1"
 
 
 def cases(installation: Installation, *, alone: int, beside: int, rounds: int) -> list[Case]:
@@ -60,29 +66,41 @@ async def measure_alone(installation: Installation, deliveries: int) -> Measured
 
 
 async def measure_beside(installation: Installation, recipients: int) -> Measured:
-    """Confirms deliveries of ten recipients while one of so many runs.
+    """Confirms a delivery of ten recipients every tenth of a second while one of so many runs.
+
+    They do not wait for each other: a slow one must not keep the next from being measured.
 
     Raises:
-        CaseFailed: that one was over after too few of them.
+        CaseFailed: the large one was over after too few of them.
     """
     never = asyncio.Event()
-    async with installation.running("null", recipients) as run, _publisher(installation) as publisher:
-        numbers = [await installation.prepare(run.db, "null", FEW) for _ in range(MOST)]
+    async with (
+        installation.running("null", recipients) as run,
+        _publisher(installation) as publisher,
+        run.db.session() as session,
+    ):
+        waiting = [await installation.prepare(run.db, "null", FEW) for _ in range(MOST)]
+        started: dict[int, float] = {}
+        delays: list[float] = []
         await installation.confirm(DELIVERY)
-        delays = []
-        async with run.db.session() as session:
-            for number in numbers:
-                delay = await _delay(installation, publisher, run, number, FEW)
-                state = await session.connection.fetchval(
-                    "SELECT state FROM sendoff.delivery WHERE delivery_id = $1", DELIVERY
-                )
-                if state == "finished":
-                    break
-                delays.append(delay)
-                await pause(never, BREATH)
+        began = time.perf_counter()
+        async with asyncio.timeout(SECONDS):
+            while True:
+                now = time.perf_counter()
+                if waiting and now - began >= EVERY * (MOST - len(waiting)):
+                    number = waiting.pop()
+                    started[number] = now
+                    await _confirm(installation, publisher, number)
+                done = await session.connection.fetch(_RECORDED, list(started), FEW)
+                delays += [time.perf_counter() - started.pop(row["delivery_id"]) for row in done]
+                if await session.connection.fetchval(_OVER, DELIVERY):
+                    waiting.clear()
+                    if not started:
+                        break
+                await pause(never, LOOK)
     if len(delays) < LEAST:
         raise CaseFailed(
-            f"The large delivery ended after {len(delays)} small ones; it takes a larger one to say."
+            f"The large delivery was over after {len(delays)} small ones; it takes a larger one."
         )
     return _percentiles(delays)
 
@@ -104,20 +122,19 @@ async def _delay(
 ) -> float:
     """Confirms a delivery; returns the seconds until every outcome is counted for a reader."""
     never = asyncio.Event()
-    exchange = Names(installation.settings.queue_prefix).exchange(COMMANDS)
-    command = Confirm(delivery_id=number, operator="ana", preparation=1, definitive=True)
-    body = command.model_dump_json().encode()
     started = time.perf_counter()
     async with asyncio.timeout(SECONDS), run.db.session() as session:
-        await publisher.publish(exchange, CONFIRM, [Outgoing(body, CONFIRM, message_id=str(uuid.uuid4()))])
-        while True:
-            sent = await session.connection.fetchval(
-                "SELECT sum(sent) FROM sendoff.delivery_counter WHERE delivery_id = $1", number
-            )
-            if sent == recipients:
-                break
+        await _confirm(installation, publisher, number)
+        while not await session.connection.fetch(_RECORDED, [number], recipients):
             await pause(never, LOOK)
         return time.perf_counter() - started
+
+
+async def _confirm(installation: Installation, publisher: Publisher, number: int) -> None:
+    exchange = Names(installation.settings.queue_prefix).exchange(COMMANDS)
+    command = Confirm(delivery_id=number, operator="ana", preparation=1, definitive=True)
+    outgoing = Outgoing(command.model_dump_json().encode(), CONFIRM, message_id=str(uuid.uuid4()))
+    await publisher.publish(exchange, CONFIRM, [outgoing])
 
 
 def _percentiles(delays: list[float]) -> Measured:
