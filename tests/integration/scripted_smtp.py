@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from worker.email.smtp import SmtpPool
 
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import AsyncIterator
 
     from worker.domain.verdicts import Verdict
@@ -138,10 +139,17 @@ class Server:
 
 
 @asynccontextmanager
-async def running(server: Server, *, size: int = 1, seconds: float = 5.0) -> AsyncIterator[SmtpPool]:
-    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, limit=2**25)
+async def running(
+    server: Server,
+    *,
+    size: int = 1,
+    seconds: float = 5.0,
+    tls: ssl.SSLContext | None = None,
+    url: str = "smtp://127.0.0.1:{port}",
+) -> AsyncIterator[SmtpPool]:
+    listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, limit=2**25, ssl=tls)
     port = listening.sockets[0].getsockname()[1]
-    pool = SmtpPool(f"smtp://127.0.0.1:{port}", size=size, timeout=seconds)
+    pool = SmtpPool(url.format(port=port), size=size, timeout=seconds)
     try:
         yield pool
     finally:

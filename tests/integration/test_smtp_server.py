@@ -12,18 +12,22 @@ from email import policy
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from contracts.results import BounceKind, BounceReason, Fault
 from contracts.sends import Send
+from tests.integration import scripted_smtp
 from worker.domain.content import ContentInvalid
 from worker.domain.verdicts import Accepted, Bounced, Failed
 from worker.email.channel import EmailChannel
 from worker.email.smtp import SmtpPool, SmtpUnreachable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from pathlib import Path
+
+    from worker.domain.verdicts import Verdict
 
 CONTENT = {
     "from": "News <news@example.org>",
@@ -243,7 +247,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "-subj",
         "/CN=localhost",
         "-addext",
-        "subjectAltName=DNS:localhost",
+        "subjectAltName=DNS:localhost,IP:127.0.0.1",
         "-keyout",
         path,
         "-out",
@@ -273,6 +277,22 @@ async def test_tls_from_the_first_byte(certificate: Path) -> None:
             with pytest.raises(SmtpUnreachable, match=r"self.signed certificate"):
                 await channel.ready()
     assert len(sink.envelopes) == 1
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_large_body_lost_on_its_way_over_tls_was_not_sent(
+    certificate: Path, run: Callable[[Coroutine[Any, Any, Verdict]], Verdict]
+) -> None:
+    server = scripted_smtp.Server(BODY=[scripted_smtp.DROP, ""])
+    url = f"smtps://127.0.0.1:{{port}}?ca={certificate}"
+
+    async def exchange() -> Verdict:
+        async with scripted_smtp.running(server, seconds=20, tls=context(certificate), url=url) as pool:
+            return await scripted_smtp.send(pool, scripted_smtp.LARGE)
+
+    assert isinstance(run(exchange()), Accepted)
+    assert server.bodies == [scripted_smtp.LARGE + b".\r\n"]
+    assert server.seen["CONNECT"] == 2
 
 
 async def test_starttls_and_login(certificate: Path) -> None:

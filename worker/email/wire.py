@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SHUTTING_DOWN: Final = 421
 """The server's leave, which may come in place of any reply (RFC 5321 section 3.8)."""
+_PIECE: Final = 65_536
+"""Octets that TLS encrypts at once; of what it has encrypted, asyncio keeps 64 KiB, and this once more."""
 
 
 class WireLost(Exception):  # noqa: N818 - named for what happened, as a verdict is
@@ -73,14 +75,23 @@ class Wire(asyncio.Protocol):
     async def write_through(self, data: bytes) -> None:
         """Writes what no reply is owed for, and returns when it has left for the network.
 
+        What TLS has encrypted counts as having left: asyncio does not tell. It goes piece by piece, lest that
+        is all of it.
+
         Raises:
             WireLost: It did not leave in time, or the connection is gone.
         """
-        # The buffer counts as full from its first byte, so that the leave to go on means that it is empty.
-        self._transport.set_write_buffer_limits(high=0)
-        self.write(data, replies=0)
-        while self._write_paused and self._lost is None:
-            await self._wait(wanted=0)
+        # The buffer counts as full from its first bytes, so that the leave to go on means that it is empty.
+        # Not from 0: TLS would take an empty one for full.
+        self._transport.set_write_buffer_limits(high=1)
+        deadline = self._loop.time() + self._reply_seconds
+        for start in range(0, len(data), _PIECE):
+            self.write(data[start : start + _PIECE], replies=0)
+            await asyncio.sleep(
+                0
+            )  # a loss is told between two turns of the loop, and not to who never pauses
+            while self._write_paused and self._lost is None:
+                await self._wait(wanted=0, deadline=deadline)
         if self._lost is not None:
             raise WireLost(self._lost)
         self._transport.set_write_buffer_limits()
@@ -107,10 +118,10 @@ class Wire(asyncio.Protocol):
         self._lose(reason)
         self._transport.abort()
 
-    async def _wait(self, wanted: int) -> None:
+    async def _wait(self, wanted: int, deadline: float | None = None) -> None:
         self._wanted = wanted
         self._waiter = self._loop.create_future()
-        self._deadline = self._loop.time() + self._reply_seconds
+        self._deadline = deadline or self._loop.time() + self._reply_seconds
         if self._timer is None:
             self._timer = self._loop.call_at(self._deadline, self._look_at_clock)
         try:
