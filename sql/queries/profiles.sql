@@ -67,12 +67,13 @@ ORDER BY delivery_id;
 
 -- name: erase_recipients
 -- What is personal is overwritten, what is counted stays. Asked with the claims closed, so that no result that is
--- being recorded brings a reply back. Who waits to be tried is not tried (in the states $4, which may still send):
+-- being recorded brings a reply back. A number that was read before another preparation may be of somebody else ($5 is
+-- whom it was of). Who waits to be tried is not tried (in the states $4, which may still send):
 -- excluded who was never claimed, and with the fact that stands who waits for a retry, as cancel_remaining does.
 WITH person AS (
     UPDATE sendoff.recipient
     SET profile_id = NULL, address = '', variables = '{}'
-    WHERE delivery_id = $1 AND recipient = ANY ($2::int[])
+    WHERE delivery_id = $1 AND recipient = ANY ($2::int[]) AND profile_id = $5
     RETURNING recipient
 ), marked AS (
     INSERT INTO sendoff.erased_recipient (delivery_id, recipient)

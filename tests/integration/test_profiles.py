@@ -247,6 +247,25 @@ async def test_erased_before_the_confirmation_and_before_another_preparation(sta
     assert (dict(channel.tries), row["excluded_late"]) == ({1: 1, 2: 1}, 1)
 
 
+async def test_prepared_again_meanwhile_nobody_else_is_erased(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another file numbers recipients otherwise: a number that was read before may be of somebody else."""
+    number = await prepared(stack)
+    erasable = profiles.erasable
+
+    async def and_then_prepared_again(*args: Any) -> dict[int, list[int]]:
+        found = await erasable(*args)
+        monkeypatch.undo()
+        await stack.prepare([ROWS[1], ROWS[0], ROWS[2]], columns=COLUMNS, delivery=number)
+        return found
+
+    monkeypatch.setattr(profiles, "erasable", and_then_prepared_again)
+    await erased(stack)
+    rows = await stack.rows("SELECT recipient, profile_id FROM sendoff.recipient ORDER BY recipient")
+    assert [tuple(row.values()) for row in rows] == [(1, None), (2, "crm-1"), (3, "crm-2")]
+
+
 async def test_after_a_stop_the_rest_stays_cancelled(stack: Stack) -> None:
     number = await confirmed(stack)
     async with stack.running("confirm", "stats"):

@@ -115,19 +115,19 @@ async def erasable(db: Database, profile_id: str) -> dict[int, list[int]]:
 
 
 async def erase_messages(
-    db: Database, delivery_id: int, recipients: list[int], shard: int
+    db: Database, profile_id: str, delivery_id: int, recipients: list[int], shard: int
 ) -> tuple[int, int]:
-    """Overwrites what is personal of some recipients of one delivery, who are not sent to any more.
+    """Overwrites what is personal of a profile's recipients of one delivery, who are not sent to any more.
 
     Returns:
         How many were erased, and how many of them were still to be sent to.
     """
     async with db.transaction() as tx:
         # Waits for claims and results under way, and the row for a preparation that begins: both would bring
-        # back what is erased here, or put it onto somebody else.
+        # back what is erased here.
         await outcomes.close_claims(tx, delivery_id)
         await deliveries.read_for_update(tx, delivery_id)
-        row = await tx.fetchrow("erase_recipients", delivery_id, recipients, shard, _MAY_SEND)
+        row = await tx.fetchrow("erase_recipients", delivery_id, recipients, shard, _MAY_SEND, profile_id)
     if row is None:
         raise AssertionError("an aggregate has a row")
     return row["messages"], row["kept_from"]

@@ -69,7 +69,7 @@ async def erase(db: Database, request: Request) -> Erased:
     erased = kept_from = exclusions = 0
     while batch := await profiles.erasable(db, request.profile_id):
         for number, recipients in batch.items():
-            messages, kept = await profiles.erase_messages(db, number, recipients, _SHARD)
+            messages, kept = await profiles.erase_messages(db, request.profile_id, number, recipients, _SHARD)
             erased, kept_from = erased + messages, kept_from + kept
             if kept:
                 await deliveries.finish(db, number)
