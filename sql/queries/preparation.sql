@@ -31,6 +31,10 @@ SELECT min(due_at) AS first, max(due_at) AS last FROM pg_temp.staged_target;
 -- ids of deliveries, which claims lock, and below the key of the migrations.
 SELECT pg_try_advisory_lock(-1000000000 - $1::bigint);
 
+-- name: keep_preparations_out
+-- The same until the transaction ends; false while a preparation is under way, which locks recipients before the delivery.
+SELECT pg_try_advisory_xact_lock(-1000000000 - $1::bigint);
+
 -- name: create_delivery
 INSERT INTO sendoff.delivery_record (label, channel, created_by) VALUES ($1, $2, $3)
 RETURNING delivery_id;

@@ -16,7 +16,7 @@ from tests.integration.test_results import bounced, result
 from tests.integration.test_retries import LATER, SOON, agrees, counted, log
 from tests.integration.test_tracking import event, publish, recorded
 from tests.stack import until
-from worker.db import outcomes, profiles
+from worker.db import outcomes, preparation, profiles
 from worker.domain.erasure import fingerprint
 from worker.domain.settlement import Settlement
 from worker.services import erase as service
@@ -264,6 +264,19 @@ async def test_prepared_again_meanwhile_nobody_else_is_erased(
     await erased(stack)
     rows = await stack.rows("SELECT recipient, profile_id FROM sendoff.recipient ORDER BY recipient")
     assert [tuple(row.values()) for row in rows] == [(1, None), (2, "crm-1"), (3, "crm-2")]
+
+
+async def test_an_erasure_keeps_out_of_a_preparation(stack: Stack) -> None:
+    """Each would wait for what the other has locked, and hours of preparing might be lost over it."""
+    number = await prepared(stack)
+    async with stack.db.session() as preparing:
+        assert await preparation.lock_preparation(preparing, number)
+        async with preparing.connection.transaction():
+            await preparing.execute("drop_audience", number)
+            with pytest.raises(ErasureRefused, match=f"The delivery {number} is being prepared"):
+                await erased(stack)
+    await stack.prepare(ROWS, columns=COLUMNS, delivery=number)
+    assert (await erased(stack)).messages == 1
 
 
 async def test_after_a_stop_the_rest_stays_cancelled(stack: Stack) -> None:

@@ -116,15 +116,17 @@ async def erasable(db: Database, profile_id: str) -> dict[int, list[int]]:
 
 async def erase_messages(
     db: Database, profile_id: str, delivery_id: int, recipients: list[int], shard: int
-) -> tuple[int, int]:
+) -> tuple[int, int] | None:
     """Overwrites what is personal of a profile's recipients of one delivery, who are not sent to any more.
 
     Returns:
-        How many were erased, and how many of them were still to be sent to.
+        How many were erased, and how many of them were still to be sent to; None while the delivery is being
+        prepared: nothing has changed.
     """
     async with db.transaction() as tx:
-        # Waits for claims and results under way, and the row for a preparation that begins: both would bring
-        # back what is erased here.
+        if not await tx.fetchval("keep_preparations_out", delivery_id):
+            return None
+        # Waits for claims and results under way, which would bring back what is erased here.
         await outcomes.close_claims(tx, delivery_id)
         await deliveries.read_for_update(tx, delivery_id)
         row = await tx.fetchrow("erase_recipients", delivery_id, recipients, shard, _MAY_SEND, profile_id)

@@ -23,7 +23,7 @@ _SHARD: Final = 0
 
 
 class ErasureRefused(Exception):  # noqa: N818 - the name is the sentence
-    """The operator may not, or nothing is held of the profile; nothing has changed."""
+    """The operator may not, nothing is held of the profile, or one of its deliveries is being prepared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +63,20 @@ async def erase(db: Database, request: Request) -> Erased:
     The request is recorded before the first row is touched, with the profile as a fingerprint.
 
     Raises:
-        ErasureRefused: the operator may not, or nothing is held of the profile.
+        ErasureRefused: the operator may not, nothing is held of the profile, or a delivery is being prepared;
+            what was erased by then is.
     """
     await _allow(db, request, record=True)
     erased = kept_from = exclusions = 0
     while batch := await profiles.erasable(db, request.profile_id):
         for number, recipients in batch.items():
-            messages, kept = await profiles.erase_messages(db, request.profile_id, number, recipients, _SHARD)
+            done = await profiles.erase_messages(db, request.profile_id, number, recipients, _SHARD)
+            if done is None:
+                raise ErasureRefused(
+                    f"The delivery {number} is being prepared at this moment: erase again when that is done."
+                    " What was erased until now is."
+                )
+            messages, kept = done
             erased, kept_from = erased + messages, kept_from + kept
             if kept:
                 await deliveries.finish(db, number)
