@@ -141,8 +141,9 @@ ENVELOPE = [
     UNKNOWN_USER,
     "503 5.5.1 what?",
     "what",
+    "250 one\r\n250 two",
 ]
-LATER = [*ENVELOPE, GO_AHEAD, "250 one\r\n250 two"]
+LATER = [*ENVELOPE, GO_AHEAD]
 
 
 def scripts(verbs: tuple[str, ...], replies: list[str]) -> dict[str, st.SearchStrategy[list[str]]]:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.domain.content import EmailContent
-from worker.domain.mailbox import mailbox
+from worker.domain.mailbox import MailboxInvalid, mailbox
 from worker.domain.templates import Renderer, RenderFailed
 from worker.email.message import MessageBuilder
 
@@ -192,6 +192,13 @@ def test_internationalised_addresses() -> None:
     assert parse(build(to="ana@bücher.example"))["To"] == "ana@xn--bcher-kva.example"
     raw = build(to="δοκιμή@παράδειγμα.gr", to_name="Δοκιμή")
     assert "<δοκιμή@παράδειγμα.gr>".encode() in raw
+
+
+@pytest.mark.parametrize("address", ["x" * 900 + "@example.org", "ana@" + "long." * 190 + "org"])
+def test_an_address_that_no_command_and_no_line_can_carry(address: str) -> None:
+    assert len(address) <= 1_000, "a send message may hold it"
+    with pytest.raises(MailboxInvalid, match="too long"):
+        build(to=address)
 
 
 def test_a_word_that_no_line_can_carry() -> None:

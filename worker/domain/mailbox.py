@@ -13,6 +13,8 @@ _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _PLAIN: Final = re.compile(rf"{_ATEXT}(?:\.{_ATEXT})*@{_LABEL}(?:\.{_LABEL})*")
 """A dot-atom address in ASCII (RFC 5321 section 4.1.2): nearly all of them, and in need of no rewriting."""
+_LONGEST: Final = 254
+"""Octets of an address; a path has 256 with its brackets (RFC 5321 section 4.5.3.1.3)."""
 
 
 class MailboxInvalid(ValueError):  # noqa: N818 - named for what happened, as `RenderFailed` is
@@ -45,7 +47,7 @@ def mailbox(address: str, name: str = "") -> Mailbox:
     Raises:
         MailboxInvalid: It is not an address that an SMTP command may carry.
     """
-    if _PLAIN.fullmatch(address):
+    if len(address) <= _LONGEST and _PLAIN.fullmatch(address):
         return Mailbox(name, address)
     try:
         valid = validate_email(
