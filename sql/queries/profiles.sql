@@ -97,7 +97,7 @@ WITH person AS (
     INSERT INTO sendoff.outcome AS o (delivery_id, recipient, attempt, status, precedence, reason, excluded_at)
     SELECT $1, recipient, 1, 'excluded', 16, 'erased', now()
     FROM person p
-    WHERE (SELECT d.state = ANY ($4::text[]) AND d.cancelled_at IS NULL
+    WHERE (SELECT d.state = ANY ($4::text[]) AND d.cancelled_at IS NULL AND d.purged_at IS NULL
            FROM sendoff.delivery_record d WHERE d.delivery_id = $1)
        OR (SELECT true FROM sendoff.outcome k WHERE k.delivery_id = $1 AND k.recipient = p.recipient)
     ORDER BY recipient

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import io
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,10 +14,11 @@ import pytest
 from contracts import routing
 from tests.integration.test_delivery import Counting
 from tests.integration.test_results import bounced, result
+from tests.integration.test_retention import long_ago
 from tests.integration.test_retries import LATER, SOON, agrees, counted, log
 from tests.integration.test_tracking import event, publish, recorded
 from tests.stack import until
-from worker.db import outcomes, preparation, profiles
+from worker.db import outcomes, preparation, profiles, retention
 from worker.domain.erasure import fingerprint
 from worker.domain.settlement import Settlement
 from worker.services import erase as service
@@ -277,6 +279,19 @@ async def test_an_erasure_keeps_out_of_a_preparation(stack: Stack) -> None:
                 await erased(stack)
     await stack.prepare(ROWS, columns=COLUMNS, delivery=number)
     assert (await erased(stack)).messages == 1
+
+
+async def test_who_is_in_a_delivery_that_is_leaving_is_erased_too(stack: Stack) -> None:
+    """A draft of which the outcomes have left already, and the recipients not yet."""
+    number = await prepared(stack)
+    await long_ago(stack, number)
+    await stack.prepare(1)
+    async with stack.db.session() as session:
+        (one, _) = await retention.survey(session, timedelta(days=400))
+        assert await retention.mark(session, one, timedelta(days=400))
+        await session.connection.execute("ALTER TABLE sendoff.outcome DETACH PARTITION sendoff.outcome_1")
+    assert (await erased(stack)).messages == 1
+    assert await mentions(stack) == []
 
 
 async def test_after_a_stop_the_rest_stays_cancelled(stack: Stack) -> None:
