@@ -204,6 +204,7 @@ async def test_no_opt_out_is_swallowed_while_a_removal_is_held_up(
             await until(lambda: _settled(stack))
     denied = await stack.rows("SELECT FROM sendoff.quarantine")
     assert len(denied) + len(await stack.dead()) == 1
+    monkeypatch.undo()
     assert await removed(stack) == [1]
 
 
