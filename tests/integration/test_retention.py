@@ -111,15 +111,18 @@ async def test_late_results_and_events_go_to_the_dead_queue_with_the_reason(stac
         await stack.publish(routing.RESULTS, "bounce", bounced(old, 1))
         await until(lambda: counted(stack, old, bounced=1))
         assert await removed(stack) == [1]
-        await stack.publish(
-            routing.RESULTS, "bounce", {**result(old, 2), "kind": "hard", "reason": "refused"}
-        )
+        late = [bounced(old, recipient) for recipient in (1, 2)]
+        await stack.publish(routing.RESULTS, "bounce", json.dumps(late).encode())
         await until(lambda: _buried(stack, 1))
     async with stack.running("results", "tracking"):
         await stack.publish(routing.RESULTS, "sent", result(old, 3))
         await stack.publish(routing.TRACKING, routing.OPEN, event(old, 3, "open", "e-1"))
         await until(lambda: _buried(stack, 3))
-    assert all(GONE in reason for _, reason in await stack.dead())
+    dead = await stack.dead()
+    assert all(GONE in reason for _, reason in dead)
+    assert max(len(json.loads(body)) for body, _ in dead) == 2, (
+        "what shares a message and its fate stays together"
+    )
 
 
 async def _buried(stack: Stack, count: int) -> bool:

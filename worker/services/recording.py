@@ -85,15 +85,15 @@ def _parts(batch: list[Incoming]) -> Iterator[list[Incoming]]:
 async def write_by_halves(
     rows: Sequence[T],
     write: Callable[[Sequence[T]], Awaitable[int]],
-    bury: Callable[[T, str], Awaitable[None]],
+    bury: Callable[[Sequence[T], str], Awaitable[None]],
     doing: str,
 ) -> int:
     """Writes rows; one that the database will not take must not hold up the others: halves until it is alone.
 
     Args:
-        rows: In the order of their keys.
+        rows: Of one delivery, in the order of their keys.
         write: Writes rows in one transaction, idempotent, and returns a count.
-        bury: Keeps a row that cannot be stored, with the database's reason.
+        bury: Keeps rows that cannot be stored, with the database's reason.
         doing: What is being done, for the log.
 
     Returns:
@@ -103,8 +103,9 @@ async def write_by_halves(
         return await outlast(lambda: write(rows), doing)
     except (asyncpg.PostgresError, ValueError) as error:
         # An outage and a collision are waited for; what comes here is about the rows.
-        if len(rows) == 1:
-            await bury(rows[0], _LEFT if _finds_no_partition(error) else str(error))
+        left = _finds_no_partition(error)  # as all of a delivery do, or none
+        if left or len(rows) == 1:
+            await bury(rows, _LEFT if left else str(error))
             return 0
     middle = len(rows) // 2
     return sum([await write_by_halves(half, write, bury, doing) for half in (rows[:middle], rows[middle:])])

@@ -105,8 +105,8 @@ class ResultsService:
         async def write(recipients: Sequence[int]) -> int:
             return await self._write(delivery_id, {r: facts[r] for r in recipients})
 
-        async def bury(recipient: int, reason: str) -> None:
-            await self._bury(batch, delivery_id, {recipient}, f"The result cannot be stored: {reason}")
+        async def bury(recipients: Sequence[int], reason: str) -> None:
+            await self._bury(batch, delivery_id, set(recipients), f"The result cannot be stored: {reason}")
 
         moved = 0
         order = sorted(facts)

@@ -125,10 +125,14 @@ class TrackingService:
         async def write(rows: Sequence[Tracked]) -> int:
             return await self._write(delivery_id, rows)
 
-        async def bury(row: Tracked, reason: str) -> None:
-            message = sources[delivery_id, row.event.event_id]
-            reason = f"The tracking event cannot be stored: {reason}"
-            await self._dead.bury(message, reason, wire.encode([row.event]))
+        async def bury(rows: Sequence[Tracked], reason: str) -> None:
+            refused: dict[Incoming, list[TrackingEvent]] = {}
+            for row in rows:
+                refused.setdefault(sources[delivery_id, row.event.event_id], []).append(row.event)
+            for message, events in refused.items():
+                await self._dead.bury(
+                    message, f"The tracking event cannot be stored: {reason}", wire.encode(events)
+                )
 
         new = await write_by_halves(tracked, write, bury, "recording tracking events")
         unheeded = {t.machine_rule for t in tracked if t.event.kind is TrackingKind.OPTOUT and not t.heeded}
