@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 from pydantic import AmqpDsn, Field, PostgresDsn, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker.domain.retention import read_age
+
 Algorithm = Literal[
     "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512",
     "ES256", "ES384", "ES512", "EdDSA",
@@ -71,7 +73,7 @@ class Settings(BaseSettings):
     auth_roles_claim: Annotated[str, Field(min_length=1)] = "roles"
     """The claim with the list of their roles, by our names."""
     token: SecretStr | None = None
-    """The token that `sendoff confirm`, `pause`, `resume` and `stop` show."""
+    """The token that `sendoff confirm`, `pause`, `resume`, `stop`, `unknown` and `erase` show."""
 
     log_format: Literal["auto", "console", "json"] = "auto"
     """`console` for people, `json` for machines; `auto` picks by whether the output is a terminal."""
@@ -148,7 +150,7 @@ class Settings(BaseSettings):
     """How long until the 2nd, 3rd, … attempt, as `publishers` is written; the last holds for all further."""
     partition_period: Annotated[float, Field(ge=3_600)] = 2_592_000
     """How long new deliveries go into one set of partitions, which is what retention drops: 30 days."""
-    retention: Annotated[str, Field(pattern=r"^([1-9][0-9]{0,4}d)?$")] = ""
+    retention: str = ""
     """How long ago what `sendoff retention` removes must have ended, such as `400d`; it runs when told to."""
     alert_interval: Annotated[float, Field(gt=0, le=60)] = 10
     """How often the scheduler looks for alerts."""
@@ -172,6 +174,13 @@ class Settings(BaseSettings):
     def _is_smtp(cls, value: str) -> str:
         if not value.startswith(("smtp://", "smtps://", "smtp+starttls://")):
             raise ValueError("it must begin with smtp://, smtp+starttls:// or smtps://")
+        return value
+
+    @field_validator("retention")
+    @classmethod
+    def _is_age(cls, value: str) -> str:
+        if value:
+            read_age(value)
         return value
 
     @field_validator("publishers", "auth_algorithms", "retry_delays", mode="before")

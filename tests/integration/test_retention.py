@@ -245,6 +245,11 @@ async def test_the_command_shows_and_removes_only_when_told(stack: Stack, sendof
     assert (usage.returncode, "SENDOFF_RETENTION" in usage.stderr) == (2, True)
     usage = await run("--older-than", "12m")
     assert (usage.returncode, "number of days" in usage.stderr) == (2, True)
+    wrong = await run(env={"SENDOFF_RETENTION": "12m"})
+    assert (wrong.returncode, wrong.stderr) == (
+        2,
+        "Wrong settings: SENDOFF_RETENTION: give a number of days, such as 400d\n",
+    )
     dry = await run(env={"SENDOFF_RETENTION": "400d"})
     assert dry.returncode == 0
     assert "leaves" in dry.stdout.splitlines()[1]

@@ -164,6 +164,11 @@ async def test_the_command(stack: Stack, sendoff: Callable[..., subprocess.Compl
         0,
         "Recipients settled as errors: 2; the delivery is finished.\n",
     )
+    again = await run("--resolve", "error", "--recipient", 2, "--yes")
+    assert (again.returncode, again.stdout) == (
+        0,
+        "Nothing to do: none of the recipients named is unknown; the delivery is finished.\n",
+    )
     token = {"SENDOFF_AUTH": "token", "SENDOFF_AUTH_KEY": "x" * 32}
     token |= {"SENDOFF_AUTH_ISSUER": "i", "SENDOFF_AUTH_AUDIENCE": "a"}
     refused = await run("--resolve", "sent", "--yes", env=token)

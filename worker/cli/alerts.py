@@ -61,7 +61,9 @@ def thresholds(*, as_json: JsonOption = False) -> None:
 
 @app.command("set")
 def set_(
-    criterion: Annotated[Criterion, typer.Argument(help="Which.")],
+    criterion: Annotated[
+        Criterion, typer.Argument(metavar="CRITERION", help="Which; “alert thresholds” has them.")
+    ],
     *,
     threshold: Annotated[
         float | None, typer.Option(metavar="X", min=0, max=1e9, help="The limit, in the criterion's unit.")

@@ -35,7 +35,7 @@ TokenOption = Annotated[
     Path | None,
     typer.Option("--token-file", metavar="FILE", help="Your signed token; otherwise SENDOFF_TOKEN is used."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="The answer as one JSON object, for programs.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="The answer as JSON, for programs.")]
 
 ANSWER_SECONDS: Final = 30.0
 """How long to wait for an answer where nothing else is asked for."""

@@ -31,7 +31,7 @@ def _checked_name(name: str) -> str:
     return name
 
 
-Name = Annotated[str, typer.Argument(help="The operator's name.", callback=_checked_name)]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The operator's name.", callback=_checked_name)]
 OneRole = Annotated[Role, typer.Argument(help="The role.")]
 
 app = typer.Typer(help="The directory of operators.", no_args_is_help=True)

@@ -26,7 +26,7 @@ def prepare(
             metavar="FILE.csv", help="Its audience: a header with “address”, further columns as variables."
         ),
     ],
-    operator: Annotated[str, typer.Option(help="Who prepares it.")],
+    operator: Annotated[str, typer.Option(metavar="NAME", help="Who prepares it.")],
     delivery: Annotated[
         int | None, typer.Option(metavar="ID", min=1, max=2**63 - 1, help="Prepare this one again.")
     ] = None,

@@ -58,8 +58,14 @@ def unknown(
         }
         typer.echo(json.dumps(answer))
         return
-    state = f"the delivery is {words(done.state)}" if done.state else ""
-    typer.echo(f"Recipients {_BECOME[resolve]}: {number(done.settled)}; {state}.")
+    what = f"Recipients {_BECOME[resolve]}: {number(done.settled)}"
+    if not done.settled:
+        what = (
+            "Nothing to do: none of the recipients named is unknown"
+            if named
+            else "Nothing to do: nobody is unknown"
+        )
+    typer.echo(f"{what}; the delivery is {words(done.state)}." if done.state else f"{what}.")
 
 
 async def _settle(
