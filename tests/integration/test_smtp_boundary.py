@@ -88,6 +88,19 @@ async def test_no_answer_after_the_dot_leaves_the_outcome_open(end: str) -> None
     assert server.seen["CONNECT"] == 1
 
 
+async def test_what_waits_too_long_for_a_connection_is_not_sent_any_more() -> None:
+    server = Server(MAIL=[SILENCE])
+    async with running(server, seconds=0.2) as pool:
+        first, *others = await asyncio.gather(*(send(pool) for _ in range(3)))
+    assert isinstance(first, Failed)
+    assert "lost before anything was sent" in first.detail
+    for verdict in others:
+        assert isinstance(verdict, Failed)
+        assert (verdict.reason, verdict.retryable) == ("connection", True)
+        assert "came free within" in verdict.detail
+    assert server.seen["CONNECT"] == 2, "both for the first"
+
+
 async def test_the_pool_goes_on_after_an_open_outcome() -> None:
     server = Server(DOT=[DROP, ""])
     async with running(server) as pool:
@@ -218,7 +231,7 @@ async def test_not_ready_while_every_connection_hangs() -> None:
         sending = asyncio.create_task(send(pool))
         await asyncio.wait_for(server.silent.wait(), 5)
         pool._heard_at = float("-inf")  # noqa: SLF001 - as if a while ago
-        with pytest.raises(SmtpUnreachable, match="has not answered"):
+        with pytest.raises(SmtpUnreachable, match="came free within"):
             await pool.ready()
         assert isinstance(await sending, Failed)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 import aiosmtplib
@@ -12,6 +13,8 @@ from worker.email.session import ConnectionLost, Session, in_words
 from worker.email.url import SmtpUrl
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from worker.domain.verdicts import Verdict
 
 _TRIES: Final = 2
@@ -63,15 +66,27 @@ class SmtpPool:
         """
         if asyncio.get_running_loop().time() - self._heard_at < _FRESH_SECONDS:
             return
+        async with self._slot():
+            await self._give_back(await self._checked())
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        """Holds one of the connections.
+
+        Raises:
+            SmtpUnreachable: None came free in time. What was claimed to be sent now must not go out long
+                after, when its claim has run out or its delivery was stopped.
+        """
         try:
             async with asyncio.timeout(self._timeout):
                 await self._slots.acquire()
         except TimeoutError as error:
             raise SmtpUnreachable(
-                f"The SMTP server {self._url} has not answered on any connection for {self._timeout:g} s."
+                f"No connection to the SMTP server {self._url} came free within {self._timeout:g} s: "
+                f"it answers slowly, or not any more."
             ) from error
         try:
-            await self._give_back(await self._checked())
+            yield
         finally:
             self._slots.release()
 
@@ -87,27 +102,30 @@ class SmtpPool:
         Returns:
             `Accepted` after a 2yz reply to the whole message; `Bounced` after a refusal of it; `Unsure` if no
             reply came after the final dot; `Failed` if nothing was sent for a reason on our side. A
-            connection lost before the final dot is replaced once, and then given up as `Failed`, retryable.
+            connection lost before the final dot is replaced once, and then given up as `Failed`, retryable;
+            so is a message for which no connection comes free in time.
         """
-        async with self._slots:
-            session = self._take()
-            lost = ""
-            for _ in range(_TRIES):
-                try:
-                    session = session or await self._open()
-                    verdict = await self._over(session, sender, recipient, message, smtputf8=smtputf8)
-                except SmtpUnreachable as error:
-                    return Failed("connection", retryable=True, detail=str(error))
-                except ConnectionLost as error:
-                    session, lost, self._heard_at = None, str(error), _NEVER
-                    continue
-                if not isinstance(verdict, Unsure):
-                    self._heard()
-                return verdict
-            detail = (
-                f"The connection to the SMTP server {self._url} was lost before anything was sent: {lost}."
-            )
-            return Failed("connection", retryable=True, detail=detail)
+        try:
+            async with self._slot():
+                return await self._send(sender, recipient, message, smtputf8=smtputf8)
+        except SmtpUnreachable as error:
+            return Failed("connection", retryable=True, detail=str(error))
+
+    async def _send(self, sender: str, recipient: str, message: bytes, *, smtputf8: bool) -> Verdict:
+        session = self._take()
+        lost = ""
+        for _ in range(_TRIES):
+            try:
+                session = session or await self._open()
+                verdict = await self._over(session, sender, recipient, message, smtputf8=smtputf8)
+            except ConnectionLost as error:
+                session, lost, self._heard_at = None, str(error), _NEVER
+                continue
+            if not isinstance(verdict, Unsure):
+                self._heard()
+            return verdict
+        detail = f"The connection to the SMTP server {self._url} was lost before anything was sent: {lost}."
+        return Failed("connection", retryable=True, detail=detail)
 
     async def _over(
         self, session: Session, sender: str, recipient: str, message: bytes, *, smtputf8: bool
