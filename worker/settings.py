@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     smtp_connections: Annotated[int, Field(ge=1, le=500)] = 10
     """Connections to the relay per process."""
     smtp_timeout: Annotated[float, Field(gt=0, le=600)] = 60
-    """How long one SMTP command may take."""
+    """How long one SMTP command may take, and how long a message waits for a connection."""
     result_batch: Annotated[int, Field(ge=1, le=5_000)] = 1_000
     """Result messages that are recorded together at most."""
     result_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.005

@@ -95,7 +95,7 @@ async def serving(sink: Sink, *, tls: ssl.SSLContext | None = None, **options: o
 
 @asynccontextmanager
 async def channel_to(url: str, *, size: int = 2, **options: object) -> AsyncIterator[EmailChannel]:
-    channel = EmailChannel(SmtpPool(url, size=size, timeout=5, **options))
+    channel = EmailChannel(SmtpPool(url, size=size, timeout=60, **options))
     try:
         yield channel
     finally:
