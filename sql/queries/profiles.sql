@@ -22,7 +22,8 @@ LIMIT $4;
 -- name: read_profile_messages
 -- All that is held of messages: what profile_history leaves out.
 SELECT r.delivery_id, r.recipient, r.address, r.variables::text AS variables, o.attempt, o.status, o.claimed_at,
-       o.sent_at, o.bounced_at, o.error_at, o.unknown_at, o.retry_at, o.reason, o.code, o.fault, o.reply, o.provider_id
+       o.sent_at, o.bounced_at, o.error_at, o.unknown_at, o.retry_at, o.reason, o.code, o.fault, o.reply, o.provider_id,
+       o.excluded_at
 FROM (SELECT * FROM sendoff.recipient WHERE profile_id = $1 OFFSET 0) r
 LEFT JOIN LATERAL (
     SELECT k.* FROM sendoff.outcome k WHERE k.delivery_id = r.delivery_id AND k.recipient = r.recipient OFFSET 0

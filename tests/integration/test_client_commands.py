@@ -122,6 +122,11 @@ async def test_a_delivery_from_the_summary_to_the_log(stack: Stack, call: Call) 
         ("1", "a@example.org", "sent"),
         ("2", "b@example.org", "sent"),
     ]
+    async with stack.db.transaction() as tx:
+        view = await tx.connection.fetchrow(
+            "SELECT * FROM sendoff.sending_log WHERE delivery_id = $1", number
+        )
+    assert list(rows[0]) == list(view.keys())
     lines = [json.loads(x) for x in (await call("log", number, "--json")).stdout.splitlines()]
     assert [(r["recipient"], r["delivery_id"], list(r)) for r in lines] == [
         (1, number, list(rows[0])),
@@ -160,6 +165,7 @@ async def test_control_is_answered_and_shown_and_a_refusal_is_status_1(stack: St
     ("arguments", "status", "sentence"),
     [
         (["confirm", 1, "--operator", "ana"], 2, "no terminal to ask for the OK in"),
+        (["confirm", 1, "--operator", "ana", "--yes", "--timeout", 0.3], 3, "Nothing was confirmed"),
         (["confirm", 1, "--operator", "", "--yes"], 2, "operator: String should have at least 1 character"),
         (["stop", 1, "--operator", "ana"], 2, "Missing option '--reason'"),
         (["stats", 0], 2, "greater than or equal to 1"),

@@ -109,7 +109,12 @@ def read_bearer(settings: Settings, operator: str, token_file: Path | None) -> B
     if verifier is None:
         return None
     try:
-        bearer = verifier.verify(read_token(settings, token_file))
+        token = read_token(settings, token_file)
+        if token is None:
+            raise CommandRefused(
+                "The command carries no token: put it into SENDOFF_TOKEN, or name its file by --token-file."
+            )
+        bearer = verifier.verify(token)
     except TokenRefused as error:
         raise CommandRefused(str(error)) from error
     refused = check_bearer(bearer, operator)

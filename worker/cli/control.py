@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from contracts import routing
 from contracts.base import explain
 from contracts.commands import Confirm, Control, Status
+from worker.amqp.client import NoAnswer
 from worker.cli.asking import (
     ANSWER_SECONDS,
     DeliveryArgument,
@@ -60,7 +61,10 @@ def confirm(
     if not yes and not sys.stdin.isatty():
         raise typer.BadParameter("There is no terminal to ask for the OK in; --yes sends without asking.")
     named = {"delivery_id": delivery_id, "operator": operator}
-    reply = _command(routing.CONFIRM, _read(Confirm, **named, definitive=False), timeout, token_file)
+    try:
+        reply = _command(routing.CONFIRM, _read(Confirm, **named, definitive=False), timeout, token_file)
+    except NoAnswer as error:
+        raise NoAnswer(f"{error} It only asks what would be sent. {_DECLINED}") from error
     if reply.status is Status.FINALIZE and reply.summary is not None:
         _ask_for_ok(reply.summary, yes=yes, stderr=as_json)
         seen = reply.summary.preparation

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from worker.cli.common import CommandRefused, database
-from worker.cli.rows import CsvOption, Format, LinesOption, chosen, write
+from worker.cli.rows import CsvOption, Format, LinesOption, chosen, standing_time, write
 from worker.cli.show import discard_output, plain, words
 from worker.db import profiles
 from worker.settings import Settings, read_settings
@@ -24,7 +24,6 @@ ProfileArgument = Annotated[
     str, typer.Argument(metavar="PROFILE", help="The profile_id, as the recipients files had it.")
 ]
 
-_FACTS: Final = ("sent_at", "bounced_at", "error_at", "unknown_at", "claimed_at")
 _DID: Final = (("optout_at", "opted out"), ("clicked_at", "clicked"), ("opened_at", "opened"))
 
 
@@ -52,14 +51,13 @@ async def _history(settings: Settings, profile_id: str, form: Format) -> None:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    at = next((row[fact] for fact in _FACTS if row[fact] is not None), None)
     kind = f" ({row['bounce_kind']})" if row["bounce_kind"] else ""
     return [
         str(row["delivery_id"]),
         plain(row["label"]),
         plain(row["address"]),
         words(row["status"]) + kind,
-        f"{at:%Y-%m-%d %H:%M:%S}" if at else "",
+        standing_time(row),
         ", ".join(word for fact, word in _DID if row[fact] is not None),
     ]
 

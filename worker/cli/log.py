@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from worker.cli.asking import DeliveryArgument
 from worker.cli.common import CommandRefused, database
-from worker.cli.rows import CsvOption, Format, LinesOption, chosen, write
+from worker.cli.rows import CsvOption, Format, LinesOption, chosen, standing_time, write
 from worker.cli.show import number, plain, words
 from worker.db import reading
 from worker.domain.confirm import left_by_retention
@@ -18,9 +18,6 @@ from worker.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_FACTS: Final = ("bounced_at", "sent_at", "error_at", "unknown_at", "retry_at", "claimed_at")
-"""The times of a recipient, the one to show first."""
 
 
 class Status(StrEnum):
@@ -82,13 +79,12 @@ async def _log(settings: Settings, delivery_id: int, only: reading.Only, form: F
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    at = next((row[fact] for fact in _FACTS if row[fact] is not None), None)
     kind = f" ({row['bounce_kind']})" if row["bounce_kind"] else ""
     return [
         number(row["recipient"]),
         plain(row["address"]),
         words(row["status"]) + kind,
         str(row["attempt"]),
-        f"{at:%Y-%m-%d %H:%M:%S}" if at else "",
+        standing_time(row),
         plain(row["reply"] or row["reason"] or ""),
     ]

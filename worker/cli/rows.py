@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _ROWS_SHOWN: Final = 1_000
 """Rows in the table for people: Rich lays a table out only when it has every row."""
 
+_FACTS: Final = ("bounced_at", "sent_at", "error_at", "unknown_at", "retry_at", "excluded_at", "claimed_at")
+"""The times of a recipient, the one to show first."""
+
 CsvOption = Annotated[bool, typer.Option("--csv", help="CSV with a header.")]
 LinesOption = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 
@@ -76,6 +79,12 @@ async def write(
 def values(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a row as JSON has it: times in ISO 8601."""
     return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in row.items()}
+
+
+def standing_time(row: Mapping[str, Any]) -> str:
+    """Returns when what stands of a recipient came about, for people; empty where nothing did."""
+    at = next((row[fact] for fact in _FACTS if row[fact] is not None), None)
+    return f"{at:%Y-%m-%d %H:%M:%S}" if at else ""
 
 
 async def _write_csv(rows: AsyncIterator[Mapping[str, Any]], columns: Sequence[str]) -> None:
