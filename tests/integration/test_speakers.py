@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
 SECRET = "a secret that is long enough, at 32+"  # noqa: S105 - made for this test
+DAY = 86_400
 TOKENS = {
     "auth": "token",
     "auth_key": SecretStr(SECRET),
@@ -39,7 +40,7 @@ def token(operator: str = "ana", key: str = SECRET, **changes: Any) -> str:
         "iss": "https://id.example.org",
         "aud": "sendoff",
         "sub": operator,
-        "exp": time.time() + 600,
+        "exp": time.time() + DAY,  # made when tests are collected, used when their turn comes
         "roles": ["start_deliveries"],
     }
     return jwt.encode({k: v for k, v in (claims | changes).items() if v is not None}, key, algorithm="HS256")

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from worker.tokens import Verifier
 
 SECRET = "a secret that is long enough, at 32+"  # noqa: S105 - made for this test
+DAY = 86_400
 RSA_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 WEAK_KEY = rsa.generate_private_key(public_exponent=65537, key_size=1024)  # noqa: S505 - must be refused
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
@@ -61,7 +62,7 @@ def claims(**changes: Any) -> dict[str, Any]:
         "aud": "sendoff",
         "sub": "ana",
         "iat": now,
-        "exp": now + 600,
+        "exp": now + DAY,  # made when tests are collected, used when their turn comes
         "roles": ["start_deliveries"],
     }
     return {k: v for k, v in (own | changes).items() if v is not None}
@@ -153,8 +154,8 @@ def test_a_good_token_names_the_operator_and_the_roles() -> None:
         (signed(key=SECRET + "!"), "signature is wrong"),
         (signed(exp=1), "has expired"),
         (signed(exp=int(time.time()) - LEEWAY - 1), "has expired"),
-        (signed(nbf=int(time.time()) + 600), "not valid yet"),
-        (signed(iat=int(time.time()) + 600), "not valid yet"),
+        (signed(nbf=int(time.time()) + DAY), "not valid yet"),
+        (signed(iat=int(time.time()) + DAY), "not valid yet"),
         (signed(exp=None), "lacks the claim “exp”"),
         (signed(exp="soon"), "not a signed JSON Web Token"),
         (signed(exp=float("inf")), "not a signed JSON Web Token"),
