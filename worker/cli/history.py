@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from worker.cli.common import CommandRefused, database
-from worker.cli.rows import CsvOption, Format, LinesOption, chosen, standing_time, write
-from worker.cli.show import discard_output, plain, words
+from worker.cli.rows import CsvOption, Format, LinesOption, chosen, standing_status, standing_time, write
+from worker.cli.show import discard_output, plain
 from worker.db import profiles
 from worker.settings import Settings, read_settings
 
@@ -51,12 +51,11 @@ async def _history(settings: Settings, profile_id: str, form: Format) -> None:
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    kind = f" ({row['bounce_kind']})" if row["bounce_kind"] else ""
     return [
         str(row["delivery_id"]),
         plain(row["label"]),
         plain(row["address"]),
-        words(row["status"]) + kind,
+        standing_status(row),
         standing_time(row),
         ", ".join(word for fact, word in _DID if row[fact] is not None),
     ]

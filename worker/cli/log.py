@@ -10,8 +10,8 @@ import typer
 
 from worker.cli.asking import DeliveryArgument
 from worker.cli.common import CommandRefused, database
-from worker.cli.rows import CsvOption, Format, LinesOption, chosen, standing_time, write
-from worker.cli.show import number, plain, words
+from worker.cli.rows import CsvOption, Format, LinesOption, chosen, standing_status, standing_time, write
+from worker.cli.show import number, plain
 from worker.db import reading
 from worker.domain.confirm import left_by_retention
 from worker.settings import Settings, read_settings
@@ -79,11 +79,10 @@ async def _log(settings: Settings, delivery_id: int, only: reading.Only, form: F
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    kind = f" ({row['bounce_kind']})" if row["bounce_kind"] else ""
     return [
         number(row["recipient"]),
         plain(row["address"]),
-        words(row["status"]) + kind,
+        standing_status(row),
         str(row["attempt"]),
         standing_time(row),
         plain(row["reply"] or row["reason"] or ""),

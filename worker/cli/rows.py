@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.table import Table
 
-from worker.cli.show import console, discard_output, number
+from worker.cli.show import console, discard_output, number, words
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -79,6 +79,12 @@ async def write(
 def values(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a row as JSON has it: times in ISO 8601."""
     return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in row.items()}
+
+
+def standing_status(row: Mapping[str, Any]) -> str:
+    """Returns the status of a recipient, for people, with the kind of a bounce."""
+    kind = f" ({row['bounce_kind']})" if row["bounce_kind"] else ""
+    return words(row["status"]) + kind
 
 
 def standing_time(row: Mapping[str, Any]) -> str:
