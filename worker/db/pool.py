@@ -78,6 +78,7 @@ class Database:
                 try:
                     await session.connection.reset(timeout=self._timeout)
                 except BaseException:
+                    # Cancelled halfway, too: a session lock that it may still hold must go with it.
                     session.connection.terminate()
                     raise
 

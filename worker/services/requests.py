@@ -33,6 +33,7 @@ async def take_each(
             try:
                 await handle(message)
             except Exception as error:
+                # A fault of ours with one request must not end the service for all others.
                 log.exception(
                     "request failed", routing_key=message.routing_key, message_id=message.message_id
                 )

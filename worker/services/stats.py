@@ -110,6 +110,7 @@ class StatsService:
         try:
             await answering
         except Exception as error:
+            # A fault of ours with one delivery must not end the service for all others.
             log.exception("request failed", routing_key=routing.COMPUTE_STATS, requests=len(asking))
             for message in asking:
                 await self._dead.bury(message, f"It could not be handled: {error!r}")
