@@ -124,11 +124,7 @@ class Worker:
         return consumer
 
     def _bulk_consumer(self, queue: str, prefetch: int) -> Consumer:
-        """Returns a consumer of our own making.
-
-        For commands too, though they are few: aio-pika ends the connection over a property that is not UTF-8,
-        and after 50 rounds the broker gives all that was prefetched to the dead queue.
-        """
+        """Returns a consumer for what there is one of for every recipient."""
         s = self.settings
         if s.transport == "aio-pika":
             return self._consumer(queue, prefetch)
@@ -146,7 +142,7 @@ class Worker:
         return DeadQueue(self.publisher, self.names, self.metrics)
 
     def _confirm(self) -> Service:
-        consumer = self._bulk_consumer(routing.COMMANDS_QUEUE, 10)
+        consumer = self._consumer(routing.COMMANDS_QUEUE, 10)
         return ConfirmService(
             consumer,
             self.publisher,
@@ -227,7 +223,7 @@ class Worker:
     def _stats(self) -> Service:
         s = self.settings
         return StatsService(
-            self._bulk_consumer(routing.STATS_QUEUE, 1_000),
+            self._consumer(routing.STATS_QUEUE, 1_000),
             self.publisher,
             self._dead(),
             self.db,

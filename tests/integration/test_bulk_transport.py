@@ -7,13 +7,19 @@ import secrets
 import ssl
 import subprocess
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aio_pika
+import pamqp.body
+import pamqp.frame
+import pamqp.header
 import pytest
+from pamqp import commands
 
 from tests.integration.bulk_peers import SECONDS, Proxy
+from worker.amqp.bulk.connection import Events, connect
 from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.connection import BrokerUnreachable, open_broker
@@ -166,6 +172,51 @@ async def test_identifiers_and_headers_may_be_of_any_script(transport: Transport
     assert dict(full.headers) == {"schema_version": 1, **sent.headers}
     # aio-pika invents an identifier where there is none.
     assert (bare.correlation_id, dict(bare.headers)) == (None, {"schema_version": 1})
+
+
+def odd(queue: str, given: dict[str, Any], was: bytes, becomes: bytes) -> bytes:
+    """A publish whose properties no client of good manners would write."""
+    header = pamqp.header.ContentHeader(0, 3, commands.Basic.Properties(**given))
+    frames = (commands.Basic.Publish(0, "", queue), header, pamqp.body.ContentBody(b"odd"))
+    data = b"".join(pamqp.frame.marshal(frame, 1) for frame in frames)
+    assert data.count(was) == 1
+    return data.replace(was, becomes)
+
+
+TEXTS = (
+    "content_type",
+    "content_encoding",
+    "correlation_id",
+    "reply_to",
+    "message_id",
+    "message_type",
+    "app_id",
+)
+ODD: list[tuple[dict[str, Any], bytes, bytes]] = [
+    *(({text: "MARK"}, b"MARK", b"M\xff\xfeK") for text in TEXTS),
+    ({"headers": {"MARK": "value"}}, b"MARK", b"M\xff\xfeK"),
+    ({"headers": {"key": "MARK"}}, b"MARK", b"M\xff\xfeK"),
+    ({"headers": {"key": datetime.fromtimestamp(1, UTC)}}, b"T" + bytes(7) + b"\x01", b"T\x7f" + b"\xff" * 7),
+    ({"timestamp": datetime.fromtimestamp(0x4D41524B, UTC)}, bytes(4) + b"MARK", b"\x7f" + b"\xff" * 7),
+    ({"priority": 9, "correlation_id": "MARK"}, b"\x09\x04MARK", b"\xff\x04MARK"),
+]
+
+
+async def test_properties_that_cannot_be_read_cost_only_themselves(
+    transport: Transport, queue: str, server_settings: Settings
+) -> None:
+    # Were they to cost the connection, all that is prefetched would come back, and in the end be dropped.
+    raw = Events()
+    await connect(server_settings.amqp_url, raw, [], name="test", timeout=SECONDS)
+    for case in ODD:
+        raw.connection.write(odd(queue, *case))
+    consumer = await transport.consumer(queue)
+    taken = await take(consumer, len(ODD))
+    assert [m.body for m in taken] == [b"odd"] * len(ODD)
+    assert [taken[i].correlation_id for i in (2, -1)] == ["M\ufffd\ufffdK", "MARK"]
+    assert taken[4].message_id == "M\ufffd\ufffdK"
+    assert [dict(taken[i].headers) for i in (7, 9)] == [{}, {}]
+    await raw.connection.close()
 
 
 async def test_what_no_queue_takes_is_an_error_for_its_publisher_alone(

@@ -293,7 +293,7 @@ def raw(kind: int, channel: int, payload: bytes) -> bytes:
         (method(DELIVERY) + raw(2, 1, b"\x00\x0a" + bytes(12)), "no kind"),
         (method(DELIVERY) + raw(2, 1, b"\x00\x3c" + bytes(10) + b"\x80\x00\x05"), "shorter or longer"),
         (method(DELIVERY) + raw(2, 1, b"\x00\x3c" + bytes(10) + b"\x80\x00"), "header cannot be read"),
-        (method(DELIVERY) + raw(2, 1, b"\x00\x3c" + bytes(10) + b"\x20\x00\x00\x00\x00\x02aX"), "headers"),
+        (method(DELIVERY) + raw(2, 1, b"\x00\x3c" + bytes(10) + b"\x20\x00\x00\x00\x00\x03aX"), "shorter"),
         (raw(1, 1, b"\x00\x3c\x00\x3c"), "too short"),
         (raw(1, 1, b"\x00\x3c\x00\x3c" + bytes(13)), "route"),
         (raw(1, 1, b"\x00\x3c\x00\x50\x00"), "confirm"),

@@ -14,6 +14,8 @@ import aio_pika
 import aiormq.exceptions
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
+from worker.amqp import properties
+
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractRobustConnection
 
@@ -85,6 +87,7 @@ async def open_connection(url: str, *, name: str, timeout: float) -> AbstractRob
 
 
 async def _connect(url: str, name: str, timeout: float) -> AbstractRobustConnection:  # noqa: ASYNC109
+    properties.forgive()
     try:
         async with asyncio.timeout(timeout):
             return await aio_pika.connect_robust(

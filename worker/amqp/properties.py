@@ -1,0 +1,44 @@
+"""Properties that aio-pika cannot read: the broker hands on what a publisher wrote, be it UTF-8 or not.
+
+aio-pika ends its connection over such a message, or never hands it over. The broker delivers it again, and
+after 50 rounds all that was prefetched beside it is in the dead queue. Here it costs only itself.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from pamqp import decode
+from pamqp.commands import Basic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SIZES: Final[dict[str, Callable[[bytes], int]]] = {
+    "octet": lambda _: 1,
+    "timestamp": lambda _: 8,
+    "shortstr": lambda data: 1 + data[0],
+    "table": lambda data: 4 + int.from_bytes(data[:4], "big"),
+}
+"""How long a property of a type is, at the beginning of some bytes."""
+
+
+def _unmarshal(self: Basic.Properties, flags: int, data: bytes) -> None:
+    for name in self.__slots__:
+        if flags & self.flags[name]:
+            kind = self.amqp_type(name)
+            size = _SIZES[kind](data)
+            setattr(self, name, _read(kind, data[:size]))
+            data = data[size:]
+
+
+def _read(kind: str, data: bytes) -> object:
+    try:
+        return decode.by_type(data, kind)[1]
+    except Exception:  # noqa: BLE001 - a decoder that is given anything may raise anything
+        return data[1:].decode(errors="replace") if kind == "shortstr" else None
+
+
+def forgive() -> None:
+    """Has pamqp, which decodes for aio-pika, read properties like this from now on, in the whole process."""
+    Basic.Properties.unmarshal = _unmarshal  # type: ignore[method-assign, assignment]
