@@ -14,12 +14,16 @@ SELECT * FROM sendoff.deployment WHERE delivery_id = $1;
 -- name: plan_recount
 -- For the rest of the transaction, what a count of a whole delivery wants and nothing else: a plan for this delivery,
 -- which may read the table from end to end. Where the key finds the rows, a bitmap of a million of them fits into the
--- memory. In parallel where $1 recipients are worth the workers, and then whatever the statistics say, which know
+-- memory. In parallel where $1 says that it is worth the workers, and then whatever the statistics say, which know
 -- nothing yet of a delivery that was just sent.
 SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_seqscan', 'on', true),
        set_config('work_mem', '64MB', true), set_config('effective_io_concurrency', '0', true),
        set_config('parallel_setup_cost', '0', true), set_config('min_parallel_table_scan_size', '0', true),
-       CASE WHEN $1::int < 200000 THEN set_config('max_parallel_workers_per_gather', '0', true) END;
+       CASE WHEN NOT $1 THEN set_config('max_parallel_workers_per_gather', '0', true) END;
+
+-- name: export_snapshot
+-- So that another connection can count in it.
+SELECT pg_export_snapshot();
 
 -- name: recount
 -- Reads every outcome of the delivery once, wherever it lies (outcome_place) and in parallel. Nearly all are sent, so

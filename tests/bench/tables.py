@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
@@ -114,6 +115,13 @@ class Tables:
         self._console.print(f"vacuum and analyze: {time.perf_counter() - began:,.0f} s")
 
 
+def memory() -> str:
+    """Says what pages the server's memory is in: it matters for what reads much of it."""
+    meminfo = Path("/proc/meminfo").read_text("ascii")
+    pages = int((meminfo.partition("HugePages_Total:")[2].split() or ["0"])[0])
+    return f"The server's memory is in {f'{pages:,} large pages' if pages else 'pages of 4 kB'}."
+
+
 def _title(example: Example) -> str:
     where = example.sql.partition("WHERE")[2].partition("ORDER BY")[0].partition("LIMIT")[0]
     return f"{example.view}: {' '.join(where.split()) or 'the latest'}"
@@ -133,6 +141,7 @@ def show(console: Console, title: str, found: Sequence[Measured]) -> None:
 async def measure(rows: int, times: int) -> None:
     """Fills, measures and prints."""
     console = Console(width=150)
+    console.print(memory())
     settings = read_settings()
     await migrate(settings.database_url, timeout=settings.connect_timeout)
     connection = await asyncpg.connect(settings.database_url, timeout=settings.connect_timeout)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import asyncpg
 import pytest
 
+from worker.db import stats
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
@@ -46,3 +48,10 @@ async def empty_database(server_settings: Settings) -> AsyncIterator[str]:
     finally:
         await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
         await connection.close()
+
+
+@pytest.fixture(params=["on one connection", "on two"])
+def counting(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has deliveries of any size recounted as small ones are, or as large ones."""
+    if request.param == "on two":
+        monkeypatch.setattr(stats, "_LARGE", 0)

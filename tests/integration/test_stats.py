@@ -7,16 +7,22 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from typer.testing import CliRunner
 
 from contracts import routing
+from contracts.tracking import TrackingEvent
 from tests.integration.test_outcome_law import RETRIES, Report, snapshot
 from tests.integration.test_results import confirmed, result
 from tests.integration.test_retries import counted
+from tests.integration.test_tracking import event
 from tests.stack import until
 from worker.cli import app
-from worker.db import outcomes, stats
+from worker.db import outcomes, stats, tracking
+from worker.db.pool import open_database
+from worker.domain.machines import own_rules
 from worker.domain.outcomes import facts
+from worker.domain.tracking import judge
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractQueue
@@ -200,6 +206,35 @@ async def test_a_recount_that_races_with_retention_changes_no_counter(stack: Sta
     assert (await stack.deployment(number))["sent"] == 1
 
 
+async def test_two_connections_see_one_moment(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is committed after the snapshot is in neither count: its counter is no drift."""
+    monkeypatch.setattr(stats, "_LARGE", 0)
+    number = await confirmed(stack, 3)
+    db = await open_database(
+        stack.settings.database_url, size=2, connect_timeout=20, command_timeout=20, application="two"
+    )
+
+    async def one_is_counted() -> bool:
+        query = (
+            "SELECT FROM pg_stat_activity WHERE application_name = 'two' AND state = 'idle in transaction'"
+        )
+        return bool(await stack.rows(query))
+
+    async with db.session():  # so that the second connection is not to be had yet
+        recounting = asyncio.create_task(stats.recount(db, number, 3, deadline=20))
+        await until(one_is_counted)
+        opened = judge(
+            TrackingEvent.model_validate_json(json.dumps(event(number, 1, "open", "a"))), own_rules()
+        )
+        await tracking.record(stack.db, number, [opened], "1", shard=3)
+    found = await recounting
+    await db.close()
+    assert found is not None
+    assert (found.drift, found.deployment["opened"]) == ({}, 0)
+    assert (await stack.deployment(number))["opened"] == 1
+
+
+@pytest.mark.usefixtures("counting")
 async def test_under_load_every_answer_is_exact_and_every_look_agrees(stack: Stack) -> None:
     """A recount finds no drift while results pour in, and a reader never sees counters and rows apart."""
     number = await stack.prepare(4_000)

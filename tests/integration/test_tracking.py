@@ -267,6 +267,7 @@ async def test_events_wait_for_no_command_that_holds_the_delivery(stack: Stack) 
     assert done.events == 1
 
 
+@pytest.mark.usefixtures("counting")
 async def test_a_planted_drift_is_found_and_repaired(stack: Stack) -> None:
     number = await confirmed(stack, 5)
     async with stack.running("tracking", "stats"):
