@@ -17,6 +17,7 @@ from pamqp.base import Frame
 
 from worker.amqp.bulk.encoding import CHANNEL
 from worker.amqp.bulk.errors import ProtocolError
+from worker.amqp.bulk.shape import Shape
 from worker.amqp.messages import Incoming
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class Reader:
         self._body = bytearray()
         self._routes: dict[bytes, tuple[str, str]] = {}
         self._tables: dict[bytes, Mapping[str, Any]] = {}
+        self._shape = Shape(source)
 
     def open_channel(self) -> None:
         """From now on frames of the channel are accepted, and no others but the connection's own."""
@@ -119,6 +121,10 @@ class Reader:
             self._tail.clear()
         at, end = 0, len(data)
         while end - at >= _HEAD:
+            if self._next == _METHOD:
+                at = self._shape.read(data, at, end, self.frame_max, self._batch)
+                if end - at < _HEAD:
+                    break
             kind, channel, size = _FRAME_HEAD(data, at)
             if size > self.frame_max - _OVERHEAD:
                 raise ProtocolError(self._oversize(data, at, size))
@@ -183,6 +189,7 @@ class Reader:
         route = data[at + 9 : stop]
         self._route = self._routes.get(route) or self._read_route(route)
         self._next = _HEADER
+        self._shape.learn_frame(data[start - _HEAD : at], data[at + 9 : stop + 1], self._route)
 
     def _read_route(self, data: bytes) -> tuple[str, str]:
         exchange_end = 1 + data[0]
@@ -234,9 +241,11 @@ class Reader:
             reply_to, at = data[at + 1 : stop].decode(errors="replace"), stop
         if flags & _F_EXPIRATION:
             at += 1 + data[at]
+        before_id = at
         if flags & _F_MESSAGE_ID:
             stop = at + 1 + data[at]
             message_id, at = data[at + 1 : stop].decode(errors="replace"), stop
+        after_time = at + 8
         if flags & _F_TIMESTAMP:
             at += 8
         if flags & _F_TYPE:
@@ -248,6 +257,7 @@ class Reader:
             at += 1 + data[at]
         if at != len(data):
             raise ProtocolError("The properties of a message are shorter or longer than their frame.")
+        self._shape.learn_properties(flags, data[_CONTENT_SIZE:before_id], data[after_time:], headers)
         return message_id, correlation_id, reply_to, user_id, headers
 
     def _read_table(self, data: bytes) -> Mapping[str, Any]:

@@ -1,0 +1,110 @@
+"""Deliveries that are like the one before, which nearly all are, read without looking at each frame.
+
+Frame by frame a message takes 2.4 µs, like this 1.2. Whatever differs is left to the reader.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final
+
+from worker.amqp.bulk.encoding import CHANNEL
+from worker.amqp.messages import Incoming
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Of a header's frame up to its properties: type, channel and size; class, weight, size of the body, flags.
+_HEADER = Struct(">BHIHHQH").unpack_from
+_HEADER_SIZE: Final = 21
+_HEADER_FIXED: Final = 14
+"""Of these, what the frame's own size counts."""
+_FRAME = Struct(">BHI").unpack_from
+_FRAME_SIZE: Final = 7
+_TAG_SIZE: Final = 9
+"""A delivery's tag, and the byte that says “redelivered”."""
+_TIME_SIZE: Final = 8
+_END: Final = 0xCE
+
+_MAY_DIFFER: Final = 0x0080 | 0x0040
+"""The flags of message_id and timestamp."""
+_MUST_NOT_BE: Final = 0x0400 | 0x0200 | 0x0100 | 0x0010
+"""Those of correlation_id, reply_to, expiration and user_id, which differ too where they are."""
+_NO_FLAGS: Final = -1
+
+
+class Shape:
+    """What deliveries have in common, byte by byte: all but tag, message_id, timestamp and body."""
+
+    def __init__(self, source: Any) -> None:  # noqa: ANN401 - Incoming.channel names aiormq's
+        """Takes what `Incoming.channel` is to be."""
+        self._source = source
+        self._before_tag = self._after_tag = self._before_id = self._after_time = b""
+        self._route = ("", "")
+        self._flags = _NO_FLAGS
+        self._headers: Mapping[str, Any] = MappingProxyType({})
+
+    def learn_frame(self, before_tag: bytes, after_tag: bytes, route: tuple[str, str]) -> None:
+        """Takes a delivery's frame up to its tag and behind “redelivered”, and the route said there."""
+        self._before_tag, self._after_tag, self._route = before_tag, after_tag, route
+        self._flags = _NO_FLAGS
+
+    def learn_properties(
+        self, flags: int, before_id: bytes, after_time: bytes, headers: Mapping[str, Any]
+    ) -> None:
+        """Takes its properties, which are sound: what stands before message_id and after the timestamp."""
+        if flags & (_MAY_DIFFER | _MUST_NOT_BE) == _MAY_DIFFER:
+            self._flags, self._before_id, self._headers = flags, before_id, headers
+            self._after_time = after_time + bytes((_END,))
+
+    def read(self, data: bytes, at: int, end: int, frame_max: int, batch: list[Incoming]) -> int:
+        """Reads whole deliveries of this shape.
+
+        Args:
+            data: What arrived.
+            at: Where a frame begins in it.
+            end: Where it ends.
+            frame_max: The largest frame that is accepted.
+            batch: What is read is added here.
+
+        Returns:
+            Where the first other bytes begin.
+        """
+        if self._flags == _NO_FLAGS:
+            return at
+        add, source, headers = batch.append, self._source, self._headers
+        before_tag, after_tag, flags = self._before_tag, self._after_tag, self._flags
+        before_id, after_time, (exchange, key) = self._before_id, self._after_time, self._route
+        to_tag = len(before_tag)
+        to_route = to_tag + _TAG_SIZE
+        to_header = to_route + len(after_tag)
+        to_properties = to_header + _HEADER_SIZE
+        to_id = to_properties + len(before_id)
+        rest = _TIME_SIZE + len(after_time)
+        fixed = _HEADER_FIXED + len(before_id) + rest
+        longest = frame_max - _FRAME_SIZE - 1
+        while end - at > to_id and data.startswith(before_tag, at):
+            kind, channel, size, class_id, weight, length, given = _HEADER(data, at + to_header)
+            id_at = at + to_id + 1
+            id_end = id_at + data[id_at - 1]
+            body = id_end + rest + _FRAME_SIZE
+            after = body + length + 1
+            if (
+                after > end
+                or (kind, channel, class_id, weight, given) != (2, CHANNEL, 60, 0, flags)
+                or size != fixed + id_end - id_at
+                or _FRAME(data, body - _FRAME_SIZE) != (3, CHANNEL, length)
+                or not 0 < length <= longest
+                or data[after - 1] != _END
+                or not data.startswith(after_tag, at + to_route)
+                or not data.startswith(before_id, at + to_properties)
+                or not data.startswith(after_time, id_end + _TIME_SIZE)
+            ):
+                break
+            tag = int.from_bytes(data[at + to_tag : at + to_tag + 8], "big")
+            name = data[id_at:id_end].decode(errors="replace")
+            told = data[body : after - 1]
+            add(Incoming(told, exchange, key, name, None, None, None, headers, tag, source))
+            at = after
+        return at
