@@ -136,20 +136,24 @@ JOIN sendoff.delivery_pace p ON p.delivery_id = d.delivery_id
 WHERE d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL AND p.next_at > now();
 
 -- name: read_sends
--- The bodies of a page's send messages, made where the data is: 2 µs a message against 12 in Python.
--- Only recipients that are still to be tried: those without a row, and retries that are due. OFFSET 0 keeps the
--- look-up by the whole key: for an empty table the planner thinks half the key as good, and a plan that was
--- made then compares every recipient of the page with every row of the delivery (42 s for 20,000 recipients).
+-- The bodies of a page's send messages, made where the data is: 1 µs a message against 12 in Python. What is the same
+-- for all comes as text: $4 up to the recipient, $5 from the attempt to the address, $6 behind the variables.
+-- Only recipients that are still to be tried: those without a row, and retries that are due. Of a page that is published
+-- for the first time nobody has a row, which is seen at once and saves 0.4 µs a look. OFFSET 0 keeps the look-up by the
+-- whole key: for an empty table the planner thinks half the key as good, and a plan that was made then compares every
+-- recipient of the page with every row of the delivery (42 s for 20,000 recipients).
 -- And $1, not the recipient's delivery_id: partitions are left out once, before the first row.
+WITH known AS MATERIALIZED (
+    SELECT EXISTS (SELECT FROM sendoff.outcome WHERE delivery_id = $1 AND recipient BETWEEN $2 AND $3) AS anybody
+)
 SELECT r.recipient, coalesce(o.attempt, 0) + 1 AS attempt,
-       '{"delivery_id":' || r.delivery_id || ',"recipient":' || r.recipient || ',"attempt":'
-       || (coalesce(o.attempt, 0) + 1) || ',"channel":' || $4::text || ',"address":' || to_json(r.address)
-       || ',"variables":' || r.variables || ',"valid_until":' || $5::text || '}' AS body
+       $4::text || r.recipient || ',"attempt":' || (coalesce(o.attempt, 0) + 1) || $5::text || to_json(r.address)
+       || ',"variables":' || r.variables || $6::text AS body
 FROM sendoff.recipient r
 LEFT JOIN LATERAL (
     SELECT k.recipient, k.attempt, k.status, k.retry_at
     FROM sendoff.outcome k
-    WHERE k.delivery_id = $1 AND k.recipient = r.recipient
+    WHERE (SELECT anybody FROM known) AND k.delivery_id = $1 AND k.recipient = r.recipient
     OFFSET 0
 ) o ON true
 WHERE r.delivery_id = $1 AND r.recipient BETWEEN $2 AND $3

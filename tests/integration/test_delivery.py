@@ -60,7 +60,7 @@ async def test_the_bodies_made_in_sql_are_send_messages(stack: Stack) -> None:
     async with stack.running("confirm"):
         await stack.confirm(number)
     (page,) = await pages.lease(stack.db, after=0, limit=5, seconds=5, owner="me", channels=["email", "null"])
-    sends = [Send.model_validate_json(s.body) for s in await pages.read_sends(stack.db, page)]
+    sends = [Send.model_validate_json(s["body"]) for s in await pages.read_sends(stack.db, page)]
     (row,) = await stack.rows("SELECT valid_until FROM sendoff.delivery")
     assert [(s.delivery_id, s.recipient, s.attempt, s.channel) for s in sends] == [
         (number, i, 1, "email") for i in range(1, len(sends) + 1)
@@ -162,7 +162,7 @@ async def test_messages_that_come_twice_are_sent_once(stack: Stack) -> None:
         stack.db, after=0, limit=5, seconds=60, owner="me", channels=["email", "null"]
     )
     for send in [s for s in await pages.read_sends(stack.db, page) for _ in range(3)]:
-        await stack.publish(routing.SENDS, "null", send.body)
+        await stack.publish(routing.SENDS, "null", send["body"].encode())
     async with stack.running("send", "results", "schedule", channel=channel, send_batch=50):
         row = await stack.finished(number)
         await until(lambda: _empty(stack))

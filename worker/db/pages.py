@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from worker.domain.schedule import paced_page_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import asyncpg
 
     from worker.db.pool import Database, Transaction
 
@@ -25,14 +27,6 @@ class Page:
     last: int
     channel: str
     valid_until: datetime | None
-
-
-class SendBody(NamedTuple):
-    """A send message as the database wrote it."""
-
-    recipient: int
-    attempt: int
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +132,23 @@ async def seconds_to_next_turn(db: Database) -> float | None:
     return seconds
 
 
-async def read_sends(db: Database, page: Page) -> list[SendBody]:
-    """Reads the send messages of a page: of all its recipients that are still to be tried."""
+async def read_sends(db: Database, page: Page) -> list[asyncpg.Record]:
+    """Reads the send messages of a page: of all its recipients that are still to be tried.
+
+    Returns:
+        Each one's recipient, attempt and body, as the database wrote it: there is one for every recipient, so
+        that no object of ours is made of it.
+    """
     valid_until = json.dumps(page.valid_until.isoformat()) if page.valid_until else "null"
-    rows = await db.fetch(
-        "read_sends", page.delivery_id, page.first, page.last, json.dumps(page.channel), valid_until
+    return await db.fetch(
+        "read_sends",
+        page.delivery_id,
+        page.first,
+        page.last,
+        f'{{"delivery_id":{page.delivery_id},"recipient":',
+        f',"channel":{json.dumps(page.channel)},"address":',
+        f',"valid_until":{valid_until}}}',
     )
-    return [SendBody(recipient, attempt, body.encode()) for recipient, attempt, body in rows]
 
 
 async def published(db: Database, page: Page, owner: str, look_after: float) -> bool:

@@ -134,8 +134,8 @@ class FanoutService:
     async def _publish(self, page: Page) -> None:
         sends = await outlast(lambda: pages.read_sends(self._db, page), "reading a page")
         messages = [
-            Outgoing(s.body, routing.TYPE_SEND, message_id(page.delivery_id, s.recipient, s.attempt))
-            for s in sends
+            Outgoing(body.encode(), routing.TYPE_SEND, message_id(page.delivery_id, recipient, attempt))
+            for recipient, attempt, body in sends
         ]
         try:
             await self._publisher.publish(self._names.exchange(routing.SENDS), page.channel, messages)
