@@ -14,16 +14,31 @@ SELECT pg_advisory_xact_lock($1);
 -- now, or a profile that is on the denylist, is excluded instead of granted. A scalar sub-select looks one row
 -- up, where EXISTS may read the whole delivery into a hash, and a join the whole quarantine or denylist for each
 -- batch. Whose profile a recipient is has to be looked up too; where a channel has no denylist, nobody is.
--- Measured with 500 recipients a batch: 5.5 µs each in the server, 1.5 more with a denylist.
+-- Mostly none of a batch has a row, and then they are inserted without asking each time whether there is one: 3.6 µs
+-- each in the server, 1,000 a batch, instead of 5. That none has one is seen by a look at the range, where it is wholly
+-- unclaimed, or else by a look for each. If somebody else claims one of them meanwhile the statement fails, and is to be
+-- repeated. A denylist takes 1.5 µs more.
+-- asked is sorted where it is made, so that what it looks up is looked up once, and not each time it is spoken of.
 -- The counter row of the shard comes last, to be locked for the shortest time.
-WITH asked AS (
+WITH known AS MATERIALIZED (
+    SELECT CASE WHEN EXISTS (SELECT FROM sendoff.outcome
+                             WHERE delivery_id = $1
+                               AND recipient BETWEEN ($2::int[])[1] AND ($2::int[])[cardinality($2::int[])])
+                THEN EXISTS (SELECT FROM sendoff.outcome WHERE delivery_id = $1 AND recipient = ANY ($2::int[]))
+                ELSE false
+           END AS anybody
+), running AS MATERIALIZED (
+    SELECT channel, to_deliver
+    FROM sendoff.delivery_record
+    WHERE delivery_id = $1 AND state = ANY ($5::text[]) AND valid_until > now() AND cancelled_at IS NULL
+), asked AS NOT MATERIALIZED (
     SELECT a.recipient, a.attempt,
            (SELECT q.cause
             FROM sendoff.quarantined_address q
             WHERE q.channel = d.channel AND q.address_key = a.address_key) AS cause,
            CASE WHEN (SELECT true
                       FROM sendoff.denylisted_profile y
-                      WHERE y.channel = (SELECT c.channel FROM sendoff.delivery_record c WHERE c.delivery_id = $1)
+                      WHERE y.channel = (SELECT channel FROM running)
                       LIMIT 1)
                 THEN (SELECT x.cause
                       FROM sendoff.denylisted_profile x
@@ -32,18 +47,30 @@ WITH asked AS (
                                             WHERE r.delivery_id = $1 AND r.recipient = a.recipient))
            END AS denied
     FROM unnest($2::int[], $3::smallint[], $4::text[]) AS a (recipient, attempt, address_key)
-    JOIN sendoff.delivery_record d ON d.delivery_id = $1
-    WHERE d.state = ANY ($5::text[]) AND d.valid_until > now() AND d.cancelled_at IS NULL AND a.recipient <= d.to_deliver
+    JOIN running d ON a.recipient <= d.to_deliver
     ORDER BY a.recipient
-), granted AS (
+), wanted AS NOT MATERIALIZED (
+    SELECT recipient, attempt, CASE WHEN coalesce(cause, denied) IS NULL THEN 'sending' ELSE 'excluded' END AS status,
+           attempt * 16 AS precedence, now() AS claimed_at,
+           CASE WHEN coalesce(cause, denied) IS NOT NULL THEN now() END AS excluded_at,
+           coalesce(cause, CASE WHEN denied IS NOT NULL THEN 'denylisted' END) AS reason, denied AS reply
+    FROM asked
+), fresh AS (
+    INSERT INTO sendoff.outcome (
+        delivery_id, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply)
+    SELECT $1, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply
+    FROM wanted
+    WHERE NOT (SELECT anybody FROM known) AND attempt = 1
+    ORDER BY recipient
+    RETURNING recipient, status, NULL AS was
+), contested AS (
     INSERT INTO sendoff.outcome AS o (
         delivery_id, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply)
-    SELECT $1, recipient, attempt, CASE WHEN coalesce(cause, denied) IS NULL THEN 'sending' ELSE 'excluded' END,
-           attempt * 16, now(), CASE WHEN coalesce(cause, denied) IS NOT NULL THEN now() END,
-           coalesce(cause, CASE WHEN denied IS NOT NULL THEN 'denylisted' END), denied
-    FROM asked
-    WHERE attempt = 1
-       OR (SELECT true FROM sendoff.outcome k WHERE k.delivery_id = $1 AND k.recipient = asked.recipient)
+    SELECT $1, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply
+    FROM wanted
+    WHERE (SELECT anybody FROM known)
+      AND (attempt = 1
+           OR (SELECT true FROM sendoff.outcome k WHERE k.delivery_id = $1 AND k.recipient = wanted.recipient))
     ORDER BY recipient
     ON CONFLICT (delivery_id, recipient) DO UPDATE
     SET attempt = excluded.attempt, status = excluded.status, was = o.status, precedence = excluded.precedence,
@@ -51,6 +78,8 @@ WITH asked AS (
         reply = coalesce(excluded.reply, o.reply), retry_at = NULL
     WHERE o.status = 'retrying' AND o.attempt = excluded.attempt - 1 AND o.retry_at <= now()
     RETURNING o.recipient, o.status, o.was
+), granted AS (
+    SELECT recipient, status, was FROM fresh UNION ALL SELECT recipient, status, was FROM contested
 ), counted AS (
     INSERT INTO sendoff.delivery_counter AS c (delivery_id, shard, sending, excluded_late, retrying)
     SELECT $1, $6, count(*) FILTER (WHERE status = 'sending'), count(*) FILTER (WHERE status = 'excluded'),

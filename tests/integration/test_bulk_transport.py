@@ -19,12 +19,13 @@ import pytest
 from pamqp import commands
 
 from tests.integration.bulk_peers import SECONDS, Proxy
+from worker.amqp.buffer import CALM
 from worker.amqp.bulk.connection import Events, connect
 from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.connection import BrokerUnreachable, open_broker
 from worker.amqp.consumer import PikaConsumer
-from worker.amqp.messages import CALM, Outgoing, Unroutable
+from worker.amqp.messages import Outgoing, Unroutable
 from worker.amqp.publisher import PikaPublisher
 
 if TYPE_CHECKING:

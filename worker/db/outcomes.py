@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import asyncpg
+
 from worker.domain.states import CLAIMABLE, UNDER_WAY
 
 if TYPE_CHECKING:
@@ -29,18 +31,23 @@ async def claim(db: Database, delivery_id: int, asked: Mapping[int, tuple[int, s
         the delivery does not run, its validity is over, or the address is quarantined.
     """
     numbers = sorted(asked)
+    attempts, keys = [asked[n][0] for n in numbers], [asked[n][1] for n in numbers]
+    try:
+        return await _claim(db, delivery_id, numbers, attempts, keys, shard)
+    except asyncpg.UniqueViolationError:
+        # Somebody else claimed one of them in this moment. Now that shows, and the statement is ready for it.
+        return await _claim(db, delivery_id, numbers, attempts, keys, shard)
+
+
+async def _claim(
+    db: Database, delivery_id: int, numbers: list[int], attempts: list[int], keys: list[str], shard: int
+) -> set[int]:
     async with db.transaction() as tx:
         await tx.execute("lock_claims", delivery_id)
         rows = await tx.fetch(
-            "claim",
-            delivery_id,
-            numbers,
-            [asked[n][0] for n in numbers],
-            [asked[n][1] for n in numbers],
-            [s.value for s in CLAIMABLE],
-            shard,
+            "claim", delivery_id, numbers, attempts, keys, [s.value for s in CLAIMABLE], shard
         )
-    return {r["recipient"] for r in rows}
+    return {recipient for (recipient,) in rows}
 
 
 async def strangers(db: Database, delivery_id: int, recipients: Sequence[int]) -> set[int]:
