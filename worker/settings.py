@@ -109,7 +109,7 @@ class Settings(BaseSettings):
     """The fan-out waits while a send queue holds more messages."""
     send_batch: Annotated[int, Field(ge=1, le=1_000)] = 1_000
     """Send messages that are claimed together at most."""
-    send_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.005
+    send_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.02
     """How long a busy sender waits for a batch to fill once its first message is there."""
     claim_lease: Annotated[float, Field(gt=0)] = 300
     """How long a claim may be without a result before the recipient becomes unknown."""
@@ -123,7 +123,7 @@ class Settings(BaseSettings):
     """How long one SMTP command may take, and how long a message waits for a connection."""
     result_batch: Annotated[int, Field(ge=1, le=5_000)] = 1_000
     """Result messages that are recorded together at most."""
-    result_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.005
+    result_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.02
     """How long a busy recorder waits for a batch to fill once its first result is there."""
     tracking_batch: Annotated[int, Field(ge=1, le=5_000)] = 500
     """Messages with tracking events that are recorded together at most."""

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import aiormq
 import structlog
 
+from worker.amqp.buffer import Buffer
 from worker.amqp.connection import OUT_OF_REACH
 from worker.amqp.ledger import Ledger
-from worker.amqp.messages import CALM, Incoming
+from worker.amqp.messages import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,10 +46,8 @@ class PikaConsumer:
         self._connection = connection
         self.queue = queue
         self._prefetch = prefetch
-        self._buffer: deque[Incoming] = deque()
-        self._arrived = asyncio.Event()
+        self._buffer = Buffer()
         self._acknowledger = _Acknowledger(gap_limit=max(prefetch // 4, 1))
-        self._stopping = False
         self._tag = ""
         self._channel: AbstractRobustChannel
         self._source: AbstractRobustQueue
@@ -75,20 +73,7 @@ class PikaConsumer:
 
     async def batch(self, size: int, age: float = 0) -> list[Incoming]:
         """Waits for deliveries, as `worker.amqp.messages.Consumer` says."""
-        loop = asyncio.get_running_loop()
-        asked = loop.time()
-        while not self._buffer:
-            if self._stopping:
-                return []
-            self._arrived.clear()
-            await self._arrived.wait()
-        if age and loop.time() - asked < CALM and len(self._buffer) < size and not self._stopping:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(age):
-                    while len(self._buffer) < size and not self._stopping:
-                        self._arrived.clear()
-                        await self._arrived.wait()
-        return [self._buffer.popleft() for _ in range(min(size, len(self._buffer)))]
+        return await self._buffer.batch(size, age)
 
     def settle(self, messages: Iterable[Incoming]) -> None:
         """Says that messages are dealt with: they are acknowledged soon, in ranges where possible."""
@@ -96,15 +81,12 @@ class PikaConsumer:
 
     async def stop(self) -> None:
         """Stops consuming. What waits in the buffer goes back to the queue when the channel closes."""
-        self._stopping = True
-        self._buffer.clear()
-        self._arrived.set()
+        self._buffer.stop()
         if self._tag:
             with contextlib.suppress(*OUT_OF_REACH):
                 async with asyncio.timeout(5):
                     await self._source.cancel(self._tag)
             self._tag = ""
-        self._buffer.clear()
 
     async def close(self) -> None:
         """Sends the last acknowledgements and closes the channel."""
@@ -116,7 +98,7 @@ class PikaConsumer:
 
     async def _take(self, message: AbstractIncomingMessage) -> None:
         tag = message.delivery_tag
-        if tag is None or self._stopping:
+        if tag is None or self._buffer.stopped:
             return
         incoming = Incoming(
             message.body,
@@ -131,8 +113,7 @@ class PikaConsumer:
             message.channel,
         )
         self._acknowledger.delivered(incoming)
-        self._buffer.append(incoming)
-        self._arrived.set()
+        self._buffer.add((incoming,))
 
 
 class _Acknowledger:

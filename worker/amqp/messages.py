@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-
-CALM: Final = 0.05
-"""Seconds without a delivery after which the next is handed over at once: gathering is for busy times."""
 
 
 class Unroutable(Exception):  # noqa: N818 - the name is the sentence
@@ -90,7 +86,8 @@ class Consumer(Protocol):
 
         Args:
             size: The most to return.
-            age: Seconds to wait, once the first is there, for the batch to fill; none after a calm.
+            age: Seconds to wait, once the first is there, for the batch to fill; none after a calm, and
+                no more than a quarter of them for any delivery.
 
         Returns:
             At least one delivery, in their order; none only once `stop` was called.

@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections import deque
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from pamqp import commands
 
+from worker.amqp.buffer import Buffer
 from worker.amqp.bulk.connection import Events, connect
 from worker.amqp.bulk.encoding import acknowledgement
 from worker.amqp.bulk.errors import ConnectionLost
 from worker.amqp.bulk.keeper import Keeper
 from worker.amqp.ledger import Ledger
-from worker.amqp.messages import CALM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -55,9 +54,7 @@ class BulkConsumer:
         self._name = name
         self._prefetch = prefetch
         self._connect_timeout = connect_timeout
-        self._buffer: deque[Incoming] = deque()
-        self._arrived = asyncio.Event()
-        self._stopping = False
+        self._buffer = Buffer()
         self._keeper: Keeper[_Channel] = Keeper(f"{name} {queue}", self._open)
 
     async def start(self) -> None:
@@ -71,22 +68,11 @@ class BulkConsumer:
 
     async def present(self) -> bool:
         """Says whether the broker delivers to this consumer at the moment: for the readiness probe."""
-        return self._keeper.current is not None and not self._stopping
+        return self._keeper.current is not None and not self._buffer.stopped
 
     async def batch(self, size: int, age: float = 0) -> list[Incoming]:
         """Waits for deliveries, as `worker.amqp.messages.Consumer` says."""
-        # More than once only where a lost connection takes along what waits here.
-        loop = asyncio.get_running_loop()
-        while not self._stopping:
-            asked = loop.time()
-            await self._more(1)
-            if age and loop.time() - asked < CALM:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(age):
-                        await self._more(size)
-            if self._buffer:
-                break
-        return [self._buffer.popleft() for _ in range(min(size, len(self._buffer)))]
+        return await self._buffer.batch(size, age)
 
     def settle(self, messages: Iterable[Incoming]) -> None:
         """Says that messages are dealt with: they are acknowledged soon, in ranges where possible."""
@@ -95,9 +81,7 @@ class BulkConsumer:
 
     async def stop(self) -> None:
         """Stops consuming. What waits in the buffer goes back to the queue when the connection closes."""
-        self._stopping = True
-        self._buffer.clear()
-        self._arrived.set()
+        self._buffer.stop()
         channel = self._keeper.current
         if channel is not None:
             with contextlib.suppress(TimeoutError, ConnectionLost):
@@ -106,30 +90,18 @@ class BulkConsumer:
 
     async def close(self) -> None:
         """Sends the last acknowledgements and closes the connection."""
-        self._stopping = True
-        self._buffer.clear()
-        self._arrived.set()
+        self._buffer.stop()
         if self._keeper.current is not None:
             self._keeper.current.acknowledge(everything=True)
         await self._keeper.close()
 
-    async def _more(self, size: int) -> None:
-        while len(self._buffer) < size and not self._stopping:
-            self._arrived.clear()
-            await self._arrived.wait()
-
     async def _open(self) -> _Channel:
-        channel = _Channel(max(self._prefetch // 4, 1), self._take, self._buffer.clear)
+        channel = _Channel(max(self._prefetch // 4, 1), self._buffer.add, self._buffer.clear)
         prepare: list[Frame] = [commands.Basic.Qos(0, self._prefetch)]
-        if not self._stopping:
+        if not self._buffer.stopped:
             prepare.append(commands.Basic.Consume(0, self.queue, _TAG))
         await connect(self._url, channel, prepare, name=self._name, timeout=self._connect_timeout)
         return channel
-
-    def _take(self, batch: list[Incoming]) -> None:
-        if not self._stopping:
-            self._buffer.extend(batch)
-            self._arrived.set()
 
 
 class _Channel(Events):
