@@ -24,7 +24,9 @@ WITH known AS MATERIALIZED (
     SELECT CASE WHEN EXISTS (SELECT FROM sendoff.outcome
                              WHERE delivery_id = $1
                                AND recipient BETWEEN ($2::int[])[1] AND ($2::int[])[cardinality($2::int[])])
-                THEN EXISTS (SELECT FROM sendoff.outcome WHERE delivery_id = $1 AND recipient = ANY ($2::int[]))
+                THEN EXISTS (SELECT FROM unnest($2::int[]) AS a (recipient)
+                             WHERE (SELECT true FROM sendoff.outcome k
+                                    WHERE k.delivery_id = $1 AND k.recipient = a.recipient))
                 ELSE false
            END AS anybody
 ), running AS MATERIALIZED (
