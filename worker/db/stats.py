@@ -109,9 +109,8 @@ async def _recount(db: Database, session: Transaction, delivery_id: int, shard: 
             deployment = await session.fetchrow("read_deployment", delivery_id)
             if deployment is None:
                 return None
-            causes = await deliveries.excluded_by_cause(session, delivery_id)
             large = deployment["to_deliver"] >= _LARGE
-            counted, tracked = await _count(db, session, delivery_id, large=large)
+            counted, tracked, causes = await _count(db, session, delivery_id, large=large)
         if counted["purged"]:  # its outcomes have left by retention: the counters are all that is known
             return Recount(dict(deployment), causes, counted["as_of"], {}, exact=False)
         exact = {**counted, **tracked}
@@ -124,34 +123,39 @@ async def _recount(db: Database, session: Transaction, delivery_id: int, shard: 
 
 async def _count(
     db: Database, session: Transaction, delivery_id: int, *, large: bool
-) -> tuple[asyncpg.Record, asyncpg.Record]:
-    """Counts outcomes and tracked recipients in the snapshot of the session's transaction.
+) -> tuple[asyncpg.Record, asyncpg.Record, dict[str, int]]:
+    """Counts outcomes, tracked recipients and exclusions in the snapshot of the session's transaction.
 
-    Of a large delivery both at once, on a second connection: one after the other, each would wait 5 to 10 ms
-    for workers of the server to come up.
+    Of a large delivery the two last on a second connection: one after the other, each count would wait 5 to
+    10 ms for workers of the server to come up.
     """
-    await session.execute("plan_recount", large)
     if not large:
+        rest = await _count_rest(session, delivery_id)
         (counted,) = await session.fetch("recount", delivery_id)
-        (tracked,) = await session.fetch("recount_tracking", delivery_id)
-        return counted, tracked
+        return counted, *rest
     snapshot = await session.fetchval("export_snapshot")
 
-    async def count_tracked() -> asyncpg.Record:
+    async def count_beside() -> tuple[asyncpg.Record, dict[str, int]]:
         async with db.transaction(isolation="repeatable_read", readonly=True) as tx:
             # A literal of the server's own making: the statement takes no parameter.
             await tx.connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
-            await tx.execute("plan_recount", False)  # noqa: FBT003 - whether it is large enough for workers
-            (found,) = await tx.fetch("recount_tracking", delivery_id)
-            return found
+            return await _count_rest(tx, delivery_id)
 
-    tracking = asyncio.create_task(count_tracked(), name=f"count tracked recipients of {delivery_id}")
+    beside = asyncio.create_task(count_beside(), name=f"count tracked recipients of {delivery_id}")
     try:
+        await session.execute("plan_recount", True)  # noqa: FBT003 - large enough for workers
         (counted,) = await session.fetch("recount", delivery_id)
-        return counted, await tracking
+        return counted, *await beside
     finally:
-        tracking.cancel()
-        await asyncio.gather(tracking, return_exceptions=True)
+        beside.cancel()
+        await asyncio.gather(beside, return_exceptions=True)
+
+
+async def _count_rest(tx: Transaction, delivery_id: int) -> tuple[asyncpg.Record, dict[str, int]]:
+    causes = await deliveries.excluded_by_cause(tx, delivery_id)
+    await tx.execute("plan_recount", False)  # noqa: FBT003 - not large enough for workers
+    (tracked,) = await tx.fetch("recount_tracking", delivery_id)
+    return tracked, causes
 
 
 async def _repair(
