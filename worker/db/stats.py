@@ -130,7 +130,7 @@ async def _count(
     10 ms for workers of the server to come up.
     """
     if not large:
-        rest = await _count_rest(session, delivery_id)
+        rest = await _count_rest(session, delivery_id)  # and with its plan for the rest of the transaction
         (counted,) = await session.fetch("recount", delivery_id)
         return counted, *rest
     snapshot = await session.fetchval("export_snapshot")

@@ -49,6 +49,8 @@ _F_CONTENT_TYPE, _F_ENCODING, _F_HEADERS, _F_MODE, _F_PRIORITY = 0x8000, 0x4000,
 _F_CORRELATION_ID, _F_REPLY_TO, _F_EXPIRATION, _F_MESSAGE_ID = 0x0400, 0x0200, 0x0100, 0x0080
 _F_TIMESTAMP, _F_TYPE, _F_USER_ID, _F_APP_ID = 0x0040, 0x0020, 0x0010, 0x0008
 _F_UNKNOWN: Final = 0x0007
+_DIFFER: Final = _F_CORRELATION_ID | _F_REPLY_TO | _F_EXPIRATION | _F_MESSAGE_ID | _F_TIMESTAMP | _F_USER_ID
+"""Those that may differ within a stream; of these `Shape` knows message_id and timestamp."""
 
 _Properties = tuple[str | None, str | None, str | None, str | None, "Mapping[str, Any]"]
 _NO_HEADERS: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -257,7 +259,8 @@ class Reader:
             at += 1 + data[at]
         if at != len(data):
             raise ProtocolError("The properties of a message are shorter or longer than their frame.")
-        self._shape.learn_properties(flags, data[_CONTENT_SIZE:before_id], data[after_time:], headers)
+        if flags & _DIFFER == _F_MESSAGE_ID | _F_TIMESTAMP:
+            self._shape.learn_properties(flags, data[_CONTENT_SIZE:before_id], data[after_time:], headers)
         return message_id, correlation_id, reply_to, user_id, headers
 
     def _read_table(self, data: bytes) -> Mapping[str, Any]:

@@ -27,10 +27,6 @@ _TAG_SIZE: Final = 9
 _TIME_SIZE: Final = 8
 _END: Final = 0xCE
 
-_MAY_DIFFER: Final = 0x0080 | 0x0040
-"""The flags of message_id and timestamp."""
-_MUST_NOT_BE: Final = 0x0400 | 0x0200 | 0x0100 | 0x0010
-"""Those of correlation_id, reply_to, expiration and user_id, which differ too where they are."""
 _NO_FLAGS: Final = -1
 
 
@@ -53,10 +49,16 @@ class Shape:
     def learn_properties(
         self, flags: int, before_id: bytes, after_time: bytes, headers: Mapping[str, Any]
     ) -> None:
-        """Takes its properties, which are sound: what stands before message_id and after the timestamp."""
-        if flags & (_MAY_DIFFER | _MUST_NOT_BE) == _MAY_DIFFER:
-            self._flags, self._before_id, self._headers = flags, before_id, headers
-            self._after_time = after_time + bytes((_END,))
+        """Takes its properties, of which message_id and timestamp alone may differ from one to the next.
+
+        Args:
+            flags: Which there are.
+            before_id: The bytes of those that stand before message_id.
+            after_time: The bytes of those that stand behind the timestamp.
+            headers: What the headers say.
+        """
+        self._flags, self._before_id, self._headers = flags, before_id, headers
+        self._after_time = after_time + bytes((_END,))
 
     def read(self, data: bytes, at: int, end: int, frame_max: int, batch: list[Incoming]) -> int:
         """Reads whole deliveries of this shape.
