@@ -6,6 +6,7 @@ import asyncio
 import json
 import uuid
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
@@ -15,8 +16,10 @@ from contracts import routing
 from contracts.commands import Confirm, Control, Reply
 from worker.amqp import topology
 from worker.bootstrap import SERVICES, open_worker
+from worker.channels.null import NULL
+from worker.channels.registry import CHANNELS
 from worker.lifecycle import pause, run_services
-from worker.services import prepare as preparing
+from worker.operations import prepare as preparing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -26,8 +29,8 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from worker.bootstrap import Worker
+    from worker.channels.protocol import Channel
     from worker.db.pool import Database
-    from worker.services.channels import Channel
     from worker.settings import Settings
 
 _REPLY: TypeAdapter[Any] = TypeAdapter(Reply)
@@ -111,11 +114,11 @@ class Stack:
             changes: Settings that differ from the stack's.
         """
         stop = asyncio.Event()
-        async with open_worker(self.settings.model_copy(update=changes)) as worker:
+        channels = dict(CHANNELS)
+        if channel is not None:
+            channels["null"] = replace(NULL, open=lambda _: channel)
+        async with open_worker(self.settings.model_copy(update=changes), channels) as worker:
             built = [s for name in services or SERVICES for s in worker.build(name)]
-            for service in built:
-                if channel is not None and service.name == "send null":
-                    service._channel = channel  # noqa: SLF001 - the one part that a test puts in
             task = asyncio.create_task(run_services(built, stop, grace=10))
             ended = asyncio.create_task(stop.wait())
             try:

@@ -17,20 +17,19 @@ from contracts import routing
 from worker.amqp import topology
 from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.publisher import BulkPublisher
-from worker.amqp.connection import open_broker
-from worker.amqp.consumer import PikaConsumer
-from worker.amqp.publisher import PikaPublisher
+from worker.amqp.dead import DeadQueue
+from worker.amqp.pika.connection import open_broker
+from worker.amqp.pika.consumer import PikaConsumer
+from worker.amqp.pika.publisher import PikaPublisher
+from worker.auth.authority import Authority
+from worker.auth.tokens import open_verifier
+from worker.channels.registry import CHANNELS
 from worker.db import listen
 from worker.db.pool import OUT_OF_REACH, SchemaMismatch, open_database
 from worker.domain.breaker import Limits
 from worker.domain.retry import Retries
-from worker.email.channel import EmailChannel
-from worker.email.smtp import SmtpPool
 from worker.lifecycle import run_services, stop_on_signals
-from worker.services.authority import Authority
-from worker.services.channels import NullChannel
-from worker.services.confirm import ConfirmService
-from worker.services.dead import DeadQueue
+from worker.services.commands import ConfirmService
 from worker.services.events import EventsService
 from worker.services.fanout import FanoutService
 from worker.services.results import ResultsService
@@ -40,16 +39,15 @@ from worker.services.stats import StatsService
 from worker.services.tracking import TrackingService, open_machines
 from worker.telemetry.health import serving
 from worker.telemetry.metrics import Metrics
-from worker.tokens import open_verifier
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-    from worker.amqp.connection import Broker
     from worker.amqp.messages import Consumer, Publisher
+    from worker.amqp.pika.connection import Broker
+    from worker.channels.protocol import Kind
     from worker.db.pool import Database
     from worker.lifecycle import Service
-    from worker.services.channels import Channel
     from worker.settings import Settings
     from worker.telemetry.health import Probe
 
@@ -59,8 +57,6 @@ SERVICES: Final = ("confirm", "fanout", "send", "results", "tracking", "stats", 
 """The services by name, as `sendoff run` takes them."""
 
 _SHARDS: Final = 16
-_OWN_CHANNELS: Final = ("email", "null")
-"""Those that we send over; the send queue of any other is for a sender of somebody else's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +73,7 @@ class Worker:
     metrics: Metrics
     owner: str
     shard: int
+    channels: Mapping[str, Kind]
     consumers: list[Consumer] = field(default_factory=list)
     """Those of the services that were built: the broker must know every one of them."""
 
@@ -85,7 +82,7 @@ class Worker:
         builders: dict[str, Callable[[], list[Service]]] = {
             "confirm": lambda: [self._confirm()],
             "fanout": lambda: [self._fanout()],
-            "send": lambda: [self._send(c) for c in self.settings.channels if c in _OWN_CHANNELS],
+            "send": lambda: [self._send(c) for c in self.settings.channels if c in self.channels],
             "results": lambda: [self._results()],
             "tracking": lambda: [self._tracking()],
             "stats": lambda: [self._stats()],
@@ -173,9 +170,7 @@ class Worker:
 
     def _send(self, channel_name: str) -> Service:
         s = self.settings
-        channel: Channel = NullChannel()
-        if channel_name != "null":
-            channel = EmailChannel(SmtpPool(s.smtp_url, size=s.smtp_connections, timeout=s.smtp_timeout))
+        channel = self.channels[channel_name].open(s)
         # A channel that waits is given no more than it will soon need: the rest is for other processes.
         prefetch = min(2 * s.send_batch, 2_000) if channel.concurrency is None else s.send_batch
         return SendService(
@@ -262,8 +257,12 @@ class Worker:
 
 
 @asynccontextmanager
-async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
+async def open_worker(settings: Settings, channels: Mapping[str, Kind] = CHANNELS) -> AsyncIterator[Worker]:
     """Connects to everything, checks that it is as this code needs it, and closes it all in the end.
+
+    Args:
+        settings: The settings.
+        channels: Those that we send over; a test puts in its own.
 
     Raises:
         DatabaseUnreachable, BrokerUnreachable: there is nothing at the address.
@@ -307,7 +306,9 @@ async def open_worker(settings: Settings) -> AsyncIterator[Worker]:
             stack.push_async_callback(bulk.close)
             bulk_publisher = bulk
         shard = random.randrange(_SHARDS)  # noqa: S311 - spreads the counters' rows, nothing secret
-        yield Worker(settings, names, broker, publisher, bulk_publisher, db, registry, metrics, owner, shard)
+        yield Worker(
+            settings, names, broker, publisher, bulk_publisher, db, registry, metrics, owner, shard, channels
+        )
 
 
 async def run(settings: Settings, services: Sequence[str], stop: asyncio.Event | None = None) -> None:

@@ -17,7 +17,7 @@ from tests.bench.installation import DELIVERY, SECONDS, opened
 from tests.bench.machine import Case, CaseFailed, Measured, Meter
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.messages import Outgoing
-from worker.db import outcomes
+from worker.db import accounts
 from worker.domain.outcomes import facts
 from worker.domain.retry import Retries
 
@@ -143,7 +143,7 @@ async def statement(installation: Installation, rows: int) -> Measured:
         meter = Meter({"client": [os.getpid()]})
         for first in range(0, rows, BATCH):
             batch = dict(enumerate(sent[first : first + BATCH], first + 1))
-            await outcomes.record(db, DELIVERY, batch, retries, 0)
+            await accounts.record(db, DELIVERY, batch, retries, 0)
         measured = meter.read(rows)
         row = await db.fetchrow("read_deployment", DELIVERY)
         if row is None or row["sent"] != rows:

@@ -27,13 +27,13 @@ from contracts.commands import Confirm, Reply, Status
 from contracts.routing import CONFIRM, Names
 from tests.bench.machine import CaseFailed
 from worker.amqp import topology
-from worker.amqp.client import ask
-from worker.amqp.connection import open_connection
+from worker.amqp.pika.client import ask
+from worker.amqp.pika.connection import open_connection
 from worker.bootstrap import SERVICES
 from worker.db.migrate import migrate
 from worker.db.pool import open_database
 from worker.lifecycle import pause
-from worker.services import prepare as preparing
+from worker.operations import prepare as preparing
 from worker.settings import read_settings
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ import jinja2
 import uvloop
 
 from contracts.sends import Send
+from worker.channels.email.channel import EmailChannel
+from worker.channels.email.smtp import SmtpPool
 from worker.domain.verdicts import Accepted
-from worker.email.channel import EmailChannel
-from worker.email.smtp import SmtpPool
 
 SHORT = {
     "from": "News <news@example.org>",

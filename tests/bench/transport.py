@@ -22,10 +22,10 @@ from rich.table import Table
 
 from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.publisher import BulkPublisher
-from worker.amqp.connection import open_broker
-from worker.amqp.consumer import PikaConsumer
 from worker.amqp.messages import Outgoing
-from worker.amqp.publisher import PikaPublisher
+from worker.amqp.pika.connection import open_broker
+from worker.amqp.pika.consumer import PikaConsumer
+from worker.amqp.pika.publisher import PikaPublisher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -7,7 +7,7 @@ from collections import Counter
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from worker.email.smtp import SmtpPool
+from worker.channels.email.smtp import SmtpPool
 
 if TYPE_CHECKING:
     import ssl

@@ -11,8 +11,8 @@ from contracts.sends import Send
 from tests.integration.test_results import result
 from tests.stack import until
 from worker.amqp import topology
+from worker.channels.null import NullChannel
 from worker.domain.verdicts import Accepted, Unsure
-from worker.services.channels import NullChannel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

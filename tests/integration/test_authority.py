@@ -19,7 +19,7 @@ from tests.integration.test_events import (
 )
 from tests.integration.test_speakers import TOKENS, bearing, token
 from worker.db import operators
-from worker.domain.confirm import Role
+from worker.domain.operators import Role
 
 if TYPE_CHECKING:
     from tests.stack import Stack

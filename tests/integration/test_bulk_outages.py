@@ -16,7 +16,7 @@ from tests.integration.bulk_peers import SECONDS, FakeBroker, Proxy, until
 from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.errors import ChannelClosed, ConnectionLost
 from worker.amqp.bulk.publisher import BulkPublisher
-from worker.amqp.connection import RECONNECT_INTERVAL, BrokerUnreachable
+from worker.amqp.errors import RECONNECT_INTERVAL, BrokerUnreachable
 from worker.amqp.messages import Outgoing, Unroutable
 
 if TYPE_CHECKING:

@@ -23,10 +23,11 @@ from worker.amqp.buffer import CALM
 from worker.amqp.bulk.connection import Events, connect
 from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.publisher import BulkPublisher
-from worker.amqp.connection import BrokerUnreachable, open_broker
-from worker.amqp.consumer import PikaConsumer
+from worker.amqp.errors import BrokerUnreachable
 from worker.amqp.messages import Outgoing, Unroutable
-from worker.amqp.publisher import PikaPublisher
+from worker.amqp.pika.connection import open_broker
+from worker.amqp.pika.consumer import PikaConsumer
+from worker.amqp.pika.publisher import PikaPublisher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -10,9 +10,9 @@ import aio_pika
 import pytest
 
 from contracts import routing
-from worker.amqp.client import NoAnswer, ask
-from worker.amqp.connection import open_connection
 from worker.amqp.messages import Unroutable
+from worker.amqp.pika.client import NoAnswer, ask
+from worker.amqp.pika.connection import open_connection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

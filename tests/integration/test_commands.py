@@ -13,7 +13,7 @@ from contracts.commands import Reply
 from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
 from worker.lifecycle import pause
-from worker.services.prepare import PreparationRefused
+from worker.operations.prepare import PreparationRefused
 
 if TYPE_CHECKING:
     from tests.stack import Stack

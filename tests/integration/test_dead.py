@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from contracts import routing
 from tests.stack import until
-from worker.amqp.connection import open_connection
-from worker.amqp.dead import open_dead_letters, origin
+from worker.amqp.pika.connection import open_connection
+from worker.amqp.pika.dead import open_dead_letters, origin
 from worker.amqp.topology import DELIVERY_LIMIT
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from contracts.sends import Send
 from sql import queries
 from tests.stack import until
 from worker.amqp import topology
-from worker.db import outcomes, pages
+from worker.channels.null import NullChannel
+from worker.db import accounts, pages
 from worker.domain.verdicts import Accepted, Unsure
-from worker.services.channels import NullChannel
 
 if TYPE_CHECKING:
     from tests.stack import Stack
@@ -123,7 +123,7 @@ async def test_a_stop_cancels_the_rest_for_good(stack: Stack) -> None:
     async with stack.running("confirm", "fanout", "results", "schedule"):
         await stack.confirm(number)
         await until(lambda: _all_published(stack, 1_000))
-        await outcomes.claim(stack.db, number, {7: (1, "user7@example.org")}, 0)
+        await accounts.claim(stack.db, number, {7: (1, "user7@example.org")}, 0)
         answer = await stack.control(routing.STOP, number)
         assert (answer["status"], answer["state"]) == ("accepted", "stopped")
         assert (await stack.deployment(number))["cancelled"] == 999

@@ -11,7 +11,7 @@ from tests.integration.test_outcome_law import NOON, RETRIES, Report, snapshot
 from tests.integration.test_results import bounced, confirmed, drained, result
 from tests.integration.test_retries import agrees, counted, log
 from tests.stack import until
-from worker.db import deliveries, outcomes
+from worker.db import accounts, deliveries
 from worker.domain.outcomes import REPLY_LIMIT, facts
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ async def test_a_result_comes_before_its_claim_is_committed(stack: Stack) -> Non
         (granted,) = await tx.fetch("claim", number, [1], [1], ["a"], ["in_progress"], 3)
         assert granted["recipient"] == 1
         recording = asyncio.create_task(
-            outcomes.record(stack.db, number, _reported(number, 1, "sent"), RETRIES, 5)
+            accounts.record(stack.db, number, _reported(number, 1, "sent"), RETRIES, 5)
         )
         await until(lambda: waits_for_a_row(stack))
         row, rows = await snapshot(stack, number)
@@ -62,7 +62,7 @@ async def test_a_claim_comes_while_the_result_is_being_recorded(stack: Stack) ->
         texts = [[None]] * 5
         arguments = ([1], [1], ["sent"], [20], [NOON], at[:1], at[:1], *texts, [None], 4, ["in_progress"], 5)
         assert await tx.fetchval("record_outcomes", number, *arguments) == 1
-        claiming = asyncio.create_task(outcomes.claim(stack.db, number, {1: (1, "a")}, 3))
+        claiming = asyncio.create_task(accounts.claim(stack.db, number, {1: (1, "a")}, 3))
         await until(lambda: waits_for_a_row(stack))
     assert await claiming == set()
     row, _ = await snapshot(stack, number)
@@ -73,13 +73,13 @@ async def test_what_comes_days_later_is_recorded_like_any_other(stack: Stack) ->
     """A finished delivery of nine days ago: an old attempt, a settled unknown, a bounce long after sent."""
     number = await _started(stack, 6)
     db = stack.db
-    await outcomes.claim(db, number, dict.fromkeys(range(1, 7), (1, "a")), 0)
+    await accounts.claim(db, number, dict.fromkeys(range(1, 7), (1, "a")), 0)
     early = {**_reported(number, 1, "sent"), **_reported(number, 2, "soft"), **_reported(number, 3, "sent")}
     early |= {**_reported(number, 5, "error"), **_reported(number, 6, "sent")}
-    await outcomes.record(db, number, early, RETRIES, 1)
-    assert await outcomes.claim(db, number, {2: (2, "a")}, 0) == {2}
-    await outcomes.record(db, number, _reported(number, 2, "sent", 2), RETRIES, 1)
-    await outcomes.expire(db, number, 1, 6, lease=0, shard=2)
+    await accounts.record(db, number, early, RETRIES, 1)
+    assert await accounts.claim(db, number, {2: (2, "a")}, 0) == {2}
+    await accounts.record(db, number, _reported(number, 2, "sent", 2), RETRIES, 1)
+    await accounts.expire(db, number, 1, 6, lease=0, shard=2)
     assert await deliveries.finish(db, number)
     async with db.transaction() as tx:
         for change in (
@@ -114,7 +114,7 @@ async def test_what_comes_days_later_is_recorded_like_any_other(stack: Stack) ->
 
 async def test_results_for_a_stopped_delivery_leave_the_cancelled(stack: Stack) -> None:
     number = await _started(stack, 4)
-    await outcomes.claim(stack.db, number, {1: (1, "a")}, 0)
+    await accounts.claim(stack.db, number, {1: (1, "a")}, 0)
     async with stack.running("confirm", "results", "stats"):
         await stack.control(routing.STOP, number)
         assert (await stack.deployment(number))["cancelled"] == 3

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from worker.db import commands, operators
-from worker.domain.confirm import Operator, Role
+from worker.domain.operators import Operator, Role
 
 if TYPE_CHECKING:
     import subprocess

@@ -22,7 +22,7 @@ from contracts import routing
 from contracts.results import Bounce, BounceKind, BounceReason, Error, Sent
 from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
-from worker.db import deliveries, outcomes
+from worker.db import accounts, deliveries
 from worker.domain.outcomes import fold
 from worker.domain.retry import Retries
 
@@ -163,18 +163,18 @@ class Trial:
     async def record(self, batch: Sequence[Report], shard: int) -> None:
         folded = fold(r.result(self.number) for r in batch)
         known = {recipient: f for (_, recipient), f in folded.items()}
-        await outcomes.record(self.stack.db, self.number, known, RETRIES, shard)
+        await accounts.record(self.stack.db, self.number, known, RETRIES, shard)
         self.model.reported.update(batch)
 
     async def claim(self, attempt: int, shard: int) -> None:
         asked = {r: (attempt, f"user{r}@example.org") for r in range(1, RECIPIENTS + 1)}
-        for recipient in await outcomes.claim(self.stack.db, self.number, asked, shard):
+        for recipient in await accounts.claim(self.stack.db, self.number, asked, shard):
             assert (recipient, attempt) not in self.model.granted, "granted twice"
             self.model.granted[recipient, attempt] = self.round
 
     async def expire(self, _: int, shard: int) -> None:
         self.model.expiries.add(self.round)
-        await outcomes.expire(self.stack.db, self.number, 1, RECIPIENTS, lease=0, shard=shard)
+        await accounts.expire(self.stack.db, self.number, 1, RECIPIENTS, lease=0, shard=shard)
 
     async def finish(self, _: int, __: int) -> None:
         await deliveries.finish(self.stack.db, self.number)

@@ -13,8 +13,8 @@ import sql
 from tests.conftest import SECONDS
 from worker.db import migrate as migrating
 from worker.db import partitions
-from worker.services import prepare as preparing
-from worker.services.prepare import Request
+from worker.operations import prepare as preparing
+from worker.operations.prepare import Request
 
 if TYPE_CHECKING:
     import pytest

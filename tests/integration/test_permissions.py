@@ -22,8 +22,9 @@ from aiormq.exceptions import ChannelAccessRefused
 from contracts import routing
 from tests.stack import Stack, until
 from worker.amqp import topology
-from worker.amqp.connection import BrokerUnreachable, open_connection
-from worker.amqp.dead import open_dead_letters
+from worker.amqp.errors import BrokerUnreachable
+from worker.amqp.pika.connection import open_connection
+from worker.amqp.pika.dead import open_dead_letters
 from worker.bootstrap import SERVICES
 
 if TYPE_CHECKING:

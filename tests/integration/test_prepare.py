@@ -12,8 +12,8 @@ import pytest
 
 from contracts.states import State
 from worker.db import operators, preparation
-from worker.domain.confirm import Role
-from worker.services.prepare import PreparationRefused, Prepared, Request, prepare
+from worker.domain.operators import Role
+from worker.operations.prepare import PreparationRefused, Prepared, Request, prepare
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -18,8 +18,8 @@ from tests.stack import until
 from worker.db import retention as steps
 from worker.domain.retention import read_age
 from worker.domain.settlement import Settlement
-from worker.services import retention, settle
-from worker.services.prepare import PreparationRefused
+from worker.operations import retention, settle
+from worker.operations.prepare import PreparationRefused
 
 if TYPE_CHECKING:
     import subprocess

@@ -10,7 +10,7 @@ import pytest
 
 from contracts import routing
 from tests.stack import until
-from worker.services.prepare import PreparationRefused
+from worker.operations.prepare import PreparationRefused
 
 if TYPE_CHECKING:
     from tests.stack import Stack

@@ -11,8 +11,9 @@ import pytest
 
 from contracts.results import BounceKind
 from tests.integration.scripted_smtp import DROP, LARGE, MESSAGE, SILENCE, Server, running, send
+from worker.channels.email.smtp import SmtpPool
+from worker.channels.protocol import ChannelUnreachable
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
-from worker.email.smtp import SmtpPool, SmtpUnreachable
 
 
 @pytest.fixture(autouse=True, params=["one by one", "pipelining"])
@@ -218,7 +219,7 @@ async def test_a_cancelled_send_leaves_no_connection_in_the_middle() -> None:
 )
 async def test_not_ready(script: dict[str, list[str]], words: str) -> None:
     async with running(Server(**script), seconds=0.2) as pool:
-        with pytest.raises(SmtpUnreachable, match=words):
+        with pytest.raises(ChannelUnreachable, match=words):
             await pool.ready()
         verdict = await send(pool)
     assert isinstance(verdict, Failed)
@@ -231,7 +232,7 @@ async def test_not_ready_while_every_connection_hangs() -> None:
         sending = asyncio.create_task(send(pool))
         await asyncio.wait_for(server.silent.wait(), 5)
         pool._heard_at = float("-inf")  # noqa: SLF001 - as if a while ago
-        with pytest.raises(SmtpUnreachable, match="came free within"):
+        with pytest.raises(ChannelUnreachable, match="came free within"):
             await pool.ready()
         assert isinstance(await sending, Failed)
 
@@ -252,5 +253,5 @@ async def test_nobody_listens() -> None:
     closed.close()
     await closed.wait_closed()
     pool = SmtpPool(f"smtp://127.0.0.1:{port}", size=1, timeout=5)
-    with pytest.raises(SmtpUnreachable, match=f"The SMTP server 127.0.0.1:{port} cannot be used"):
+    with pytest.raises(ChannelUnreachable, match=f"The SMTP server 127.0.0.1:{port} cannot be used"):
         await pool.ready()

@@ -18,10 +18,11 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 from contracts.results import BounceKind, BounceReason, Fault
 from contracts.sends import Send
 from tests.integration import scripted_smtp
+from worker.channels.email.channel import EmailChannel
+from worker.channels.email.smtp import SmtpPool
+from worker.channels.protocol import ChannelUnreachable
 from worker.domain.content import ContentInvalid
 from worker.domain.verdicts import Accepted, Bounced, Failed
-from worker.email.channel import EmailChannel
-from worker.email.smtp import SmtpPool, SmtpUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -274,7 +275,7 @@ async def test_tls_from_the_first_byte(certificate: Path) -> None:
                 await channel.send(compiled, to("ana@example.net", first_name="x " * 150_000)), Accepted
             )
         async with channel_to(f"smtps://{where}") as channel:
-            with pytest.raises(SmtpUnreachable, match=r"self.signed certificate"):
+            with pytest.raises(ChannelUnreachable, match=r"self.signed certificate"):
                 await channel.ready()
     assert len(sink.envelopes) == 1
 
@@ -309,7 +310,7 @@ async def test_starttls_and_login(certificate: Path) -> None:
         ) as channel:
             assert isinstance(await channel.send(channel.prepare(CONTENT), to("ana@example.net")), Accepted)
         async with channel_to(f"smtp+starttls://ana:wrong@{where}?ca={certificate}") as channel:
-            with pytest.raises(SmtpUnreachable, match="refused the login: 535") as refused:
+            with pytest.raises(ChannelUnreachable, match="refused the login: 535") as refused:
                 await channel.ready()
             assert "wrong" not in str(refused.value)
         async with channel_to(f"smtp+starttls://{where}?ca={certificate}") as channel:
@@ -323,7 +324,7 @@ async def test_starttls_and_login(certificate: Path) -> None:
 async def test_starttls_is_insisted_on() -> None:
     sink = Sink()
     async with serving(sink) as where, channel_to(f"smtp+starttls://{where}") as channel:
-        with pytest.raises(SmtpUnreachable, match="STARTTLS"):
+        with pytest.raises(ChannelUnreachable, match="STARTTLS"):
             await channel.ready()
 
 

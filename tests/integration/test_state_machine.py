@@ -28,13 +28,13 @@ from contracts.results import Bounce, BounceKind, BounceReason, Error, Fault, Se
 from contracts.states import State
 from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
-from worker.db import deliveries, outcomes, pages
+from worker.db import accounts, deliveries, pages
 from worker.domain.outcomes import fold
 from worker.domain.retry import Retries
 from worker.domain.settlement import Settlement
 from worker.domain.states import MOVES
-from worker.services import settle
-from worker.services.prepare import PreparationRefused
+from worker.operations import settle
+from worker.operations.prepare import PreparationRefused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
@@ -134,7 +134,7 @@ class Deliveries(RuleBasedStateMachine):
     @rule(first=st.integers(1, RECIPIENTS), last=st.integers(1, RECIPIENTS), attempt=st.integers(1, 3))
     def claim(self, first: int, last: int, attempt: int) -> None:
         wanted = {r: (attempt, f"user{r}@example.org") for r in range(first, last + 1)}
-        granted = self.do(outcomes.claim(self.stack.db, self.number, wanted, 3)) if wanted else set()
+        granted = self.do(accounts.claim(self.stack.db, self.number, wanted, 3)) if wanted else set()
         if granted:
             assert self.state() in {State.IN_PROGRESS, State.RETRY_PENDING}
 
@@ -144,16 +144,16 @@ class Deliveries(RuleBasedStateMachine):
         attempt=st.integers(1, 3),
     )
     def result(self, recipient: int, kind: str, attempt: int) -> None:
-        if not self.do(outcomes.audience_size(self.stack.db, self.number)):
+        if not self.do(accounts.audience_size(self.stack.db, self.number)):
             return
         facts = fold([_result(self.number, recipient, kind, attempt)])
         known = {r: f for (_, r), f in facts.items()}
-        self.do(outcomes.record(self.stack.db, self.number, known, RETRIES, 5))
+        self.do(accounts.record(self.stack.db, self.number, known, RETRIES, 5))
         self.do(deliveries.finish(self.stack.db, self.number))
 
     @rule()
     def claims_run_out(self) -> None:
-        self.do(outcomes.expire(self.stack.db, self.number, 1, RECIPIENTS, lease=0, shard=7))
+        self.do(accounts.expire(self.stack.db, self.number, 1, RECIPIENTS, lease=0, shard=7))
 
     @rule(how=st.sampled_from(Settlement), operator=MOSTLY_ANA)
     def settle_unknown(self, *, how: Settlement, operator: str) -> None:

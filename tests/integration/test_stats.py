@@ -18,7 +18,7 @@ from tests.integration.test_retries import counted
 from tests.integration.test_tracking import event
 from tests.stack import until
 from worker.cli import app
-from worker.db import outcomes, stats, tracking
+from worker.db import accounts, stats, tracking
 from worker.db.pool import open_database
 from worker.domain.machines import own_rules
 from worker.domain.outcomes import facts
@@ -124,7 +124,7 @@ async def test_who_asks_during_a_recount_waits_for_the_next(stack: Stack) -> Non
             await tx.connection.execute("LOCK TABLE sendoff.exclusion")
             first = await asker.ask({"delivery_id": number})
             await until(lambda: blocked(stack, "relation"))
-            await outcomes.record(
+            await accounts.record(
                 stack.db, number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES, 0
             )
             late = [await asker.ask({"delivery_id": number}) for _ in range(5)]
@@ -152,7 +152,7 @@ async def test_a_recount_that_takes_too_long_is_cancelled_and_answered_from_the_
     stack: Stack,
 ) -> None:
     number = await confirmed(stack, 4)
-    await outcomes.record(stack.db, number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES, 0)
+    await accounts.record(stack.db, number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES, 0)
     async with stack.running("stats", stats_deadline=0.5):
         async with stack.db.transaction() as tx:
             await tx.connection.execute("LOCK TABLE sendoff.outcome")
@@ -169,16 +169,16 @@ async def test_a_recount_that_takes_too_long_is_cancelled_and_answered_from_the_
 
 async def test_a_repair_that_races_with_a_stop_leaves_no_drift(stack: Stack) -> None:
     number = await confirmed(stack, 5)
-    await outcomes.record(stack.db, number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES, 0)
+    await accounts.record(stack.db, number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES, 0)
     async with stack.db.transaction() as tx:
         await tx.connection.execute(
             "UPDATE sendoff.delivery_counter SET sent = sent + 2, errors = errors - 1"
         )
     async with stack.db.transaction() as tx:
-        await outcomes.close_claims(tx, number)
+        await accounts.close_claims(tx, number)
         repairing = asyncio.create_task(stats.recount(stack.db, number, 3, deadline=20))
         await until(lambda: blocked(stack, "advisory"))
-        await outcomes.cancel_remaining(tx, number, 5)
+        await accounts.cancel_remaining(tx, number, 5)
     found = await repairing
     assert found is not None
     assert found.drift == {"sent": -2, "errors": 1, "cancelled": 1}
@@ -191,9 +191,9 @@ async def test_a_repair_that_races_with_a_stop_leaves_no_drift(stack: Stack) -> 
 
 async def test_a_recount_that_races_with_retention_changes_no_counter(stack: Stack) -> None:
     number = await confirmed(stack, 5)
-    await outcomes.record(stack.db, number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES, 0)
+    await accounts.record(stack.db, number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES, 0)
     async with stack.db.transaction() as tx:
-        await outcomes.close_claims(tx, number)
+        await accounts.close_claims(tx, number)
         async with stack.db.transaction() as other:
             # As a snapshot sees it whose partition left between two statements.
             await other.connection.execute("DELETE FROM sendoff.outcome")
@@ -276,7 +276,7 @@ async def test_an_outcome_is_there_for_readers_once_its_result_is_committed(stac
     for recipient in range(1, 51):
         kind = ("sent", "hard", "error")[recipient % 3]
         known = facts(Report(recipient, 1, kind).result(number))
-        await outcomes.record(stack.db, number, {recipient: known}, RETRIES, recipient % 16)
+        await accounts.record(stack.db, number, {recipient: known}, RETRIES, recipient % 16)
         row, rows = await snapshot(stack, number)
         assert (row["sent"] + row["bounced"] + row["errors"], len(rows)) == (recipient, recipient)
 

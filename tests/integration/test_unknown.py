@@ -16,8 +16,8 @@ from tests.integration.test_results import bounced, result
 from tests.integration.test_retries import SOON, agrees, counted, log, states
 from tests.stack import until
 from worker.domain.settlement import Settlement
-from worker.services import settle
-from worker.services.settle import Request
+from worker.operations import settle
+from worker.operations.settle import Request
 
 if TYPE_CHECKING:
     import subprocess

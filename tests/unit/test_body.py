@@ -13,12 +13,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from worker.channels.email import body, message
+from worker.channels.email.body import BodyEncoder
+from worker.channels.email.message import MessageBuilder
 from worker.domain.content import EmailContent
 from worker.domain.mailbox import mailbox
 from worker.domain.templates import Renderer, RenderFailed
-from worker.email import body, message
-from worker.email.body import BodyEncoder
-from worker.email.message import MessageBuilder
 
 AT = datetime(2026, 12, 1, 9, 0, tzinfo=UTC)
 CHARACTERS = st.one_of(
@@ -31,8 +31,10 @@ TEXTS = st.lists(
     ),
     max_size=25,
 ).map("".join)
-STATIC = TEXTS.map(lambda text: text.replace("{", "").replace("\r\n", "\n").replace("\r", "\n"))
-"""What a template may hold beside its expressions; Jinja knows one line end."""
+STATIC = TEXTS.map(
+    lambda text: text.replace("{", "").replace("\r\n", "\n").replace("\r", "\n").replace("\0", "")
+)
+"""What a template may hold beside its expressions; Jinja knows one line end, and a NUL is refused."""
 TEMPLATES = st.lists(
     st.one_of(
         STATIC,

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.channels.email.message import MessageBuilder
 from worker.domain.content import EmailContent
 from worker.domain.mailbox import MailboxInvalid, mailbox
 from worker.domain.templates import Renderer, RenderFailed
-from worker.email.message import MessageBuilder
 
 if TYPE_CHECKING:
     from email.message import EmailMessage

@@ -10,13 +10,13 @@ from email_validator import EmailNotValidError, validate_email
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from worker.channels.registry import address_rule
 from worker.domain import audience
 from worker.domain.audience import (
     AddressInvalid,
     Cause,
     Target,
     address_key,
-    address_rule,
     any_address,
     mail_address,
     targets,

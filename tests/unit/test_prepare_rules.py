@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from contracts.states import State
-from worker.domain.confirm import Operator, Role
+from worker.domain.operators import Operator, Role
 from worker.domain.preparation import refuse_operator, refuse_state
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.email.replies import Reply, ReplyReader
+from worker.channels.email.replies import Reply, ReplyReader
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=80).map(
     lambda text: text.strip(" \t\r")

@@ -14,8 +14,9 @@ from rich.console import Console
 from contracts import commands as told
 from contracts.commands import Summary
 from contracts.states import State
+from worker.channels.registry import content_table
 from worker.cli.control import summary_table
-from worker.domain.confirm import Delivery
+from worker.domain.deliveries import Delivery
 from worker.domain.delivery_file import DeliveryFile, DeliveryFileInvalid, parse_delivery_file
 from worker.domain.schedule import Wave, check_waves, deal, due_of, paced_page_size, written
 from worker.domain.timing import TimingInvalid, check_span, timing
@@ -25,7 +26,7 @@ DATE = "[schedule]\ncontact_date = 2026-12-01T09:00:00\n"
 
 def parse(rest: str, valid_for: str = "3d") -> DeliveryFile:
     head = f'label = "x"\nchannel = "null"\nvalid_for = "{valid_for}"\n'
-    return parse_delivery_file((head + rest).encode(), ("null",))
+    return parse_delivery_file((head + rest).encode(), {"null": content_table("null")})
 
 
 def waves_toml(*waves: tuple[str, str]) -> str:

@@ -24,16 +24,16 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from contracts.commands import Reason
+from worker.auth.tokens import LEEWAY, TokenRefused, open_verifier
 from worker.domain.authority import Bearer, check_bearer, check_publisher, standing
-from worker.domain.confirm import Operator, Role
+from worker.domain.operators import Operator, Role
 from worker.settings import Settings, SettingsError, read_settings
-from worker.tokens import LEEWAY, TokenRefused, open_verifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from worker.tokens import Verifier
+    from worker.auth.tokens import Verifier
 
 SECRET = "a secret that is long enough, at 32+"  # noqa: S105 - made for this test
 DAY = 86_400

@@ -1,1 +1,1 @@
-"""RabbitMQ: connections, topology, batches of publishes with confirms, batches of deliveries."""
+"""RabbitMQ: the interface (`messages`), the topology, and two transports, `pika` and `bulk`."""

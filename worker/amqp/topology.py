@@ -10,7 +10,7 @@ from aio_pika.exceptions import AMQPChannelError
 from aiormq.exceptions import ChannelAccessRefused
 
 from contracts import routing
-from worker.amqp.connection import BrokerForbids
+from worker.amqp.errors import BrokerForbids
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -121,7 +121,7 @@ class QueueDepth:
         """Returns how many messages wait in a queue, by its full name, without those that consumers hold.
 
         Raises:
-            One of `worker.amqp.connection.OUT_OF_REACH`: the broker is away, or does not answer in time.
+            One of `worker.amqp.pika.connection.OUT_OF_REACH`: the broker is away, or does not answer in time.
         """
         async with asyncio.timeout(_ANSWER_SECONDS):
             if self._channel is None or self._channel.is_closed:

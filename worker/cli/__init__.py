@@ -13,9 +13,9 @@ from typing import Final
 
 import typer
 
-from worker.amqp.client import NoAnswer
-from worker.amqp.connection import BrokerForbids, BrokerUnreachable
+from worker.amqp.errors import BrokerForbids, BrokerUnreachable
 from worker.amqp.messages import Unroutable
+from worker.amqp.pika.client import NoAnswer
 from worker.amqp.topology import TopologyMismatch
 from worker.cli import (
     alerts,
@@ -37,7 +37,7 @@ from worker.cli import (
 from worker.cli.common import CommandRefused
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch
 from worker.lifecycle import ServiceDied
-from worker.services.prepare import PreparationRefused
+from worker.operations.prepare import PreparationRefused
 from worker.settings import SettingsError
 from worker.telemetry.health import HealthUnavailable
 

@@ -12,12 +12,12 @@ from pydantic import ValidationError
 from contracts.base import explain
 from contracts.commands import Reply, Status
 from contracts.routing import Names
-from worker.amqp.client import ask
-from worker.amqp.connection import open_connection
+from worker.amqp.pika.client import ask
+from worker.amqp.pika.connection import open_connection
+from worker.auth.tokens import TokenRefused, open_verifier
 from worker.cli.common import CommandRefused
 from worker.cli.show import console, plain
 from worker.domain.authority import check_bearer
-from worker.tokens import TokenRefused, open_verifier
 
 if TYPE_CHECKING:
     from contracts.base import Message
@@ -57,7 +57,7 @@ async def question(
 
     Raises:
         BrokerUnreachable: The broker is not there.
-        Unroutable, NoAnswer: As `worker.amqp.client.ask`.
+        Unroutable, NoAnswer: As `worker.amqp.pika.client.ask`.
     """
     connection = await open_connection(
         settings.amqp_url, name="sendoff command", timeout=min(settings.connect_timeout, seconds)

@@ -6,24 +6,29 @@ import asyncio
 import json
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import typer
 
 from contracts.routing import Names
 from worker.amqp import topology
-from worker.amqp.connection import BrokerUnreachable, open_connection
+from worker.amqp.errors import BrokerUnreachable
+from worker.amqp.pika.connection import open_connection
+from worker.auth.tokens import open_verifier
+from worker.channels.protocol import ChannelUnreachable
+from worker.channels.registry import CHANNELS
 from worker.cli.asking import JsonOption
 from worker.cli.show import plain
 from worker.db import partitions
 from worker.db.pool import OUT_OF_REACH, DatabaseUnreachable, SchemaMismatch, open_database
-from worker.email.smtp import SmtpPool, SmtpUnreachable
 from worker.services.tracking import open_machines
 from worker.settings import Settings, SettingsError, read_settings
-from worker.tokens import open_verifier
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from worker.channels.protocol import Probe
 
 
 class Standing(StrEnum):
@@ -48,7 +53,11 @@ class Finding:
     message: str
 
 
-_PARTS: Final = ("configuration", "broker", "topology", "database", "schema", "partitions", "relay")
+_PROBES: Final = {name: kind.probe for name, kind in CHANNELS.items() if kind.probe is not None}
+_PARTS: Final = (
+    *("configuration", "broker", "topology", "database", "schema", "partitions"),
+    *(probe.part for probe in _PROBES.values()),
+)
 
 
 def check(as_json: JsonOption = False) -> None:
@@ -77,7 +86,7 @@ async def _look(settings: Settings) -> list[Finding]:
     looks: tuple[tuple[tuple[str, ...], Callable[[Settings], Awaitable[list[Finding]]]], ...] = (
         (("broker", "topology"), _broker),
         (("database", "schema", "partitions"), _database),
-        (("relay",), _relay),
+        *(((probe.part,), partial(_probe, channel=name, probe=probe)) for name, probe in _PROBES.items()),
     )
     found = await asyncio.gather(*(_surely(parts, look, settings) for parts, look in looks))
     return [finding for findings in found for finding in findings]
@@ -171,19 +180,13 @@ def _partitions(sets: partitions.Sets | None) -> Finding:
     return Finding("partitions", Standing.OK, message)
 
 
-async def _relay(settings: Settings) -> list[Finding]:
-    if "email" not in settings.channels:
-        return [Finding("relay", Standing.OK, "None is needed: there is no channel “email”.")]
+async def _probe(settings: Settings, *, channel: str, probe: Probe) -> list[Finding]:
+    if channel not in settings.channels:
+        return [Finding(probe.part, Standing.OK, f"None is needed: there is no channel “{channel}”.")]
     try:
-        pool = SmtpPool(
-            settings.smtp_url, size=1, timeout=min(settings.smtp_timeout, settings.connect_timeout)
-        )
+        await probe.look(settings)
     except ValueError as error:
-        return [Finding("relay", Standing.WRONG, f"SENDOFF_SMTP_URL: {error}")]
-    try:
-        await pool.ready()
-    except SmtpUnreachable as error:
-        return [Finding("relay", Standing.UNREACHABLE, str(error))]
-    finally:
-        await pool.close()
-    return [Finding("relay", Standing.OK, "It answers and lets us in.")]
+        return [Finding(probe.part, Standing.WRONG, str(error))]
+    except ChannelUnreachable as error:
+        return [Finding(probe.part, Standing.UNREACHABLE, str(error))]
+    return [Finding(probe.part, Standing.OK, "It answers and lets us in.")]

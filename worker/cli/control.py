@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from contracts import routing
 from contracts.base import explain
 from contracts.commands import Confirm, Control, Status
-from worker.amqp.client import NoAnswer
+from worker.amqp.pika.client import NoAnswer
 from worker.cli.asking import (
     ANSWER_SECONDS,
     DeliveryArgument,

@@ -13,8 +13,8 @@ import typer
 from rich.table import Table
 
 from contracts.routing import AUTHORIZATION, Names
-from worker.amqp.connection import open_connection
-from worker.amqp.dead import LOOKED_AT, CannotReplay, DeadLetter, DeadLetters, open_dead_letters
+from worker.amqp.pika.connection import open_connection
+from worker.amqp.pika.dead import LOOKED_AT, CannotReplay, DeadLetter, DeadLetters, open_dead_letters
 from worker.cli.asking import JsonOption
 from worker.cli.common import CommandRefused
 from worker.cli.show import console, grid, number, plain

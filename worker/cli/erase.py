@@ -14,7 +14,7 @@ from worker.cli.asking import JsonOption, OperatorOption, TokenOption, read_bear
 from worker.cli.common import CommandRefused, database
 from worker.cli.history import ProfileArgument
 from worker.cli.show import number, plain
-from worker.services import erase as service
+from worker.operations import erase as service
 from worker.settings import Settings, read_settings
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from worker.cli.common import CommandRefused, database
 from worker.cli.rows import CsvOption, Format, LinesOption, chosen, standing_status, standing_time, write
 from worker.cli.show import number, plain
 from worker.db import reading
-from worker.domain.confirm import left_by_retention
+from worker.domain.deliveries import left_by_retention
 from worker.settings import Settings, read_settings
 
 if TYPE_CHECKING:

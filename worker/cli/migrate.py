@@ -7,7 +7,7 @@ import asyncio
 import typer
 
 from contracts.routing import Names
-from worker.amqp.connection import open_connection
+from worker.amqp.pika.connection import open_connection
 from worker.amqp.topology import declare
 from worker.cli.common import database_at_hand
 from worker.db.migrate import migrate as migrate_schema

@@ -10,7 +10,7 @@ import typer
 
 from worker.cli.common import CommandRefused, database
 from worker.db import operators
-from worker.domain.confirm import Role
+from worker.domain.operators import Role
 from worker.settings import read_settings
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 import typer
 
 from worker.cli.common import CommandRefused, database
-from worker.services import prepare as service
+from worker.operations import prepare as service
 from worker.settings import Settings, read_settings
 
 _STATEMENT_SECONDS: Final = 1_800

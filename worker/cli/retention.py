@@ -14,7 +14,7 @@ from worker.cli.asking import JsonOption
 from worker.cli.common import CommandRefused, database
 from worker.cli.show import console, number, words
 from worker.domain.retention import read_age
-from worker.services import retention as service
+from worker.operations import retention as service
 from worker.settings import Settings, read_settings
 
 if TYPE_CHECKING:

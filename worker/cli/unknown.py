@@ -14,7 +14,7 @@ from worker.cli.common import CommandRefused, database
 from worker.cli.show import number, words
 from worker.db import reading
 from worker.domain.settlement import Settlement
-from worker.services import settle as service
+from worker.operations import settle as service
 from worker.settings import Settings, read_settings
 
 _BECOME = {

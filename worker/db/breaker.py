@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from contracts.states import State
-from worker.db import deliveries, outcomes
+from worker.db import accounts, deliveries
 from worker.domain.breaker import Limits, Tally, Tripped, judge
 from worker.domain.states import CLAIMABLE, Move
 
@@ -51,7 +51,7 @@ async def trip(db: Database, delivery_id: int, defaults: Limits) -> Tripped | No
     """
     async with db.transaction() as tx:
         # As a pause by command does, and before the row's lock: afterwards no claim is granted.
-        await outcomes.close_claims(tx, delivery_id)
+        await accounts.close_claims(tx, delivery_id)
         await deliveries.read_for_update(tx, delivery_id)
         verdict = (await progress(tx, delivery_id, defaults)).verdict
         if verdict is not None:

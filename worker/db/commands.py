@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from contracts.commands import Reply
-from worker.domain.confirm import Operator, Role
+from worker.domain.operators import Operator, Role
 
 if TYPE_CHECKING:
     from worker.db.pool import Transaction

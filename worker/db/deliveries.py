@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from contracts.commands import Wave
 from contracts.states import State
-from worker.domain.confirm import Delivery, Waves
+from worker.domain.deliveries import Delivery, Waves
 from worker.domain.states import EVENTS, Move, sources, target
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from worker.domain.confirm import Operator, Role
+from worker.domain.operators import Operator, Role
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -95,7 +95,7 @@ async def replace_audience(
         definition.limits.error_pct,
         definition.limits.max_attempts,
     )
-    await tx.execute("insert_content", delivery_id, definition.content)
+    await tx.execute("insert_content", delivery_id, definition.content_json)
     return await read_counts(tx, delivery_id)
 
 

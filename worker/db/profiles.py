@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from contracts.states import State
-from worker.db import deliveries, outcomes
+from worker.db import accounts, deliveries
 from worker.domain.audience import address_key
 from worker.domain.states import UNDER_WAY
 
@@ -127,7 +127,7 @@ async def erase_messages(
         if not await tx.fetchval("keep_preparations_out", delivery_id):
             return None
         # Waits for claims and results under way, which would bring back what is erased here.
-        await outcomes.close_claims(tx, delivery_id)
+        await accounts.close_claims(tx, delivery_id)
         await deliveries.read_for_update(tx, delivery_id)
         row = await tx.fetchrow("erase_recipients", delivery_id, recipients, shard, _MAY_SEND, profile_id)
     if row is None:

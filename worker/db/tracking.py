@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from worker.db import outcomes
+from worker.db import accounts
 from worker.domain.audience import address_key
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ async def record(
     events = [t.event for t in tracked]
     async with db.transaction() as tx:
         # Nobody is erased meanwhile, to whom this would give an address of the web again.
-        await outcomes.share_claims(tx, delivery_id)
+        await accounts.share_claims(tx, delivery_id)
         (row,) = await tx.fetch(
             "record_tracking",
             delivery_id,

@@ -100,11 +100,6 @@ def any_address(text: str) -> str:
     return text
 
 
-def address_rule(channel: str) -> Callable[[str], str]:
-    """Returns what checks the addresses of a channel; a rehearsal over `null` checks what `email` would."""
-    return mail_address if channel in {"email", "null"} else any_address
-
-
 def targets(
     file: RecipientsFile, rule: Callable[[str], str], due: Callable[[Mapping[str, str]], datetime | None]
 ) -> Iterator[Target]:

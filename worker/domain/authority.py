@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from contracts.commands import Reason
-from worker.domain.confirm import Operator, Refused, Role
+from worker.domain.operators import Operator, Role
+from worker.domain.refusals import Refused
 
 
 @dataclass(frozen=True, slots=True)

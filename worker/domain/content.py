@@ -46,6 +46,8 @@ def _one_line(value: str) -> str:
 def _not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError("it must not be blank")
+    if "\0" in value:
+        raise ValueError("it holds a NUL character")  # which Postgres does not store
     return value
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tomllib
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import (
     AfterValidator,
@@ -17,8 +18,10 @@ from pydantic import (
     model_validator,
 )
 
-from worker.domain.content import EmailContent
 from worker.domain.schedule import Duration, Limits, Schedule, Wave, check_waves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
 
 
 class DeliveryFileInvalid(Exception):  # noqa: N818 - the name is the sentence
@@ -29,6 +32,20 @@ def _printable(value: str) -> str:
     if not value.isprintable() or not value.strip():
         raise ValueError("it must be one line that is not blank")
     return value
+
+
+@dataclass(frozen=True, slots=True)
+class ContentTable:
+    """What a delivery file says to recipients: a table of its own, of the channel's own model."""
+
+    name: str
+    """The table's name in the file."""
+    model: type[BaseModel]
+    """What it must look like."""
+    required: bool
+    """Whether a delivery over the channel needs it."""
+    problems: Callable[[Any, Collection[str]], list[str]]
+    """Says, of a content and the columns of the recipients file, why nobody can be sent it; in sentences."""
 
 
 class DeliveryFile(BaseModel):
@@ -48,8 +65,8 @@ class DeliveryFile(BaseModel):
     """Shares of the audience that are due one after the other; none for all at the start."""
     limits: Limits = Limits()
     """How fast and how often it may try, and when it must pause itself."""
-    email: EmailContent | None = None
-    """The content, which the channel `email` needs."""
+    content: BaseModel | None = None
+    """What it says, as the channel's own model; None where the channel needs none."""
 
     @field_validator("channel")
     @classmethod
@@ -68,44 +85,68 @@ class DeliveryFile(BaseModel):
             raise ValueError("waves: they cannot be joined with schedule.local_time; leave out one of them")
         return self
 
-    @model_validator(mode="after")
-    def _has_content(self) -> Self:
-        if self.channel == "email" and self.email is None:
-            raise ValueError("the [email] table with the content is missing")
-        for name, source in self.email.parts.items() if self.email else ():
-            if "\0" in source:
-                raise ValueError(f"email.{name}: it holds a NUL character")
-        return self
-
     @property
-    def content(self) -> str:
-        """The content as JSON, as `EmailContent` reads it; an empty object where there is none."""
-        return self.email.model_dump_json(exclude_none=True) if self.email else "{}"
+    def content_json(self) -> str:
+        """The content as JSON; an empty object where there is none."""
+        return self.content.model_dump_json(exclude_none=True) if self.content else "{}"
 
 
-def parse_delivery_file(data: bytes, channels: tuple[str, ...]) -> DeliveryFile:
+def parse_delivery_file(data: bytes, channels: Mapping[str, ContentTable]) -> DeliveryFile:
     """Reads a delivery file.
 
     Args:
         data: The file's bytes: TOML 1.0 in UTF-8, with or without a byte order mark.
-        channels: The channels of this installation.
+        channels: The channels of this installation, each with the table of its content.
 
     Raises:
         DeliveryFileInvalid: It is not TOML, or a key is missing, unknown or wrong; every one is named.
     """
     try:
-        return DeliveryFile.model_validate(
-            tomllib.loads(data.decode("utf-8-sig")), context={"channels": channels}
-        )
+        keys = tomllib.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DeliveryFileInvalid(f"line {line} is not UTF-8 text") from None
     except tomllib.TOMLDecodeError as error:
         raise DeliveryFileInvalid(f"it is not TOML: {error}") from None
+    faults: list[str] = []
+    content = _read_content(keys, channels, faults)
+    try:
+        file = DeliveryFile.model_validate(keys, context={"channels": channels})
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False, include_input=False)
-        told = (_sentence(".".join(str(part) for part in f["loc"]), f["type"], f["msg"]) for f in faults)
-        raise DeliveryFileInvalid("; ".join(told)) from None
+        faults = _sentences(error) + faults
+    if faults:
+        raise DeliveryFileInvalid("; ".join(faults))
+    return file.model_copy(update={"content": content})
+
+
+def _read_content(
+    keys: dict[str, Any], channels: Mapping[str, ContentTable], faults: list[str]
+) -> BaseModel | None:
+    """Takes the content out of a file's keys, and adds what is wrong with it to `faults`."""
+    if "content" in keys:
+        faults.append("there is no key “content”")
+        del keys["content"]
+    channel = keys.get("channel")
+    table = channels.get(channel) if isinstance(channel, str) else None
+    if table is None:
+        for other in channels.values():
+            keys.pop(other.name, None)  # the channel is at fault, not its table
+        return None
+    found = keys.pop(table.name, None)
+    if found is None:
+        if table.required:
+            faults.append(f"the [{table.name}] table with the content is missing")
+        return None
+    try:
+        return table.model.model_validate(found)
+    except ValidationError as error:
+        faults += _sentences(error, table.name)
+        return None
+
+
+def _sentences(error: ValidationError, *inside: str) -> list[str]:
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    return [_sentence(".".join(map(str, (*inside, *f["loc"]))), f["type"], f["msg"]) for f in faults]
 
 
 def _sentence(key: str, kind: str, message: str) -> str:

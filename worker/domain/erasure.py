@@ -5,11 +5,11 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from contracts.commands import Reason
-from worker.domain.confirm import Refused, Role
+from worker.domain.operators import Role, refuse_operator
 
 if TYPE_CHECKING:
-    from worker.domain.confirm import Operator
+    from worker.domain.operators import Operator
+    from worker.domain.refusals import Refused
 
 
 def check_erasure(operator: Operator | None, name: str) -> Refused | None:
@@ -19,16 +19,7 @@ def check_erasure(operator: Operator | None, name: str) -> Refused | None:
         operator: The directory's entry, or None.
         name: The name that was given.
     """
-    if operator is None or not operator.active:
-        why = "is not known" if operator is None else "has been deactivated"
-        return Refused(Reason.OPERATOR_UNKNOWN, f"The operator “{name}” {why}.")
-    if Role.ADMINISTRATION not in operator.roles:
-        return Refused(
-            Reason.ROLE_MISSING,
-            f"Only operators with the Administration role can erase a profile: “{name}” lacks the role"
-            f" {Role.ADMINISTRATION.value}.",
-        )
-    return None
+    return refuse_operator(operator, name, Role.ADMINISTRATION, "erase a profile")
 
 
 def fingerprint(profile_id: str) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from contracts.states import State
-from worker.domain.confirm import Role, left_by_retention, words
+from worker.domain.deliveries import left_by_retention, words
+from worker.domain.operators import Role
 from worker.domain.states import Move, sources
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from worker.domain.confirm import Operator
+    from worker.domain.operators import Operator
 
 
 def refuse_operator(operator: Operator | None, name: str) -> str | None:

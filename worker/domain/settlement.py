@@ -6,13 +6,16 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from contracts.commands import Reason
-from worker.domain.confirm import Refused, authorise, left_by_retention, unknown_delivery, words
+from worker.domain.deliveries import left_by_retention, unknown_delivery, words
+from worker.domain.operators import Role, refuse_operator
+from worker.domain.refusals import Refused
 from worker.domain.states import UNDER_WAY, Move, sources
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from worker.domain.confirm import Delivery, Operator
+    from worker.domain.deliveries import Delivery
+    from worker.domain.operators import Operator
 
 REASON: Final = "settled_by_operator"
 """The reason of an outcome that no result gave."""
@@ -47,7 +50,7 @@ def check_settlement(  # noqa: PLR0911 - one return for each rule, in their orde
         delivery_id: The number that was given.
         now: The time, aware.
     """
-    refused = authorise(operator, name, "settle unknown outcomes")
+    refused = refuse_operator(operator, name, Role.START_DELIVERIES, "settle unknown outcomes")
     if refused is not None:
         return refused
     if delivery is None:

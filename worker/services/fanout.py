@@ -14,8 +14,8 @@ import structlog
 
 from contracts import routing
 from contracts.sends import message_id
-from worker.amqp.connection import OUT_OF_REACH
 from worker.amqp.messages import Outgoing
+from worker.amqp.pika.connection import OUT_OF_REACH
 from worker.db import pages
 from worker.db.outage import outlast
 

@@ -11,21 +11,23 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from contracts import results
-from worker.db import breaker, deliveries, outcomes
+from worker.amqp.batches import take_batches
+from worker.db import accounts, breaker, deliveries
+from worker.db.audiences import Audiences, nobody
+from worker.db.halves import ROWS_AT_ONCE, write_by_halves
 from worker.db.outage import outlast
 from worker.domain.outcomes import fold
-from worker.services.recording import ROWS_AT_ONCE, Audiences, nobody, take_batches, write_by_halves
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from collections.abc import Set as AbstractSet
 
+    from worker.amqp.dead import DeadQueue
     from worker.amqp.messages import Consumer, Incoming
     from worker.db.pool import Database
     from worker.domain.breaker import Limits
     from worker.domain.outcomes import Facts
     from worker.domain.retry import Retries
-    from worker.services.dead import DeadQueue
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -130,7 +132,7 @@ class ResultsService:
 
     async def _write(self, delivery_id: int, facts: dict[int, Facts]) -> int:
         with self._metrics.record_seconds.time():
-            moved = await outcomes.record(self._db, delivery_id, facts, self._retries, self._shard)
+            moved = await accounts.record(self._db, delivery_id, facts, self._retries, self._shard)
         self._metrics.record_recipients.observe(len(facts))
         self._metrics.results_recorded.inc(len(facts))
         self._metrics.outcomes_moved.inc(moved)

@@ -13,8 +13,8 @@ import structlog
 
 from contracts import routing
 from contracts.states import State
-from worker.amqp.connection import OUT_OF_REACH
-from worker.db import alerts, commands, deliveries, outcomes, pages
+from worker.amqp.pika.connection import OUT_OF_REACH
+from worker.db import accounts, alerts, commands, deliveries, pages
 from worker.db.outage import outlast
 from worker.domain.authority import check_start
 from worker.domain.states import Move
@@ -135,7 +135,7 @@ class ScheduleService:
         """
         async with self._db.transaction() as tx:
             # Before the row's lock, as everywhere: a skip counts the rest as cancelled.
-            await outcomes.close_claims(tx, delivery_id)
+            await accounts.close_claims(tx, delivery_id)
             delivery = await deliveries.read_for_update(tx, delivery_id)
             if delivery is None or delivery.state is not State.START_PENDING:
                 return
@@ -143,7 +143,7 @@ class ScheduleService:
             if late is not None:
                 reason = f"Skipped: {late}."
                 await deliveries.move(tx, delivery_id, Move.FAIL, reason=reason)
-                await outcomes.cancel_remaining(tx, delivery_id, self._shard)
+                await accounts.cancel_remaining(tx, delivery_id, self._shard)
                 log.warning("delivery skipped", delivery_id=delivery_id, because=reason)
                 return
             name, by_token = await deliveries.authority(tx, delivery_id)
@@ -159,8 +159,8 @@ class ScheduleService:
     async def _cancel_expired(self) -> None:
         for row in await self._db.fetch("read_expired_deliveries"):
             async with self._db.transaction() as tx:
-                await outcomes.close_claims(tx, row["delivery_id"])
-                await outcomes.cancel_remaining(tx, row["delivery_id"], self._shard)
+                await accounts.close_claims(tx, row["delivery_id"])
+                await accounts.cancel_remaining(tx, row["delivery_id"], self._shard)
             log.warning("validity over: what was not tried is cancelled", delivery_id=row["delivery_id"])
 
     async def _open_retries(self) -> None:
@@ -179,7 +179,7 @@ class ScheduleService:
     async def _look_after_page(self, due: PagesDue, page: Inspected) -> None:
         delivery_id = due.delivery_id
         if page.sending:
-            lost = await outcomes.expire(
+            lost = await accounts.expire(
                 self._db, delivery_id, page.first, page.last, lease=self._claim_lease, shard=self._shard
             )
             self._metrics.claims_expired.inc(lost)

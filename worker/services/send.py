@@ -20,21 +20,21 @@ from contracts.base import explain
 from contracts.batch import MAX_ITEMS
 from contracts.sends import Send
 from worker.amqp.messages import Outgoing
-from worker.db import deliveries, outcomes
+from worker.channels.protocol import ChannelUnreachable
+from worker.db import accounts, deliveries
 from worker.db.outage import outlast
 from worker.domain.audience import address_key
 from worker.domain.content import ContentInvalid
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
 from worker.domain.window import ClaimWindow
-from worker.email.smtp import SmtpUnreachable
 from worker.lifecycle import on_stop, pause
 
 if TYPE_CHECKING:
+    from worker.amqp.dead import DeadQueue
     from worker.amqp.messages import Consumer, Incoming, Publisher
+    from worker.channels.protocol import Channel
     from worker.db.pool import Database
     from worker.domain.verdicts import Verdict
-    from worker.services.channels import Channel
-    from worker.services.dead import DeadQueue
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -143,7 +143,7 @@ class SendService:
         while not stop.is_set():
             try:
                 await self._channel.ready()
-            except SmtpUnreachable as error:
+            except ChannelUnreachable as error:
                 log.warning("channel out of reach, waiting", channel=self._channel_name, because=str(error))
                 wait = min(2 * wait, _LONGEST_PAUSE)
                 await pause(stop, wait)
@@ -155,7 +155,7 @@ class SendService:
         wanted = {r: (a.send.attempt, address_key(a.send.address)) for r, a in asked.items()}
         with self._metrics.claim_seconds.time():
             granted = await outlast(
-                lambda: outcomes.claim(self._db, delivery_id, wanted, self._shard), "claiming recipients"
+                lambda: accounts.claim(self._db, delivery_id, wanted, self._shard), "claiming recipients"
             )
         self._metrics.claim_recipients.observe(len(wanted))
         self._metrics.sends_claimed.labels(self._channel_name).inc(len(granted))
@@ -189,7 +189,7 @@ class SendService:
             return
         numbers = [a.send.recipient for a in refused]
         strangers = await outlast(
-            lambda: outcomes.strangers(self._db, delivery_id, numbers), "looking for strangers"
+            lambda: accounts.strangers(self._db, delivery_id, numbers), "looking for strangers"
         )
         for one in refused:
             if one.send.recipient in strangers:

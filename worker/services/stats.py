@@ -12,19 +12,19 @@ from contracts import routing
 from contracts.base import explain
 from contracts.commands import ComputeStats, Reason, Reply, Status
 from contracts.stats import Stats
+from worker.amqp.requests import reply_to
 from worker.db import stats
 from worker.db.outage import outlast
-from worker.domain.confirm import unknown_delivery
+from worker.domain.deliveries import unknown_delivery
 from worker.domain.kpis import derive
 from worker.lifecycle import on_stop
-from worker.services.requests import reply_to
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
+    from worker.amqp.dead import DeadQueue
     from worker.amqp.messages import Consumer, Incoming, Publisher
     from worker.db.pool import Database
-    from worker.services.dead import DeadQueue
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)

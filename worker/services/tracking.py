@@ -11,10 +11,12 @@ import structlog
 
 from contracts import tracking as wire
 from contracts.tracking import TrackingKind
+from worker.amqp.batches import take_batches
 from worker.db import tracking
+from worker.db.audiences import Audiences, nobody
+from worker.db.halves import write_by_halves
 from worker.domain.machines import RulesInvalid, own_rules, read_rules
 from worker.domain.tracking import fold, judge
-from worker.services.recording import Audiences, nobody, take_batches, write_by_halves
 from worker.settings import SettingsError
 
 if TYPE_CHECKING:
@@ -22,11 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from contracts.tracking import TrackingEvent
+    from worker.amqp.dead import DeadQueue
     from worker.amqp.messages import Consumer, Incoming
     from worker.db.pool import Database
     from worker.domain.machines import Machines
     from worker.domain.tracking import Tracked
-    from worker.services.dead import DeadQueue
     from worker.settings import Settings
     from worker.telemetry.metrics import Metrics
 

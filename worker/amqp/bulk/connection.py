@@ -15,7 +15,7 @@ from worker.amqp.bulk.address import read_address
 from worker.amqp.bulk.encoding import CHANNEL, WRITE_BYTES, method
 from worker.amqp.bulk.errors import ChannelClosed, ConnectionClosed, ConnectionLost, ProtocolError
 from worker.amqp.bulk.reader import Reader
-from worker.amqp.connection import BrokerUnreachable
+from worker.amqp.errors import BrokerUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

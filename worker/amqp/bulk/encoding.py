@@ -11,7 +11,7 @@ import pamqp.frame
 from pamqp import commands
 
 from contracts.routing import CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
-from worker.amqp.publisher import APP_ID
+from worker.amqp.pika.publisher import APP_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

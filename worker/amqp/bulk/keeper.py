@@ -9,7 +9,7 @@ import structlog
 
 from worker.amqp.bulk.connection import Events
 from worker.amqp.bulk.errors import ConnectionLost
-from worker.amqp.connection import RECONNECT_INTERVAL, BrokerUnreachable
+from worker.amqp.errors import RECONNECT_INTERVAL, BrokerUnreachable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -13,7 +13,7 @@ from worker.amqp.bulk.connection import Events, connect
 from worker.amqp.bulk.encoding import publishes
 from worker.amqp.bulk.errors import ChannelClosed, ConnectionLost
 from worker.amqp.bulk.keeper import Keeper
-from worker.amqp.connection import RECONNECT_INTERVAL
+from worker.amqp.errors import RECONNECT_INTERVAL
 from worker.amqp.messages import Unroutable
 
 if TYPE_CHECKING:

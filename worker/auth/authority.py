@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from contracts.routing import AUTHORIZATION
+from worker.auth.tokens import TokenRefused
 from worker.domain.authority import Bearer, check_bearer, check_publisher, not_allowed
-from worker.tokens import TokenRefused
 
 if TYPE_CHECKING:
     from worker.amqp.messages import Incoming
-    from worker.domain.confirm import Refused
-    from worker.tokens import Verifier
+    from worker.auth.tokens import Verifier
+    from worker.domain.refusals import Refused
 
 
 class Authority:

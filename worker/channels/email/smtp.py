@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 import aiosmtplib
 
+from worker.channels.email.session import ConnectionLost, Session, in_words
+from worker.channels.email.url import SmtpUrl
+from worker.channels.protocol import ChannelUnreachable
 from worker.domain.verdicts import Failed, Unsure
-from worker.email.session import ConnectionLost, Session, in_words
-from worker.email.url import SmtpUrl
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -24,10 +25,6 @@ _FRESH_SECONDS: Final = 1.0
 _NEVER: Final = float("-inf")
 
 
-class SmtpUnreachable(Exception):  # noqa: N818 - named for what happened, as a verdict is
-    """No connection to the SMTP server can be used; the message is a sentence that says why."""
-
-
 class SmtpPool:
     """Connections to one SMTP server, opened when needed and kept for the next message.
 
@@ -38,7 +35,7 @@ class SmtpPool:
         """Reads the settings; connects to nothing yet.
 
         Args:
-            url: Where the server is; see `worker.email.url.SmtpUrl`.
+            url: Where the server is; see `worker.channels.email.url.SmtpUrl`.
             size: The most connections at a time.
             timeout: Seconds to connect in, TLS and login included, and to wait for any one reply.
             messages_per_connection: After so many messages a connection is replaced, as many servers end
@@ -62,7 +59,7 @@ class SmtpPool:
         To be awaited before recipients are claimed, so that an outage costs none of them an attempt.
 
         Raises:
-            SmtpUnreachable: It does not answer.
+            ChannelUnreachable: It does not answer.
         """
         if asyncio.get_running_loop().time() - self._heard_at < _FRESH_SECONDS:
             return
@@ -74,14 +71,14 @@ class SmtpPool:
         """Holds one of the connections.
 
         Raises:
-            SmtpUnreachable: None came free in time. What was claimed to be sent now must not go out long
+            ChannelUnreachable: None came free in time. What was claimed to be sent now must not go out long
                 after, when its claim has run out or its delivery was stopped.
         """
         try:
             async with asyncio.timeout(self._timeout):
                 await self._slots.acquire()
         except TimeoutError as error:
-            raise SmtpUnreachable(
+            raise ChannelUnreachable(
                 f"No connection to the SMTP server {self._url} came free within {self._timeout:g} s: "
                 f"it answers slowly, or not any more."
             ) from error
@@ -108,7 +105,7 @@ class SmtpPool:
         try:
             async with self._slot():
                 return await self._send(sender, recipient, message, smtputf8=smtputf8)
-        except SmtpUnreachable as error:
+        except ChannelUnreachable as error:
             return Failed("connection", retryable=True, detail=str(error))
 
     async def _send(self, sender: str, recipient: str, message: bytes, *, smtputf8: bool) -> Verdict:
@@ -178,12 +175,12 @@ class SmtpPool:
             smtp.close()
             self._heard_at = _NEVER
             if isinstance(error, aiosmtplib.SMTPAuthenticationError):
-                raise SmtpUnreachable(
+                raise ChannelUnreachable(
                     f"The SMTP server {self._url} refused the login: {in_words(error)}; "
                     f"check the user and the password in the SMTP URL."
                 ) from error
             if isinstance(error, aiosmtplib.SMTPException | OSError | ConnectionLost):
-                raise SmtpUnreachable(
+                raise ChannelUnreachable(
                     f"The SMTP server {self._url} cannot be used: {in_words(error)}; "
                     f"check that it runs and that the SMTP URL is right."
                 ) from error

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Final
 import aiosmtplib
 from aiosmtplib.protocol import normalize_message_line_endings
 
+from worker.channels.email.wire import SHUTTING_DOWN, WireLost, take_over
 from worker.domain.bounces import classify, reply_line
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
-from worker.email.wire import SHUTTING_DOWN, WireLost, take_over
 
 if TYPE_CHECKING:
+    from worker.channels.email.replies import Reply
     from worker.domain.verdicts import Verdict
-    from worker.email.replies import Reply
 
 _GOODBYE_SECONDS: Final = 2.0
 """How long a server may take to answer QUIT; nothing hangs on it."""

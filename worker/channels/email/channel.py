@@ -10,18 +10,18 @@ from pydantic import ValidationError
 
 from contracts.base import explain
 from contracts.sends import message_id
+from worker.channels.email.message import MessageBuilder
 from worker.domain.content import ContentInvalid, EmailContent
 from worker.domain.mailbox import MailboxInvalid, mailbox
 from worker.domain.templates import Renderer, RenderFailed
 from worker.domain.verdicts import Failed
-from worker.email.message import MessageBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from contracts.sends import Send
+    from worker.channels.email.smtp import SmtpPool
     from worker.domain.verdicts import Verdict
-    from worker.email.smtp import SmtpPool
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class EmailChannel:
         """Returns once the SMTP server answers; to be awaited before recipients are claimed.
 
         Raises:
-            SmtpUnreachable: It does not.
+            ChannelUnreachable: It does not.
         """
         await self._pool.ready()
 

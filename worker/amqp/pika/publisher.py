@@ -12,8 +12,9 @@ from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError, PublishErr
 from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.routing import CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
-from worker.amqp.connection import OUT_OF_REACH, RECONNECT_INTERVAL, BrokerForbids
+from worker.amqp.errors import RECONNECT_INTERVAL, BrokerForbids
 from worker.amqp.messages import Unroutable
+from worker.amqp.pika.connection import OUT_OF_REACH
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,30 +17,25 @@ from contracts import routing
 from contracts.base import explain
 from contracts.commands import Confirm, Control, Reason, Reply, Status
 from contracts.states import State
-from worker.db import commands, deliveries, outcomes, pages
+from worker.amqp.requests import reply_to, take_each
+from worker.db import accounts, commands, deliveries, pages
 from worker.db.outage import outlast
 from worker.domain.authority import standing
-from worker.domain.confirm import (
-    Refused,
-    authorise,
-    check_confirm,
-    summary,
-    unknown_delivery,
-    validity_end,
-    words,
-)
+from worker.domain.confirmation import check_confirm, summary
+from worker.domain.deliveries import unknown_delivery, validity_end, words
+from worker.domain.operators import Role, refuse_operator
+from worker.domain.refusals import Refused
 from worker.domain.states import Move, sources, targets
-from worker.services.requests import reply_to, take_each
 
 if TYPE_CHECKING:
     import asyncio
 
+    from worker.amqp.dead import DeadQueue
     from worker.amqp.messages import Consumer, Incoming, Publisher
+    from worker.auth.authority import Authority
     from worker.db.pool import Database, Transaction
     from worker.domain.authority import Bearer
-    from worker.domain.confirm import Delivery
-    from worker.services.authority import Authority
-    from worker.services.dead import DeadQueue
+    from worker.domain.deliveries import Delivery
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -145,9 +140,11 @@ class ConfirmService:
             await deliveries.authorise(tx, command.delivery_id, command.operator, by_token=bearer is not None)
             return await self._confirm(tx, command_id, command, delivery, now)
         move = _MOVES[routing_key]
-        refused = authorise(operator, command.operator, f"{move.value} a delivery")
+        refused = refuse_operator(
+            operator, command.operator, Role.START_DELIVERIES, f"{move.value} a delivery"
+        )
         # Before the row's lock: claims hold this lock and then read the row.
-        await outcomes.close_claims(tx, command.delivery_id)
+        await accounts.close_claims(tx, command.delivery_id)
         delivery = await deliveries.read_for_update(tx, command.delivery_id)
         if refused is not None or delivery is None:
             return _refused(command_id, command, refused or unknown_delivery(command.delivery_id), delivery)
@@ -213,7 +210,7 @@ class ConfirmService:
             )
             return _refused(command_id, command, refused, delivery)
         if move is Move.STOP:
-            await outcomes.cancel_remaining(tx, number, self._shard)
+            await accounts.cancel_remaining(tx, number, self._shard)
         if move is Move.RESUME:
             await pages.reopen_all(tx, number)
         return Reply(

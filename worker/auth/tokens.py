@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from worker.domain.authority import Bearer
-from worker.domain.confirm import Role
+from worker.domain.operators import Role
 from worker.settings import SettingsError
 
 if TYPE_CHECKING:

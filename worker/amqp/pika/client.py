@@ -12,9 +12,10 @@ from aio_pika.exceptions import AMQPChannelError, DeliveryError, PublishError
 from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.routing import AUTHORIZATION, COMMANDS, CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
-from worker.amqp.connection import OUT_OF_REACH, BrokerForbids, BrokerUnreachable
+from worker.amqp.errors import BrokerForbids, BrokerUnreachable
 from worker.amqp.messages import Unroutable
-from worker.amqp.publisher import APP_ID
+from worker.amqp.pika.connection import OUT_OF_REACH
+from worker.amqp.pika.publisher import APP_ID
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection, HeadersType

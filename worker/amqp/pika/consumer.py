@@ -15,9 +15,9 @@ import aiormq
 import structlog
 
 from worker.amqp.buffer import Buffer
-from worker.amqp.connection import OUT_OF_REACH
 from worker.amqp.ledger import Ledger
 from worker.amqp.messages import Incoming
+from worker.amqp.pika.connection import OUT_OF_REACH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,30 +14,14 @@ import aio_pika
 import aiormq.exceptions
 from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
-from worker.amqp import properties
+from worker.amqp.errors import RECONNECT_INTERVAL, BrokerUnreachable
+from worker.amqp.pika import properties
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractRobustConnection
 
-RECONNECT_INTERVAL: Final = 1
-"""Seconds between attempts to connect again."""
-
 OUT_OF_REACH: Final = (*CONNECTION_EXCEPTIONS, TimeoutError)
 """What aio-pika raises when the broker is not there."""
-
-
-class BrokerUnreachable(Exception):  # noqa: N818 - the name is the sentence
-    """The broker cannot be reached."""
-
-
-class BrokerForbids(Exception):  # noqa: N818 - the name is the sentence
-    """The broker user of SENDOFF_AMQP_URL lacks a permission; the message names it."""
-
-    def __init__(self, error: aiormq.exceptions.ChannelAccessRefused) -> None:
-        """Takes what the broker says, which names the user and what they may not touch."""
-        super().__init__(
-            f"The broker does not allow it: {error}. See which user this needs, and its permissions."
-        )
 
 
 @dataclass(frozen=True, slots=True)

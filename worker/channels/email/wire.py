@@ -12,10 +12,10 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final, cast
 
-from worker.email.replies import ReplyReader
+from worker.channels.email.replies import ReplyReader
 
 if TYPE_CHECKING:
-    from worker.email.replies import Reply
+    from worker.channels.email.replies import Reply
 
 SHUTTING_DOWN: Final = 421
 """The server's leave, which may come in place of any reply (RFC 5321 section 3.8)."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from contracts.commands import Reply, Status
-from worker.db import commands, deliveries, outcomes, unknown
+from worker.db import accounts, commands, deliveries, unknown
 from worker.domain.authority import standing
 from worker.domain.settlement import Settlement, check_settlement
 from worker.domain.states import Move, sources
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from contracts.states import State
     from worker.db.pool import Database
     from worker.domain.authority import Bearer
-    from worker.domain.confirm import Refused
+    from worker.domain.refusals import Refused
 
 COMMAND: Final = "delivery.settle-unknown"
 """The name in the command log."""
@@ -79,7 +79,7 @@ async def _batch(db: Database, request: Request, recipients: Sequence[int]) -> S
     number, how = request.delivery_id, request.how
     async with db.transaction() as tx:
         # A stop counts "the rest" with this lock alone, and a finish too.
-        await outcomes.share_claims(tx, number)
+        await accounts.share_claims(tx, number)
         operator = standing(await commands.read_operator(tx, request.operator), request.bearer)
         delivery = await deliveries.read_for_update(tx, number)
         now = await deliveries.now(tx)

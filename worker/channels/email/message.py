@@ -18,9 +18,9 @@ from email.utils import format_datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from worker.channels.email.body import BodyEncoder
 from worker.domain.mailbox import named_mailbox
 from worker.domain.templates import RenderFailed
-from worker.email.body import BodyEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

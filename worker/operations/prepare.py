@@ -18,10 +18,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from contracts.states import State
+from worker.channels.registry import address_rule, content_table
 from worker.db import commands, deliveries, partitions, preparation
 from worker.db.pool import COLLIDED, OUT_OF_REACH
-from worker.domain import templates
-from worker.domain.audience import address_rule, targets
+from worker.domain.audience import targets
 from worker.domain.delivery_file import DeliveryFileInvalid, parse_delivery_file
 from worker.domain.preparation import refuse_operator, refuse_state
 from worker.domain.recipients_file import RecipientsFile, RecipientsFileInvalid
@@ -80,13 +80,15 @@ async def prepare(db: Database, request: Request) -> Prepared:
             file is missing or broken. Nothing has changed.
     """
     with _refusing(request.file), request.file.open("rb") as file:
-        definition = parse_delivery_file(file.read(), request.channels)
+        tables = {name: content_table(name) for name in request.channels}
+        definition = parse_delivery_file(file.read(), tables)
     with contextlib.ExitStack() as stack:
         with _refusing(request.recipients):
             text = stack.enter_context(request.recipients.open(encoding="utf-8-sig", newline=""))
             recipients = RecipientsFile(text.readline)
             when = timing(definition, recipients.columns)
-        problems = templates.check(definition.email, recipients.columns) if definition.email else []
+        content = definition.content
+        problems = content_table(definition.channel).problems(content, recipients.columns) if content else []
         async with db.session() as session:
             async with session.connection.transaction():
                 await _guard(session, request)

@@ -1,0 +1,67 @@
+"""Batches of messages: taken, recorded in parts, and acknowledged part by part."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from worker.lifecycle import on_stop
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from worker.amqp.messages import Consumer, Incoming
+
+_PART_BYTES: Final = 250_000
+"""After how many bytes a part of a batch is full: with the shortest results, 2,000 of them."""
+_PARTS_AT_ONCE: Final = 2
+"""One is decoded while the database writes the other."""
+
+
+async def take_batches(
+    consumer: Consumer,
+    record: Callable[[list[Incoming]], Awaitable[None]],
+    stop: asyncio.Event,
+    *,
+    size: int,
+    age: float,
+) -> None:
+    """Records batches until `stop`; each part of one is acknowledged once it is recorded.
+
+    Args:
+        consumer: Of the queue.
+        record: Records messages, beside others that it is given at the same time; what it returned from is
+            committed, or in the dead queue.
+        stop: Ends it.
+        size: The most messages of a batch.
+        age: How old a batch may become, in seconds.
+    """
+
+    async def take(part: list[Incoming]) -> None:
+        await record(part)
+        consumer.settle(part)
+
+    await consumer.start()
+    async with on_stop(stop, consumer.stop):
+        while batch := await consumer.batch(size, age):
+            recording: set[asyncio.Task[None]] = set()
+            async with asyncio.TaskGroup() as group:
+                for part in _parts(batch):
+                    if len(recording) == _PARTS_AT_ONCE:
+                        _, recording = await asyncio.wait(recording, return_when=asyncio.FIRST_COMPLETED)
+                    recording.add(group.create_task(take(part)))
+    await consumer.close()
+
+
+def _parts(batch: list[Incoming]) -> Iterator[list[Incoming]]:
+    """Cuts a batch by its bytes, as a message may hold one result or a thousand."""
+    part: list[Incoming] = []
+    size = 0
+    for message in batch:
+        part.append(message)
+        size += len(message.body)
+        if size >= _PART_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part

@@ -1,0 +1,22 @@
+"""What either transport says when the broker is not there, or does not allow it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+RECONNECT_INTERVAL: Final = 1
+"""Seconds between attempts to connect again."""
+
+
+class BrokerUnreachable(Exception):  # noqa: N818 - the name is the sentence
+    """The broker cannot be reached."""
+
+
+class BrokerForbids(Exception):  # noqa: N818 - the name is the sentence
+    """The broker user of SENDOFF_AMQP_URL lacks a permission; the message names it."""
+
+    def __init__(self, error: Exception) -> None:
+        """Takes what the broker says, which names the user and what they may not touch."""
+        super().__init__(
+            f"The broker does not allow it: {error}. See which user this needs, and its permissions."
+        )

@@ -1,0 +1,43 @@
+"""The email channel as the registry has it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from worker.channels.email.channel import EmailChannel
+from worker.channels.email.smtp import SmtpPool
+from worker.channels.protocol import Kind, Probe
+from worker.domain import templates
+from worker.domain.audience import mail_address
+from worker.domain.content import EmailContent
+from worker.domain.delivery_file import ContentTable
+
+if TYPE_CHECKING:
+    from worker.settings import Settings
+
+
+EMAIL_CONTENT: Final = ContentTable("email", EmailContent, required=True, problems=templates.check)
+
+
+def _open(settings: Settings) -> EmailChannel:
+    return EmailChannel(
+        SmtpPool(settings.smtp_url, size=settings.smtp_connections, timeout=settings.smtp_timeout)
+    )
+
+
+async def _look(settings: Settings) -> None:
+    try:
+        pool = SmtpPool(
+            settings.smtp_url, size=1, timeout=min(settings.smtp_timeout, settings.connect_timeout)
+        )
+    except ValueError as error:
+        raise ValueError(f"SENDOFF_SMTP_URL: {error}") from error
+    try:
+        await pool.ready()
+    finally:
+        await pool.close()
+
+
+EMAIL: Final = Kind(
+    "email", address_rule=mail_address, content=EMAIL_CONTENT, open=_open, probe=Probe("relay", _look)
+)

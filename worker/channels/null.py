@@ -1,0 +1,46 @@
+"""The channel that sends nothing: for rehearsals and the bench."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from worker.channels.email.kind import EMAIL_CONTENT
+from worker.channels.protocol import Kind
+from worker.domain.audience import mail_address
+from worker.domain.verdicts import Accepted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from contracts.sends import Send
+    from worker.domain.verdicts import Verdict
+
+
+class NullChannel:
+    """Accepts everything and sends nothing."""
+
+    concurrency = None
+    _accepted = Accepted("null channel")
+
+    async def ready(self) -> None:
+        """Always ready."""
+
+    def prepare(self, content: Mapping[str, Any]) -> None:
+        """Needs no content."""
+
+    async def send(self, compiled: None, send: Send) -> Verdict:  # noqa: ARG002 - the protocol's
+        """Accepts."""
+        return self._accepted
+
+    async def close(self) -> None:
+        """Holds nothing."""
+
+
+NULL: Final = Kind(
+    "null",
+    # A rehearsal checks what `email` would check.
+    address_rule=mail_address,
+    content=replace(EMAIL_CONTENT, required=False),
+    open=lambda _: NullChannel(),
+)

@@ -1,0 +1,43 @@
+"""How many recipients a delivery has, and what to say where a result names nobody."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from worker.db import accounts
+from worker.db.outage import outlast
+
+if TYPE_CHECKING:
+    from worker.db.pool import Database
+
+_DELIVERIES_KEPT: Final = 1_000
+"""Bounds the memory, nothing else."""
+
+
+class Audiences:
+    """How many recipients confirmed deliveries have; the number is fixed, so it is kept."""
+
+    def __init__(self, db: Database) -> None:
+        """Takes the database."""
+        self._db = db
+        self._sizes: dict[int, int] = {}
+
+    async def size(self, delivery_id: int) -> int:
+        """Returns it; 0 where there is no such delivery, it was never confirmed, or has left by retention."""
+        if delivery_id not in self._sizes:
+            size = await outlast(
+                lambda: accounts.audience_size(self._db, delivery_id), "reading an audience's size"
+            )
+            if not size:
+                return 0
+            if len(self._sizes) >= _DELIVERIES_KEPT:
+                self._sizes.clear()
+            self._sizes[delivery_id] = size
+        return self._sizes[delivery_id]
+
+
+def nobody(size: int) -> str:
+    """Says why there is no such recipient in a delivery of a size."""
+    if not size:
+        return "The delivery does not exist, was never confirmed, or has left by retention."
+    return f"The delivery has {size} recipients, and none of this number."

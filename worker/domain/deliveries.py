@@ -1,0 +1,93 @@
+"""A delivery as the rules know it. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from contracts.commands import Reason
+from worker.domain.refusals import Refused
+from worker.domain.schedule import written
+
+if TYPE_CHECKING:
+    from datetime import datetime, timedelta
+
+    from contracts.commands import Wave
+    from contracts.states import State
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What the rules need to know of a delivery."""
+
+    delivery_id: int
+    label: str
+    channel: str
+    state: State
+    preparation: int
+    to_deliver: int
+    contact_date: datetime | None
+    time_zone: str | None
+    valid_for: timedelta
+    valid_until: datetime | None
+    confirmed_at: datetime | None
+    late_limit: timedelta | None = None
+    """How late it may start; None for however late."""
+    messages_per_hour: int | None = None
+    last_due_at: datetime | None = None
+    """When the last recipients with a time of their own are due; None where there are none."""
+    purged_at: datetime | None = None
+    """When its recipients left by retention; None where they are there."""
+
+    def too_late(self, now: datetime) -> str | None:
+        """Says why it may not start any more, or None where it may.
+
+        Args:
+            now: The time, aware.
+        """
+        if self.contact_date is None or self.late_limit is None or now <= self.contact_date + self.late_limit:
+            return None
+        return (
+            f"it was due at {shown(self.contact_date)} and may start {written(self.late_limit)} late at"
+            f" most, and it is {shown(now)} now"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Waves:
+    """How a delivery is dealt out over time, as far as a person is shown it."""
+
+    count: int
+    """How many waves there are."""
+    shown: tuple[Wave, ...]
+    """The first of them."""
+
+
+def validity_end(delivery: Delivery, now: datetime) -> datetime:
+    """Returns until when sending and retrying may go on: the contact date, or now, plus the validity."""
+    if delivery.valid_until is not None:
+        return delivery.valid_until
+    return (delivery.contact_date or now) + delivery.valid_for
+
+
+def unknown_delivery(delivery_id: int) -> Refused:
+    """Refuses a command for a delivery that does not exist."""
+    return Refused(Reason.DELIVERY_UNKNOWN, f"There is no delivery {delivery_id}.")
+
+
+def left_by_retention(delivery_id: int, purged_at: datetime) -> str:
+    """Says that nothing can be done with a delivery any more, nor its log be read."""
+    return (
+        f"The recipients and the log of delivery {delivery_id} left by retention at {shown(purged_at)};"
+        " its KPIs are kept."
+    )
+
+
+def shown(moment: datetime) -> str:
+    """Returns a moment as a person reads it: ISO 8601, to the second."""
+    return moment.isoformat(timespec="seconds")
+
+
+def words(state: State) -> str:
+    """Returns a state as a person says it."""
+    return state.value.replace("_", " ")
