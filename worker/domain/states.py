@@ -1,4 +1,4 @@
-"""The states of a delivery and the one table of legal moves (DESIGN §3)."""
+"""The states of a delivery and the one table of legal moves."""
 
 from __future__ import annotations
 
