@@ -71,7 +71,7 @@ async def open_connection(url: str, *, name: str, timeout: float) -> AbstractRob
 
 
 async def _connect(url: str, name: str, timeout: float) -> AbstractRobustConnection:  # noqa: ASYNC109
-    properties.forgive()
+    properties.read_leniently()
     try:
         async with asyncio.timeout(timeout):
             return await aio_pika.connect_robust(
