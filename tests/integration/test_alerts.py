@@ -13,7 +13,7 @@ from contracts import routing
 from contracts.events import Criterion, Event
 from tests.integration.test_events import heard, listener
 from tests.integration.test_late_results import waits_for_a_row
-from tests.stack import until
+from tests.support.stack import until
 from worker.cli import app
 from worker.db import alerts, deliveries
 from worker.domain.states import Move
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 OFTEN: dict[str, Any] = {"alert_interval": 0.05, "tick": 0.05}
 

@@ -22,7 +22,7 @@ from worker.db import operators
 from worker.domain.operators import Role
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 REVOKED = (
     "It was not started: “ana”, who confirmed or resumed it, no longer holds the Start deliveries role"

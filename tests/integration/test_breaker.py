@@ -12,12 +12,12 @@ from contracts.results import BounceKind, BounceReason, Fault
 from tests.integration.test_delivery import Counting
 from tests.integration.test_events import FINISHED, PAUSED, RESUMED, heard, listener
 from tests.integration.test_results import bounced, confirmed, drained, result
-from tests.stack import until
+from tests.support.stack import until
 from worker.domain.verdicts import Bounced
 
 if TYPE_CHECKING:
     from contracts.sends import Send
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.domain.verdicts import Verdict
 
 REASON = "The circuit breaker paused it: hard bounces 10.89 % of 101 attempted, limit 10 %."

@@ -12,7 +12,7 @@ import structlog.testing
 import uvloop
 from pamqp import commands
 
-from tests.integration.bulk_peers import SECONDS, FakeBroker, Proxy, until
+from tests.support.bulk_peers import SECONDS, FakeBroker, Proxy, until
 from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.errors import ChannelClosed, ConnectionLost
 from worker.amqp.bulk.publisher import BulkPublisher
@@ -22,7 +22,7 @@ from worker.amqp.messages import Outgoing, Unroutable
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.integration.bulk_peers import Peer
+    from tests.support.bulk_peers import Peer
     from worker.settings import Settings
 
 PUBLISH = (60, 40)

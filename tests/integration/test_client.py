@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
     Handler = Callable[[AbstractIncomingMessage], Awaitable[None]]
 

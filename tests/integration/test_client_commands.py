@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.proxy import CutProxy
-from tests.stack import until
+from tests.support.proxy import CutProxy
+from tests.support.stack import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
     Sendoff = Callable[..., subprocess.CompletedProcess[str]]
     Call = Callable[..., Any]

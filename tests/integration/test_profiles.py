@@ -17,7 +17,7 @@ from tests.integration.test_results import bounced, result
 from tests.integration.test_retention import long_ago
 from tests.integration.test_retries import LATER, SOON, agrees, counted, log
 from tests.integration.test_tracking import event, publish, recorded
-from tests.stack import until
+from tests.support.stack import until
 from worker.db import accounts, preparation, profiles, retention
 from worker.domain.erasure import fingerprint
 from worker.domain.settlement import Settlement
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
     Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -14,7 +14,7 @@ from tests.integration.test_partitions import age
 from tests.integration.test_results import bounced, result
 from tests.integration.test_retries import agrees, counted
 from tests.integration.test_tracking import event
-from tests.stack import until
+from tests.support.stack import until
 from worker.db import retention as steps
 from worker.domain.retention import read_age
 from worker.domain.settlement import Settlement
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
     Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -12,7 +12,7 @@ from contracts import results, routing
 from contracts.results import Bounce, BounceKind, BounceReason, Error, Fault, Sent
 from tests.integration.test_delivery import Counting
 from tests.integration.test_results import bounced, confirmed, drained, result
-from tests.stack import until
+from tests.support.stack import until
 from worker.db import accounts, deliveries, pages
 from worker.domain.outcomes import facts
 from worker.domain.retry import Retries
@@ -20,7 +20,7 @@ from worker.domain.verdicts import Accepted, Bounced, Failed
 
 if TYPE_CHECKING:
     from contracts.sends import Send
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.domain.verdicts import Verdict
 
 SOON: dict[str, Any] = {"retry_delays": (0.2,), "tick": 0.05}

@@ -10,7 +10,7 @@ import asyncio
 import pytest
 
 from contracts.results import BounceKind
-from tests.integration.scripted_smtp import DROP, LARGE, MESSAGE, SILENCE, Server, running, send
+from tests.support.scripted_smtp import DROP, LARGE, MESSAGE, SILENCE, Server, running, send
 from worker.channels.email.smtp import SmtpPool
 from worker.channels.protocol import ChannelUnreachable
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure

@@ -9,7 +9,7 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.integration.scripted_smtp import DROP, LARGE, MESSAGE, SILENCE, Server, running, send
+from tests.support.scripted_smtp import DROP, LARGE, MESSAGE, SILENCE, Server, running, send
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
 
 UNKNOWN_USER = "550 5.1.1 User unknown"

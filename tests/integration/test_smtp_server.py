@@ -17,7 +17,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from contracts.results import BounceKind, BounceReason, Fault
 from contracts.sends import Send
-from tests.integration import scripted_smtp
+from tests.support import scripted_smtp
 from worker.channels.email.channel import EmailChannel
 from worker.channels.email.smtp import SmtpPool
 from worker.channels.protocol import ChannelUnreachable

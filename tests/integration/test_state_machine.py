@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
     from contracts.commands import Reply
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.bootstrap import Worker
 
 RECIPIENTS = 6

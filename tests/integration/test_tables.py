@@ -22,7 +22,7 @@ from worker.db import stats
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.db.pool import Database
 
 SHAPES = [

@@ -7,11 +7,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from contracts import routing
-from tests.stack import until
+from tests.support.stack import until
 from worker.db import accounts, pages
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.db.pages import Page
 
 PER_SECOND = 20

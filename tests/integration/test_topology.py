@@ -8,7 +8,7 @@ from contracts import routing
 from worker.amqp import topology
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 
 async def test_declaring_twice_changes_nothing(stack: Stack) -> None:

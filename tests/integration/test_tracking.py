@@ -10,13 +10,13 @@ import pytest
 
 from contracts import routing
 from contracts.tracking import TrackingEvent
-from tests.stack import until
+from tests.support.stack import until
 from worker.db import deliveries, tracking
 from worker.domain.machines import own_rules
 from worker.domain.tracking import judge
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 AT = "2026-11-23T10:00:00Z"
 EARLIER = "2026-11-23T09:00:00Z"

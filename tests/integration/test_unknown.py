@@ -14,7 +14,7 @@ from tests.integration.test_delivery import Counting
 from tests.integration.test_events import heard, listener
 from tests.integration.test_results import bounced, result
 from tests.integration.test_retries import SOON, agrees, counted, log, states
-from tests.stack import until
+from tests.support.stack import until
 from worker.domain.settlement import Settlement
 from worker.operations import settle
 from worker.operations.settle import Request
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 QUICK = SOON | {"page_look_after": 0.05, "claim_lease": 0.3}
 
