@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from contracts import routing
-from tests.integration.test_outcome_law import NOON, RETRIES, Report, snapshot
+from tests.integration.test_outcome_convergence import NOON, RETRIES, Report, snapshot
 from tests.integration.test_results import bounced, confirmed, drained, result
 from tests.integration.test_retries import agrees, counted, log
 from tests.support.stack import until

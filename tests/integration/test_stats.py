@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from contracts import routing
 from contracts.tracking import TrackingEvent
-from tests.integration.test_outcome_law import RETRIES, Report, snapshot
+from tests.integration.test_outcome_convergence import RETRIES, Report, snapshot
 from tests.integration.test_results import confirmed, result
 from tests.integration.test_retries import counted
 from tests.integration.test_tracking import event

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from contracts import routing
 from contracts.commands import Reply
-from tests.faults.test_kill import worker
+from tests.faults.test_killed_processes import worker
 from tests.integration.test_events import CONFIRMED, PAUSED, STARTED, STOPPED, heard, listener, outbox
 from tests.support.proxy import CutProxy
 from tests.support.stack import until
