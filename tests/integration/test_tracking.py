@@ -290,7 +290,9 @@ async def test_a_planted_drift_is_found_and_repaired(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("transport", ["bulk", "aio-pika"])
-async def test_an_array_of_a_thousand_over_either_transport(stack: Stack, transport: str) -> None:
+async def test_an_array_of_a_thousand_events_is_recorded_over_either_transport(
+    stack: Stack, transport: str
+) -> None:
     number = await confirmed(stack, 1_000)
     async with stack.running("tracking", transport=transport):
         await publish(stack, *(event(number, r, "open", f"e{r}") for r in range(1, 1_001)))
