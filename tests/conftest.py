@@ -13,7 +13,7 @@ import asyncpg
 import hypothesis
 import pytest
 
-from tests.stack import Stack
+from tests.support.stack import Stack
 from worker.db.migrate import migrate
 from worker.db.pool import Database, open_database
 from worker.settings import Settings, read_settings

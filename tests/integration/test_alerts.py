@@ -13,7 +13,7 @@ from contracts import routing
 from contracts.events import Criterion, Event
 from tests.integration.test_events import heard, listener
 from tests.integration.test_late_results import waits_for_a_row
-from tests.stack import until
+from tests.support.stack import until
 from worker.cli import app
 from worker.db import alerts, deliveries
 from worker.domain.states import Move
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from click.testing import Result
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 OFTEN: dict[str, Any] = {"alert_interval": 0.05, "tick": 0.05}
 
@@ -122,7 +122,9 @@ CASES: list[tuple[str, dict[str, str], dict[str, str]]] = [
 """Of each criterion of states and times: a delivery just past its threshold, and one just not."""
 
 
-async def test_states_and_times(stack: Stack) -> None:
+async def test_each_alert_on_a_state_or_a_time_is_raised_beyond_its_limit_and_not_within(
+    stack: Stack,
+) -> None:
     expected = []
     for criterion, wrong, right in CASES:
         expected.append((await delivery(stack, **wrong), criterion))
@@ -135,7 +137,9 @@ async def test_states_and_times(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("hard", 5), ("soft", 10)])
-async def test_shares_of_bounces(stack: Stack, kind: str, limit: int) -> None:
+async def test_a_share_of_bounces_alerts_above_its_limit_and_from_enough_attempts_on(
+    stack: Stack, kind: str, limit: int
+) -> None:
     bounced = f"bounced_{kind}"
     over = await delivery(stack, 300)
     await count(stack, over, **{"sent": 199 - 2 * limit, bounced: 2 * limit + 1})
@@ -168,7 +172,9 @@ async def test_bounces_of_a_delivery_that_has_not_started_are_told_and_stop_no_a
     assert row["since"] == own["confirmed_at"]
 
 
-async def test_throughput(stack: Stack) -> None:
+async def test_a_slow_delivery_alerts_unless_it_is_limited_paused_by_waves_small_or_young(
+    stack: Stack,
+) -> None:
     async def one(rate: int, recipients: int = 1_000, pending: int = 60, **columns: str) -> int:
         number = await delivery(stack, recipients, **columns)
         await sampled(stack, number, "5 minutes", 100)
@@ -214,7 +220,7 @@ async def invoke(stack: Stack, *args: object) -> Result:
     return await asyncio.to_thread(CliRunner().invoke, app, ["alert", *map(str, args)], env=env)
 
 
-async def test_thresholds_are_changed(stack: Stack) -> None:
+async def test_the_command_lists_alerts_and_changes_their_thresholds(stack: Stack) -> None:
     async def run(*args: object) -> str:
         done = await invoke(stack, *args)
         assert done.exit_code == 0, done.output

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contracts import routing
+from tests.integration.test_authentication import TOKENS, bearing, token
 from tests.integration.test_events import (
     CONFIRMED,
     FINISHED,
@@ -17,12 +18,11 @@ from tests.integration.test_events import (
     heard,
     listener,
 )
-from tests.integration.test_speakers import TOKENS, bearing, token
 from worker.db import operators
 from worker.domain.operators import Role
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 REVOKED = (
     "It was not started: “ana”, who confirmed or resumed it, no longer holds the Start deliveries role"

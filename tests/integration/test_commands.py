@@ -16,7 +16,7 @@ from worker.lifecycle import pause
 from worker.operations.prepare import PreparationRefused
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 
 def confirm(number: int, **changes: Any) -> dict[str, Any]:

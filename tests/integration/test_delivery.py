@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from contracts import routing
 from contracts.sends import Send
 from sql import queries
-from tests.stack import until
+from tests.support.stack import until
 from worker.amqp import topology
 from worker.channels.null import NullChannel
 from worker.db import accounts, pages
 from worker.domain.verdicts import Accepted, Unsure
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.domain.verdicts import Verdict
 
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from contracts import routing
 from contracts.events import DeliveryEvent
-from tests.stack import until
+from tests.support.stack import until
 from worker.db import deliveries
 from worker.domain.states import Move
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractQueue
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 SCHEDULED = "[schedule]\ncontact_date = 2099-01-01T09:00:00Z"
 CONFIRMED, STARTED, PAUSED, RESUMED, STOPPED, FINISHED = (

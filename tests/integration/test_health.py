@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from contracts import routing
-from tests.faults.proxy import CutProxy
-from tests.stack import until
+from tests.support.proxy import CutProxy
+from tests.support.stack import until
 from worker.telemetry.health import serving
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import AsyncIterator, Callable
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 
 def get(port: int, path: str) -> tuple[int, str]:

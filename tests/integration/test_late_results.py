@@ -7,15 +7,15 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from contracts import routing
-from tests.integration.test_outcome_law import NOON, RETRIES, Report, snapshot
+from tests.integration.test_outcome_convergence import NOON, RETRIES, Report, snapshot
 from tests.integration.test_results import bounced, confirmed, drained, result
 from tests.integration.test_retries import agrees, counted, log
-from tests.stack import until
+from tests.support.stack import until
 from worker.db import accounts, deliveries
 from worker.domain.outcomes import REPLY_LIMIT, facts
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 
 async def _started(stack: Stack, recipients: int) -> int:

@@ -98,7 +98,7 @@ async def test_no_database_is_told_without_the_password() -> None:
 
 
 @pytest.mark.usefixtures("tidy_broker")
-def test_the_command_can_run_twice(sendoff: Sendoff, empty_database: str) -> None:
+def test_migrate_can_run_twice(sendoff: Sendoff, empty_database: str) -> None:
     env = {"SENDOFF_DATABASE_URL": empty_database}
     first, second = sendoff("migrate", env=env), sendoff("migrate", env=env)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr

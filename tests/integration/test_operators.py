@@ -36,7 +36,7 @@ async def test_every_change_says_whether_it_was_one(db: Database) -> None:
     assert [await operators.set_operator_active(db, "ana", active=True) for _ in range(2)] == [True, False]
 
 
-async def test_nobody_is_told_from_no_change(db: Database) -> None:
+async def test_a_change_to_an_unknown_operator_is_told_from_no_change(db: Database) -> None:
     assert await operators.grant_role(db, "eve", Role.START_DELIVERIES) is None
     assert await operators.revoke_role(db, "eve", Role.START_DELIVERIES) is None
     assert await operators.set_operator_active(db, "eve", active=False) is None
@@ -124,7 +124,9 @@ def test_the_command_line_is_idempotent_and_speaks_in_sentences(sendoff: Sendoff
         (["add", "a\nb"], 2, "printable characters"),
     ],
 )
-def test_what_cannot_be_done_is_refused(sendoff: Sendoff, words: list[str], status: int, reason: str) -> None:
+def test_a_wrong_name_or_role_is_refused(
+    sendoff: Sendoff, words: list[str], status: int, reason: str
+) -> None:
     refused = sendoff("operator", *words)
     assert refused.returncode == status
     assert reason in refused.stderr

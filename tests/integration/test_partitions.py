@@ -19,7 +19,7 @@ from worker.operations.prepare import Request
 if TYPE_CHECKING:
     import pytest
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 BIG = r"\b(recipient|exclusion|outcome|tracking_event|tracked_recipient)_\d+\b"
 

@@ -17,7 +17,7 @@ from tests.integration.test_results import bounced, result
 from tests.integration.test_retention import long_ago
 from tests.integration.test_retries import LATER, SOON, agrees, counted, log
 from tests.integration.test_tracking import event, publish, recorded
-from tests.stack import until
+from tests.support.stack import until
 from worker.db import accounts, preparation, profiles, retention
 from worker.domain.erasure import fingerprint
 from worker.domain.settlement import Settlement
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
     Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -232,7 +232,7 @@ async def test_who_is_unknown_is_not_sent_to_again(stack: Stack) -> None:
     assert (dict(channel.tries), row["unknown"]) == ({1: 1}, 1)
 
 
-async def test_erased_before_the_confirmation_and_before_another_preparation(stack: Stack) -> None:
+async def test_who_was_erased_before_the_confirmation_is_kept_out_until_prepared_again(stack: Stack) -> None:
     number = await prepared(stack)
     assert (await erased(stack)).kept_from == 1
     assert await stack.prepare([ROWS[0], ROWS[2]], columns=COLUMNS, delivery=number) == number
@@ -249,7 +249,7 @@ async def test_erased_before_the_confirmation_and_before_another_preparation(sta
     assert (dict(channel.tries), row["excluded_late"]) == ({1: 1, 2: 1}, 1)
 
 
-async def test_prepared_again_meanwhile_nobody_else_is_erased(
+async def test_an_erasure_beside_another_preparation_erases_nobody_else(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another file numbers recipients otherwise: a number that was read before may be of somebody else."""
@@ -322,7 +322,9 @@ async def test_who_may_not_is_refused_and_the_command_log_names_nobody_who_was_e
     assert {json.loads(r["body"])["profile_sha256"] for r in rows} == {fingerprint(WHO)}
 
 
-async def test_the_command(stack: Stack, sendoff: Sendoff) -> None:
+async def test_erase_asks_for_a_yes_and_the_administration_role_and_says_what_it_did(
+    stack: Stack, sendoff: Sendoff
+) -> None:
     await sent(stack)
     run = lambda *args: asyncio.to_thread(sendoff, "erase", WHO, "--operator", *args)  # noqa: E731
     asks = await run(ADMIN)
@@ -340,7 +342,7 @@ async def test_the_command(stack: Stack, sendoff: Sendoff) -> None:
     assert (again.returncode, again.stderr) == (1, f"Nothing is held of the profile “{WHO}”.\n")
 
 
-async def test_the_log_can_be_narrowed(stack: Stack, sendoff: Sendoff) -> None:
+async def test_the_log_is_narrowed_by_bounce_reason_status_and_domain(stack: Stack, sendoff: Sendoff) -> None:
     number = await sent(stack)
     async with stack.running("results"):
         await stack.publish(routing.RESULTS, "bounce", bounced(number, 2))

@@ -10,13 +10,13 @@ import pytest
 
 from contracts import results, routing
 from contracts.results import Bounce, BounceKind, BounceReason, Error, Fault, Sent
-from tests.stack import until
+from tests.support.stack import until
 from worker.domain.outcomes import REPLY_LIMIT, fold
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 AT = "2026-11-23T10:00:00Z"
 LATER = "2026-11-25T10:00:00Z"

@@ -14,7 +14,7 @@ from tests.integration.test_partitions import age
 from tests.integration.test_results import bounced, result
 from tests.integration.test_retries import agrees, counted
 from tests.integration.test_tracking import event
-from tests.stack import until
+from tests.support.stack import until
 from worker.db import retention as steps
 from worker.domain.retention import read_age
 from worker.domain.settlement import Settlement
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
     Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -230,7 +230,7 @@ async def test_a_removal_that_died_between_a_detachment_and_a_drop_goes_on(stack
     assert await partitions_left(stack) == {"100001"}
 
 
-async def test_two_do_not_remove_at_once(stack: Stack) -> None:
+async def test_of_two_removals_at_once_one_is_refused(stack: Stack) -> None:
     async with stack.db.session() as session:
         assert await steps.lock(session)
         with pytest.raises(retention.RetentionRefused, match="Another process"):
@@ -265,7 +265,7 @@ async def test_the_command_shows_and_removes_only_when_told(stack: Stack, sendof
 
 
 @pytest.mark.parametrize("text", ["", "0d", "12m", "1.5d", "-3d", "400", "400 d", "999999d", "٣d"])
-def test_an_age_that_is_none_is_refused(text: str) -> None:
+def test_an_age_that_is_not_a_number_of_days_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="days"):
         read_age(text)
     assert read_age(" 400d ") == AGE

@@ -12,7 +12,7 @@ from contracts import results, routing
 from contracts.results import Bounce, BounceKind, BounceReason, Error, Fault, Sent
 from tests.integration.test_delivery import Counting
 from tests.integration.test_results import bounced, confirmed, drained, result
-from tests.stack import until
+from tests.support.stack import until
 from worker.db import accounts, deliveries, pages
 from worker.domain.outcomes import facts
 from worker.domain.retry import Retries
@@ -20,7 +20,7 @@ from worker.domain.verdicts import Accepted, Bounced, Failed
 
 if TYPE_CHECKING:
     from contracts.sends import Send
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.domain.verdicts import Verdict
 
 SOON: dict[str, Any] = {"retry_delays": (0.2,), "tick": 0.05}
@@ -65,7 +65,9 @@ async def agrees(stack: Stack, number: int) -> bool:
     return bool(answer["drift"] == {})
 
 
-async def test_they_are_tried_again_until_it_works_or_the_limit_is_reached(stack: Stack) -> None:
+async def test_soft_bounces_and_retryable_errors_are_tried_again_until_sent_or_the_limit_is_reached(
+    stack: Stack,
+) -> None:
     number = await stack.prepare(30)
     channel = Failing(
         {3: [FULL, Accepted("fine")], 4: [FULL], 5: [BUSY, BUSY, Accepted("fine")], 6: [BUSY, FULL]}
@@ -150,7 +152,7 @@ async def test_a_stop_leaves_those_who_wait_with_what_stands(stack: Stack) -> No
         await until(lambda: counted(stack, number, sent=1, bounced_soft=2, retrying=0))
 
 
-async def test_results_that_come_while_a_retry_is_planned(stack: Stack) -> None:
+async def test_a_result_that_wins_ends_a_planned_retry_and_one_that_does_not_leaves_it(stack: Stack) -> None:
     """What wins over the fact ends its retry; what does not leaves it; a later attempt stands over both."""
     number = await stack.prepare(6)
     first = {1: FULL, 2: BUSY, 3: FULL, 4: BUSY, 5: FULL, 6: FULL}

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contracts import routing
-from tests.stack import until
+from tests.support.stack import until
 from worker.operations.prepare import PreparationRefused
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 FAR = "[schedule]\ncontact_date = 2099-01-01T09:00:00Z\n"
 SKIP = FAR + 'late = "skip"\nlate_limit = "2h"\n'

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
     from contracts.commands import Reply
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.bootstrap import Worker
 
 RECIPIENTS = 6
@@ -260,7 +260,9 @@ async def worker(stack: Stack) -> AsyncIterator[Worker]:
 
 
 @pytest.mark.timeout(300)
-def test_no_sequence_breaks_a_rule(stack: Stack, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
+def test_no_sequence_of_commands_and_losses_breaks_a_rule(
+    stack: Stack, worker: Worker, loop: asyncio.AbstractEventLoop
+) -> None:
     Deliveries.stack, Deliveries.worker, Deliveries.loop = stack, worker, loop
     profile = settings(
         max_examples=EXAMPLES, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from contracts import routing
 from contracts.tracking import TrackingEvent
-from tests.integration.test_outcome_law import RETRIES, Report, snapshot
+from tests.integration.test_outcome_convergence import RETRIES, Report, snapshot
 from tests.integration.test_results import confirmed, result
 from tests.integration.test_retries import counted
 from tests.integration.test_tracking import event
-from tests.stack import until
+from tests.support.stack import until
 from worker.cli import app
 from worker.db import accounts, stats, tracking
 from worker.db.pool import open_database
@@ -27,7 +27,7 @@ from worker.domain.tracking import judge
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractQueue
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 PARTS = (
     "sent",

@@ -10,13 +10,13 @@ import pytest
 
 from contracts import routing
 from contracts.tracking import TrackingEvent
-from tests.stack import until
+from tests.support.stack import until
 from worker.db import deliveries, tracking
 from worker.domain.machines import own_rules
 from worker.domain.tracking import judge
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 AT = "2026-11-23T10:00:00Z"
 EARLIER = "2026-11-23T09:00:00Z"
@@ -290,7 +290,9 @@ async def test_a_planted_drift_is_found_and_repaired(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("transport", ["bulk", "aio-pika"])
-async def test_an_array_of_a_thousand_over_either_transport(stack: Stack, transport: str) -> None:
+async def test_an_array_of_a_thousand_events_is_recorded_over_either_transport(
+    stack: Stack, transport: str
+) -> None:
     number = await confirmed(stack, 1_000)
     async with stack.running("tracking", transport=transport):
         await publish(stack, *(event(number, r, "open", f"e{r}") for r in range(1, 1_001)))

@@ -242,7 +242,9 @@ REPLIES = [
     REPLIES,
     ids=[f"{code} {text[:50]}" for code, text, *_ in REPLIES],
 )
-def test_real_replies(code: int, text: str, kind: BounceKind, reason: BounceReason, fault: Fault) -> None:
+def test_a_reply_of_a_real_server_has_its_kind_reason_and_fault(
+    code: int, text: str, kind: BounceKind, reason: BounceReason, fault: Fault
+) -> None:
     meaning = classify(code, text)
     assert (meaning.kind, meaning.reason, meaning.fault) == (kind, reason, fault)
 
@@ -283,7 +285,11 @@ _TEXTS = st.one_of(
 
 
 @given(code=st.integers(400, 599), text=_TEXTS, recipient_named=st.booleans())
-def test_laws(code: int, text: str, recipient_named: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
+def test_only_a_permanent_refusal_of_the_named_recipient_is_hard(
+    code: int,
+    text: str,
+    recipient_named: bool,  # noqa: FBT001 - drawn by hypothesis
+) -> None:
     meaning = classify(code, text, recipient_named=recipient_named)
     assert meaning.status[0] == str(code)[0]
     if meaning.kind is HARD:

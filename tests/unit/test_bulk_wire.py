@@ -174,7 +174,9 @@ def test_whatever_pamqp_writes_is_read_the_same_however_it_is_cut(
 
 @settings(max_examples=20)
 @given(st.lists(spoken(), min_size=1, max_size=2))
-def test_the_same_is_read_byte_by_byte(said: list[tuple[bytes, list[tuple[Any, ...]]]]) -> None:
+def test_whatever_pamqp_writes_is_read_the_same_byte_by_byte(
+    said: list[tuple[bytes, list[tuple[Any, ...]]]],
+) -> None:
     data = b"".join(part for part, _ in said)
     assert read(data, list(range(len(data)))) == [event for _, events in said for event in events]
 

@@ -55,7 +55,7 @@ def test_the_table_becomes_a_content_and_back() -> None:
         ({"headers": {"X-A": " "}}, "blank"),
     ],
 )
-def test_what_is_refused(change: dict[str, Any], words: str) -> None:
+def test_a_content_that_would_break_or_forge_a_message_is_refused(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         EmailContent.model_validate(GOOD | change)
 
@@ -71,7 +71,9 @@ def test_what_is_refused(change: dict[str, Any], words: str) -> None:
         ('"a b"@example.org', Mailbox("", '"a b"@example.org')),
     ],
 )
-def test_addresses_in_the_form_of_the_wire(text: str, expected: Mailbox) -> None:
+def test_an_address_takes_the_form_of_the_wire_and_tells_whether_it_needs_smtputf8(
+    text: str, expected: Mailbox
+) -> None:
     assert mailbox(text) == expected
 
 
@@ -81,7 +83,7 @@ def test_addresses_in_the_form_of_the_wire(text: str, expected: Mailbox) -> None
      "ana@example.org\r\nRCPT TO:<eve@example.org>", "Ana <ana@example.org>", "ana@example.org SIZE=1",
      "ana@exa\x00mple.org", "a..b@example.org", "ana@-example.org"],
 )  # fmt: skip
-def test_what_is_no_bare_address(text: str) -> None:
+def test_anything_but_one_bare_address_is_refused(text: str) -> None:
     with pytest.raises(MailboxInvalid):
         mailbox(text)
 
@@ -96,6 +98,6 @@ def test_an_address_that_is_taken_fits_into_a_command(text: str) -> None:
     assert found.smtputf8 is not found.address.isascii()
 
 
-def test_a_display_name() -> None:
+def test_a_display_name_is_read_apart_from_its_address() -> None:
     assert named_mailbox('"News, daily" <news@example.org>') == Mailbox("News, daily", "news@example.org")
     assert named_mailbox("Übersicht <news@bücher.example>").domain == "xn--bcher-kva.example"

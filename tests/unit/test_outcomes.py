@@ -44,7 +44,9 @@ def standing(*results: Sent | Bounce | Error) -> OutcomeStatus:
         ([bounce(BounceKind.IGNORED), sent()], OutcomeStatus.BOUNCED_IGNORED),
     ],
 )
-def test_what_stands(results: list[Sent | Bounce | Error], status: OutcomeStatus) -> None:
+def test_the_weightiest_fact_stands_whatever_came_first(
+    results: list[Sent | Bounce | Error], status: OutcomeStatus
+) -> None:
     assert standing(*results) is status
 
 
@@ -84,7 +86,7 @@ _results = st.one_of(
         lambda r: st.tuples(st.just(r), st.permutations(r + r))
     )
 )
-def test_order_and_repetition_do_not_matter(
+def test_order_and_repetition_do_not_change_what_is_folded(
     case: tuple[list[Sent | Bounce | Error], list[Sent | Bounce | Error]],
 ) -> None:
     once, shuffled_twice = case

@@ -66,7 +66,7 @@ def test_a_rehearsal_needs_no_content_and_has_defaults() -> None:
         ("90d", timedelta(days=90)),
     ],
 )
-def test_durations(written: str, duration: timedelta) -> None:
+def test_a_duration_is_a_number_of_minutes_hours_or_days(written: str, duration: timedelta) -> None:
     assert parse(FULL.replace('"3d"', f'"{written}"')).valid_for == duration
 
 

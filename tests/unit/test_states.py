@@ -28,5 +28,5 @@ def test_a_resume_has_no_single_target() -> None:
         target(Move.RESUME)
 
 
-def test_the_page_is_drawn_from_the_table() -> None:
+def test_the_diagram_in_the_docs_is_drawn_from_the_table_of_moves() -> None:
     assert draw_states.PAGE.read_text() == draw_states.page()

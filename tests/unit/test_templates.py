@@ -39,7 +39,7 @@ class TestCheck:
             "no template at all, 100 % {plain}",
         ],
     )
-    def test_nothing_to_say(self, text: str) -> None:
+    def test_a_template_with_known_variables_has_no_problem(self, text: str) -> None:
         assert check(content(text=text), COLUMNS) == []
 
     def test_an_unknown_variable_is_named_with_its_part_and_line(self) -> None:
@@ -69,12 +69,12 @@ class TestCheck:
             ("{{ lipsum() }}", "unknown variable “lipsum”"),
         ],
     )
-    def test_what_is_wrong(self, text: str, words: str) -> None:
+    def test_a_problem_is_one_sentence_with_its_part_and_line(self, text: str, words: str) -> None:
         (problem,) = check(content(text=text), COLUMNS)
         assert words in problem
         assert problem.endswith(".")
 
-    def test_all_parts_are_looked_at(self) -> None:
+    def test_every_part_of_a_content_is_checked(self) -> None:
         wrong = "{{ nobody }}"
         problems = check(
             content(subject=wrong, text=wrong, html=wrong, to_name=wrong, headers={"X-A": wrong}), COLUMNS
@@ -87,14 +87,14 @@ class TestCheck:
             "headers.X-A",
         ]
 
-    def test_a_column_hidden_by_a_built_in_variable(self) -> None:
+    def test_a_column_that_a_built_in_variable_hides_is_told_where_it_is_used(self) -> None:
         (problem,) = check(content(text="{{ recipient }}"), (*COLUMNS, "recipient"))
         assert "the column “recipient” cannot be used in templates" in problem
         assert check(content(text="{{ address }}"), (*COLUMNS, "recipient")) == []
 
 
 class TestRender:
-    def test_every_part(self) -> None:
+    def test_every_part_is_rendered_and_only_html_is_escaped(self) -> None:
         rendered = render(
             {"name": "Zoë & Bob"},
             subject="Hi {{ name }}",
@@ -164,7 +164,7 @@ class TestRender:
         assert words in str(failure.value)
         assert str(failure.value).startswith("text")
 
-    def test_ordinary_arithmetic(self) -> None:
+    def test_arithmetic_within_bounds_is_allowed(self) -> None:
         rendered = render({"v": "ab", "n": 3}, text="{{ v * n }} {{ n * 2.5 }} {{ 2 ** n }} {{ -n * v }}")
         assert rendered.text == "ababab 7.5 8 "
 

@@ -17,7 +17,7 @@ from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
 
 from contracts.results import BounceKind, BounceReason, Fault
 from contracts.sends import Send
-from tests.integration import scripted_smtp
+from tests.support import scripted_smtp
 from worker.channels.email.channel import EmailChannel
 from worker.channels.email.smtp import SmtpPool
 from worker.channels.protocol import ChannelUnreachable
@@ -163,7 +163,9 @@ async def test_a_connection_is_replaced_after_its_share() -> None:
         ("spam@example.net", (BounceKind.SOFT, BounceReason.SPAM, "5.7.1", Fault.CONTENT)),
     ],
 )
-async def test_refusals(address: str, expected: tuple[object, ...]) -> None:
+async def test_a_refused_recipient_is_a_bounce_with_its_kind_reason_status_and_fault(
+    address: str, expected: tuple[object, ...]
+) -> None:
     sink = Sink()
     async with serving(sink) as where, channel_to(f"smtp://{where}", size=1) as channel:
         compiled = channel.prepare(CONTENT)
@@ -173,7 +175,7 @@ async def test_refusals(address: str, expected: tuple[object, ...]) -> None:
     assert (verdict.kind, verdict.reason, verdict.status, verdict.fault) == expected
 
 
-async def test_international_addresses() -> None:
+async def test_international_addresses_go_as_utf8_and_international_domains_as_ascii() -> None:
     sink = Sink()
     async with serving(sink) as where, channel_to(f"smtp://{where}") as channel:
         compiled = channel.prepare(CONTENT)
@@ -187,7 +189,7 @@ async def test_international_addresses() -> None:
     assert not by_domain.smtp_utf8
 
 
-async def test_a_server_without_smtputf8() -> None:
+async def test_an_international_address_fails_for_good_on_a_server_without_smtputf8() -> None:
     sink = Sink()
     async with (
         serving(sink, enable_SMTPUTF8=False) as where,
@@ -200,7 +202,7 @@ async def test_a_server_without_smtputf8() -> None:
         assert isinstance(await channel.send(compiled, to("ana@bücher.example")), Accepted)
 
 
-async def test_a_message_larger_than_the_server_takes() -> None:
+async def test_a_message_larger_than_the_server_takes_is_a_soft_bounce_of_its_content() -> None:
     async with serving(Sink(), data_size_limit=500) as where, channel_to(f"smtp://{where}") as channel:
         verdict = await channel.send(channel.prepare(CONTENT), to("ana@example.net", first_name="x" * 600))
     assert isinstance(verdict, Bounced)
@@ -211,7 +213,7 @@ async def test_a_message_larger_than_the_server_takes() -> None:
     )
 
 
-async def test_what_never_reaches_the_server() -> None:
+async def test_line_breaks_in_a_header_or_an_address_never_reach_the_server() -> None:
     sink = Sink()
     async with serving(sink) as where, channel_to(f"smtp://{where}") as channel:
         compiled = channel.prepare(CONTENT)
@@ -232,7 +234,9 @@ async def test_what_never_reaches_the_server() -> None:
         ({"text": None, "html": None}, "empty"),
     ],
 )
-async def test_a_content_for_nobody(change: dict[str, Any], words: str) -> None:
+async def test_a_content_that_suits_no_recipient_is_refused_with_its_place(
+    change: dict[str, Any], words: str
+) -> None:
     async with channel_to("smtp://localhost:1") as channel:
         assert channel.concurrency == 2
         with pytest.raises(ContentInvalid, match=words):
@@ -266,7 +270,7 @@ def context(certificate: Path) -> ssl.SSLContext:
     return made
 
 
-async def test_tls_from_the_first_byte(certificate: Path) -> None:
+async def test_smtps_encrypts_from_the_first_byte_and_checks_the_certificate(certificate: Path) -> None:
     sink = Sink()
     async with serving(sink, tls=context(certificate)) as where:
         async with channel_to(f"smtps://{where}?ca={certificate}") as channel:
@@ -296,7 +300,9 @@ def test_a_large_body_lost_on_its_way_over_tls_was_not_sent(
     assert server.seen["CONNECT"] == 2
 
 
-async def test_starttls_and_login(certificate: Path) -> None:
+async def test_a_login_goes_over_starttls_and_a_refused_one_is_told_without_the_password(
+    certificate: Path,
+) -> None:
     sink = Sink()
     options = {
         "tls_context": context(certificate),
@@ -321,7 +327,7 @@ async def test_starttls_and_login(certificate: Path) -> None:
     assert sink.encrypted == [True]
 
 
-async def test_starttls_is_insisted_on() -> None:
+async def test_a_server_without_starttls_is_refused_where_the_url_asks_for_it() -> None:
     sink = Sink()
     async with serving(sink) as where, channel_to(f"smtp+starttls://{where}") as channel:
         with pytest.raises(ChannelUnreachable, match="STARTTLS"):
@@ -340,7 +346,7 @@ async def test_starttls_is_insisted_on() -> None:
         ("smtps://localhost?ca=missing.pem", "missing.pem"),
     ],
 )
-def test_wrong_urls(url: str, words: str) -> None:
+def test_a_wrong_smtp_url_is_refused_with_its_fault_and_without_the_password(url: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as wrong:
         SmtpPool(url, size=1, timeout=1)
     assert "secret" not in str(wrong.value)

@@ -81,7 +81,7 @@ def test_a_body_in_pieces_is_encoded_as_it_is_whole(pieces: list[str], fixed: st
         ["a\r", "\nb\nc\n"],
     ],
 )
-def test_pieces_that_meet_at_line_ends(pieces: list[str]) -> None:
+def test_pieces_that_meet_at_a_line_end_are_encoded_as_one_text(pieces: list[str]) -> None:
     encoder = BodyEncoder("html", pieces)
     assert encoder.encode(pieces) == encoder.encode_whole("".join(pieces))
 
@@ -146,7 +146,7 @@ def test_an_encoded_word_is_the_standard_librarys(value: str, name: str) -> None
     assert message._encoded_words(name, value) == f"{name}: {header}"  # noqa: SLF001
 
 
-def test_the_date_is_the_messages_own() -> None:
+def test_each_message_carries_its_own_date() -> None:
     content = EmailContent.model_validate({"from": "n@example.org", "subject": "a", "text": "b"})
     builder, rendered = MessageBuilder(content), Renderer(content).render({})
     for hours in (0, 2, 0):

@@ -22,18 +22,18 @@ def after(window: ClaimWindow, seconds: float, rate: float) -> float:
 
 
 @pytest.mark.parametrize(("rate", "size"), [(0, 20), (100, 30), (2_000, 220), (90_000, 500)])
-def test_it_is_a_tenth_of_a_second_beyond_what_keeps_the_channel_busy(rate: float, size: int) -> None:
+def test_the_window_is_a_tenth_of_a_second_beyond_what_keeps_the_channel_busy(rate: float, size: int) -> None:
     window = ClaimWindow(20, 500)
     assert window.free(0, after(window, 1, rate)) == pytest.approx(size, abs=1)
 
 
-def test_it_shrinks_again() -> None:
+def test_the_window_shrinks_when_the_channel_sends_no_more() -> None:
     window = ClaimWindow(20, 500)
     now = after(window, 1, 2_000)
     assert window.free(0, now + 60) == 20
 
 
-def test_it_waits_until_half_of_it_is_free() -> None:
+def test_the_window_waits_until_half_of_it_is_free() -> None:
     window = ClaimWindow(20, 500)
     assert [window.free(claimed, 0) for claimed in (0, 9, 10, 11, 20)] == [20, 11, 10, 0, 0]
 

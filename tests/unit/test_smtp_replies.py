@@ -39,7 +39,7 @@ def test_replies_come_back_from_any_pieces(
     assert reader.between_replies
 
 
-def test_a_bare_code_and_octets_that_are_no_text() -> None:
+def test_a_code_without_text_and_octets_that_are_not_utf8_are_a_reply() -> None:
     assert list(ReplyReader().feed(b"250\r\n550 caf\xe9\r\n")) == [Reply(250, ""), Reply(550, "caf\udce9")]
 
 
@@ -55,12 +55,12 @@ def test_a_bare_code_and_octets_that_are_no_text() -> None:
         b"250-x\r\n" * 5000,
     ],
 )
-def test_what_is_no_reply(data: bytes) -> None:
+def test_bytes_that_are_no_reply_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="the server's reply"):
         list(ReplyReader().feed(data))
 
 
-def test_what_came_before_it_counts() -> None:
+def test_a_reply_before_bytes_that_are_none_still_counts() -> None:
     replies = ReplyReader().feed(b"250 Ok\r\nhello\r\n")
     assert next(replies) == Reply(250, "Ok")
     with pytest.raises(ValueError, match="hello"):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from contracts import routing
 from contracts.sends import Send
 from tests.integration.test_results import result
-from tests.stack import until
+from tests.support.stack import until
 from worker.amqp import topology
 from worker.channels.null import NullChannel
 from worker.domain.verdicts import Accepted, Unsure
@@ -17,7 +17,7 @@ from worker.domain.verdicts import Accepted, Unsure
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.domain.verdicts import Verdict
 
 QUICK = {"claim_lease": 0.1, "page_look_after": 0.1, "tick": 0.05}

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.faults.proxy import CutProxy
-from tests.stack import until
+from tests.support.proxy import CutProxy
+from tests.support.stack import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
     Sendoff = Callable[..., subprocess.CompletedProcess[str]]
     Call = Callable[..., Any]
@@ -93,7 +93,7 @@ class Terminal:
             return
 
 
-async def test_a_delivery_from_the_summary_to_the_log(stack: Stack, call: Call) -> None:
+async def test_commands_take_a_delivery_from_its_summary_to_its_log(stack: Stack, call: Call) -> None:
     number = await stack.prepare(["a@example.org", "b@example.org", "b@example.org", "nobody"])
     async with stack.running():
         done = await call("confirm", number, "--operator", "ana", "--yes")
@@ -175,7 +175,7 @@ async def test_control_is_answered_and_shown_and_a_refusal_is_status_1(stack: St
         (["log", 999, "--csv", "--json"], 2, "Choose one of --csv and --json."),
     ],
 )
-async def test_what_is_wrong_is_a_sentence_and_a_status(
+async def test_what_a_delivery_command_cannot_do_is_a_sentence_and_a_status(
     stack: Stack,  # noqa: ARG001 - the queues, with nobody behind them
     call: Call,
     arguments: list[object],
@@ -204,7 +204,7 @@ async def test_a_broker_that_is_away_is_one_sentence_and_status_3(call: Call) ->
         ("\x03", 130, "ready", "Nothing was confirmed, and nothing is sent."),
     ],
 )
-async def test_the_ok_is_asked_for_in_a_terminal(
+async def test_confirm_asks_for_the_ok_in_a_terminal(
     stack: Stack, key: str, status: int, state: str, sentence: str
 ) -> None:
     number = await stack.prepare(3)

@@ -20,7 +20,7 @@ import pytest
 from aiormq.exceptions import ChannelAccessRefused
 
 from contracts import routing
-from tests.stack import Stack, until
+from tests.support.stack import Stack, until
 from worker.amqp import topology
 from worker.amqp.errors import BrokerUnreachable
 from worker.amqp.pika.connection import open_connection

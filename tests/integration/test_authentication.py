@@ -14,14 +14,14 @@ import pytest
 from pydantic import SecretStr
 
 from contracts import routing
-from tests.stack import until
+from tests.support.stack import until
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
     Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from contracts import routing
 from contracts.tracking import TrackingEvent, TrackingKind, encode
-from tests.stack import until
+from tests.support.stack import until
 from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.bootstrap import Worker
 
 PEOPLE: Final = ["ana@example.org,p1", "bob@example.org,p2", "carl@example.org,p1", "Dora@example.org,"]

@@ -22,7 +22,7 @@ from worker.db import stats
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.db.pool import Database
 
 SHAPES = [
@@ -148,7 +148,9 @@ async def test_no_view_reads_a_whole_table_for_one_delivery(connection: Any, del
     ],
 )
 @pytest.mark.usefixtures("deliveries")
-async def test_a_view_that_does_is_found_out(connection: Any, view: str, found: list[str]) -> None:
+async def test_the_check_finds_a_view_that_reads_a_whole_table(
+    connection: Any, view: str, found: list[str]
+) -> None:
     await connection.execute(f"CREATE VIEW sendoff.bad AS {view}")
     said = " ".join(await read_wholly(connection, "SELECT * FROM sendoff.bad WHERE delivery_id = 1"))
     assert all(part in said for part in found), said

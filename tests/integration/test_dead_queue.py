@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts import routing
-from tests.stack import until
+from tests.support.stack import until
 from worker.amqp.pika.connection import open_connection
 from worker.amqp.pika.dead import open_dead_letters, origin
 from worker.amqp.topology import DELIVERY_LIMIT
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractIncomingMessage
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.settings import Settings
 
     Sendoff = Callable[..., subprocess.CompletedProcess[str]]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
     Handler = Callable[[AbstractIncomingMessage], Awaitable[None]]
 
@@ -83,7 +83,7 @@ async def test_without_an_answer_the_command_stays_queued_and_its_id_is_told(
 
 
 @pytest.mark.parametrize("names", ["other", None])
-async def test_a_topology_that_is_not_there_is_named(
+async def test_asking_where_no_queue_listens_says_to_migrate(
     stack: Stack, connection: AbstractRobustConnection, names: str | None
 ) -> None:
     key = routing.COMPUTE_STATS if names else "delivery.nonsense"

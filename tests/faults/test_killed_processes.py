@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from contracts import routing
-from tests.stack import until
+from tests.support.stack import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]

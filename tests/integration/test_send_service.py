@@ -6,15 +6,15 @@ import asyncio
 import re
 from typing import TYPE_CHECKING
 
-from tests.integration.scripted_smtp import DROP, Server
-from tests.stack import until
+from tests.support.scripted_smtp import DROP, Server
+from tests.support.stack import until
 from worker.domain.window import ClaimWindow
 from worker.services import send
 
 if TYPE_CHECKING:
     import pytest
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 RECIPIENTS = 40
 

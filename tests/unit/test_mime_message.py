@@ -69,7 +69,7 @@ def body(message: EmailMessage, subtype: str = "plain") -> str:
     return content.replace("\r\n", "\n")
 
 
-def test_the_headers() -> None:
+def test_every_header_is_there_once_with_its_value() -> None:
     message = parse(
         build(html="<p>Hi</p>", reply_to="Answers <re@example.org>", to_name="Ana", headers={"X-A": "b"})
     )
@@ -124,7 +124,7 @@ def test_the_message_id_is_the_attempts_own() -> None:
         "",
     ],
 )
-def test_scripts_and_lengths(words: str) -> None:
+def test_words_of_any_script_and_length_come_back_from_every_part(words: str) -> None:
     raw = build(
         {"w": words}, subject="{{ w }}", to_name="{{ w }}", text="{{ w }}", headers={"X-W": "{{ w }}"}
     )
@@ -163,7 +163,7 @@ def test_any_body_comes_back(text: str) -> None:
         ("Привет", "base64"),
     ],
 )
-def test_the_transfer_encoding(text: str, encoding: str) -> None:
+def test_the_transfer_encoding_is_the_plainest_that_carries_the_text(text: str, encoding: str) -> None:
     message = parse(build({"v": text}, text="{{ v }}"))
     assert message["Content-Transfer-Encoding"] == encoding
     assert body(message).rstrip("\n") == text.rstrip("\n")
@@ -188,20 +188,20 @@ def test_a_display_name_cannot_add_an_address() -> None:
         assert to(build({"v": name}, to_name="{{ v }}")) == (name, "ana@example.net")
 
 
-def test_internationalised_addresses() -> None:
+def test_an_international_domain_is_ascii_and_an_international_local_part_stays() -> None:
     assert parse(build(to="ana@bücher.example"))["To"] == "ana@xn--bcher-kva.example"
     raw = build(to="δοκιμή@παράδειγμα.gr", to_name="Δοκιμή")
     assert "<δοκιμή@παράδειγμα.gr>".encode() in raw
 
 
 @pytest.mark.parametrize("address", ["x" * 900 + "@example.org", "ana@" + "long." * 190 + "org"])
-def test_an_address_that_no_command_and_no_line_can_carry(address: str) -> None:
+def test_an_address_too_long_for_a_command_is_refused(address: str) -> None:
     assert len(address) <= 1_000, "a send message may hold it"
     with pytest.raises(MailboxInvalid, match="too long"):
         build(to=address)
 
 
-def test_a_word_that_no_line_can_carry() -> None:
+def test_a_header_word_too_long_for_a_line_is_refused() -> None:
     with pytest.raises(RenderFailed, match="List-Unsubscribe"):
         build({"v": "x" * 2000}, headers={"List-Unsubscribe": "<https://example.org/{{ v }}>"})
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
     Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from contracts import routing
 from contracts.commands import Reply
-from tests.faults.proxy import CutProxy
-from tests.faults.test_kill import worker
+from tests.faults.test_killed_processes import worker
 from tests.integration.test_events import CONFIRMED, PAUSED, STARTED, STOPPED, heard, listener, outbox
-from tests.stack import until
+from tests.support.proxy import CutProxy
+from tests.support.stack import until
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 
 async def test_an_answer_that_a_killed_worker_owed_is_sent_by_another(stack: Stack) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import pytest
 
 from contracts.results import BounceKind
-from tests.integration.scripted_smtp import DROP, LARGE, MESSAGE, SILENCE, Server, running, send
+from tests.support.scripted_smtp import DROP, LARGE, MESSAGE, SILENCE, Server, running, send
 from worker.channels.email.smtp import SmtpPool
 from worker.channels.protocol import ChannelUnreachable
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
@@ -217,7 +217,9 @@ async def test_a_cancelled_send_leaves_no_connection_in_the_middle() -> None:
         ({"EHLO": [SILENCE]}, "cannot be used"),
     ],
 )
-async def test_not_ready(script: dict[str, list[str]], words: str) -> None:
+async def test_a_server_that_refuses_or_breaks_off_at_the_start_is_unreachable(
+    script: dict[str, list[str]], words: str
+) -> None:
     async with running(Server(**script), seconds=0.2) as pool:
         with pytest.raises(ChannelUnreachable, match=words):
             await pool.ready()
@@ -226,7 +228,7 @@ async def test_not_ready(script: dict[str, list[str]], words: str) -> None:
     assert (verdict.reason, verdict.retryable) == ("connection", True)
 
 
-async def test_not_ready_while_every_connection_hangs() -> None:
+async def test_the_pool_is_not_ready_while_every_connection_hangs() -> None:
     server = Server(RCPT=[SILENCE])
     async with running(server, seconds=0.3) as pool:
         sending = asyncio.create_task(send(pool))
@@ -247,7 +249,7 @@ async def test_ready_asks_a_server_that_was_quiet_for_long() -> None:
             assert server.seen["CONNECT"] == connections
 
 
-async def test_nobody_listens() -> None:
+async def test_a_closed_port_is_unreachable_and_named() -> None:
     closed = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     port = closed.sockets[0].getsockname()[1]
     closed.close()

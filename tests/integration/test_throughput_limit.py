@@ -7,11 +7,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from contracts import routing
-from tests.stack import until
+from tests.support.stack import until
 from worker.db import accounts, pages
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.db.pages import Page
 
 PER_SECOND = 20
@@ -119,7 +119,7 @@ async def test_a_turn_is_taken_once_and_time_is_not_saved_up(stack: Stack) -> No
     )
 
 
-async def test_retries_count_and_only_they(stack: Stack) -> None:
+async def test_only_the_retries_of_a_page_published_again_count_against_the_limit(stack: Stack) -> None:
     number = await confirmed(stack, 2 * PAGE)
     (page,) = await lease(stack)
     await pages.published(stack.db, page, "me", 30)
@@ -148,7 +148,7 @@ async def test_a_full_queue_holds_limited_deliveries_too(stack: Stack) -> None:
     assert len(await lease(stack)) == 1
 
 
-async def test_the_summary_says_the_limit(stack: Stack) -> None:
+async def test_the_summary_of_a_confirm_says_the_limit(stack: Stack) -> None:
     number = await stack.prepare(1, extra=LIMIT)
     async with stack.running("confirm"):
         answer = await stack.request(

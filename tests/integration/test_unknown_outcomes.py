@@ -14,7 +14,7 @@ from tests.integration.test_delivery import Counting
 from tests.integration.test_events import heard, listener
 from tests.integration.test_results import bounced, result
 from tests.integration.test_retries import SOON, agrees, counted, log, states
-from tests.stack import until
+from tests.support.stack import until
 from worker.domain.settlement import Settlement
 from worker.operations import settle
 from worker.operations.settle import Request
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 QUICK = SOON | {"page_look_after": 0.05, "claim_lease": 0.3}
 
@@ -45,7 +45,7 @@ async def asked(stack: Stack) -> list[dict[str, Any]]:
     )
 
 
-async def test_they_are_sent_again_and_the_delivery_goes_on_to_its_end(
+async def test_unknown_recipients_are_sent_to_again_and_the_delivery_finishes(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(settle, "_BATCH", 3)
@@ -70,7 +70,7 @@ async def test_they_are_sent_again_and_the_delivery_goes_on_to_its_end(
 
 
 @pytest.mark.parametrize(("how", "counter"), [(Settlement.SENT, "sent"), (Settlement.ERROR, "errors")])
-async def test_they_are_settled_and_a_late_result_still_wins(
+async def test_a_late_result_wins_over_what_an_operator_settled(
     stack: Stack, how: Settlement, counter: str
 ) -> None:
     number = await with_unknown(stack, 3, {1, 2, 3})
@@ -121,7 +121,7 @@ async def test_a_stop_makes_a_resend_unknown_again(stack: Stack) -> None:
     assert (await settle.settle(stack.db, Request(number, Settlement.ERROR, "ana"))).settled == 1
 
 
-async def test_who_may_not_is_refused_and_that_is_recorded(stack: Stack) -> None:
+async def test_an_operator_who_may_not_settle_is_refused_and_the_refusal_is_recorded(stack: Stack) -> None:
     await stack.operator("paul", "prepare_deliveries")
     number = await with_unknown(stack, 1, {1})
     for request, reason in (
@@ -146,7 +146,9 @@ async def test_who_may_not_is_refused_and_that_is_recorded(stack: Stack) -> None
     assert (await stack.deployment(number))["unknown"] == 1
 
 
-async def test_the_command(stack: Stack, sendoff: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+async def test_unknown_asks_for_a_yes_and_says_how_many_it_settled(
+    stack: Stack, sendoff: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     number = await with_unknown(stack, 3, {1, 2, 3})
     common = ("unknown", number, "--operator", "ana")
     run = lambda *more, **env: asyncio.to_thread(sendoff, *common, *more, **env)  # noqa: E731

@@ -29,7 +29,7 @@ from worker.domain.retry import Retries
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.bootstrap import Worker
 
 RECIPIENTS: Final = 5
