@@ -29,8 +29,8 @@ def test_pamqp_still_reads_properties_by_the_code_that_is_replaced() -> None:
     source = dedent(inspect.getsource(properties.PAMQPS_OWN))
     digest = hashlib.sha256(source.encode()).hexdigest()
     assert digest == "6dc3fcb6eff561fc4ab0eee10dba9499225b15d23f055052063e40e3f54686b8", (
-        "pamqp has changed the method that is replaced. Compare it with worker/amqp/pika/properties.py; where pamqp"
-        " no longer raises, remove the replacement."
+        "pamqp has changed the method that is replaced. Compare it with worker/amqp/pika/properties.py;"
+        " where pamqp no longer raises, remove the replacement."
     )
 
 
