@@ -20,6 +20,7 @@ from contracts.sends import Send
 from tests.support import scripted_smtp
 from worker.channels.email.channel import EmailChannel
 from worker.channels.email.smtp import SmtpPool
+from worker.channels.email.timeouts import Timeouts
 from worker.channels.protocol import ChannelUnreachable
 from worker.domain.content import ContentInvalid
 from worker.domain.verdicts import Accepted, Bounced, Failed
@@ -96,7 +97,7 @@ async def serving(sink: Sink, *, tls: ssl.SSLContext | None = None, **options: o
 
 @asynccontextmanager
 async def channel_to(url: str, *, size: int = 2, **options: object) -> AsyncIterator[EmailChannel]:
-    channel = EmailChannel(SmtpPool(url, size=size, timeout=60, **options))
+    channel = EmailChannel(SmtpPool(url, size=size, timeouts=Timeouts.all(60), **options))
     try:
         yield channel
     finally:
@@ -348,5 +349,5 @@ async def test_a_server_without_starttls_is_refused_where_the_url_asks_for_it() 
 )
 def test_a_wrong_smtp_url_is_refused_with_its_fault_and_without_the_password(url: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as wrong:
-        SmtpPool(url, size=1, timeout=1)
+        SmtpPool(url, size=1, timeouts=Timeouts.all(1))
     assert "secret" not in str(wrong.value)

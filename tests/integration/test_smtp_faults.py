@@ -10,8 +10,9 @@ import asyncio
 import pytest
 
 from contracts.results import BounceKind
-from tests.support.scripted_smtp import DROP, LARGE, MESSAGE, SILENCE, Server, running, send
+from tests.support.scripted_smtp import DROP, HOLD, LARGE, MESSAGE, SILENCE, Server, running, send
 from worker.channels.email.smtp import SmtpPool
+from worker.channels.email.timeouts import Timeouts
 from worker.channels.protocol import ChannelUnreachable
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
 
@@ -87,6 +88,36 @@ async def test_no_answer_after_the_dot_leaves_the_outcome_open(end: str) -> None
     assert isinstance(verdict, Unsure)
     assert len(server.bodies) == 1, "never sent again"
     assert server.seen["CONNECT"] == 1
+
+
+async def test_the_answer_to_the_dot_may_take_longer_than_any_other() -> None:
+    server = Server(DOT=[HOLD])
+    async with running(server, timeouts=Timeouts(0.1, 0.1, 0.1, 0.1, dot=30)) as pool:
+        sending = asyncio.create_task(send(pool))
+        await asyncio.wait_for(server.silent.wait(), 10)
+        await asyncio.wait([sending], timeout=0.5)
+        assert not sending.done()
+        server.release.set()
+        assert isinstance(await sending, Accepted)
+
+
+@pytest.mark.parametrize("end", ["250 2.0.0 " + "x" * 9_000, "250-" + "x" * 9_000 + "\r\n250 2.0.0 Ok"])
+async def test_a_long_answer_to_the_dot_counts_as_what_its_code_says(end: str) -> None:
+    async with running(Server(DOT=[end])) as pool:
+        verdict = await send(pool)
+        assert isinstance(verdict, Accepted)
+        assert isinstance(await send(pool), Accepted), "the connection goes on"
+
+
+@pytest.mark.parametrize("answer", ["500 what?", "502 5.5.1 EHLO is not known", "504 no"])
+async def test_a_server_that_does_not_know_ehlo_is_greeted_with_helo(answer: str) -> None:
+    server = Server(EHLO=[answer])
+    async with running(server) as pool:
+        await pool.ready()
+        assert isinstance(await send(pool), Accepted)
+    assert server.seen["HELO"] == 1
+    assert server.seen["CONNECT"] == 1
+    assert not any("SIZE" in command for command in server.commands), "nothing was offered"
 
 
 async def test_what_waits_too_long_for_a_connection_is_not_sent_any_more() -> None:
@@ -254,6 +285,6 @@ async def test_a_closed_port_is_unreachable_and_named() -> None:
     port = closed.sockets[0].getsockname()[1]
     closed.close()
     await closed.wait_closed()
-    pool = SmtpPool(f"smtp://127.0.0.1:{port}", size=1, timeout=5)
+    pool = SmtpPool(f"smtp://127.0.0.1:{port}", size=1, timeouts=Timeouts.all(5))
     with pytest.raises(ChannelUnreachable, match=f"The SMTP server 127.0.0.1:{port} cannot be used"):
         await pool.ready()

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from worker.channels.email.smtp import SmtpPool
+from worker.channels.email.timeouts import Timeouts
 
 if TYPE_CHECKING:
     import ssl
@@ -18,13 +19,14 @@ if TYPE_CHECKING:
 MESSAGE = b"Subject: hello\r\n\r\n.a line with a dot\r\n..\r\nend\r\n"
 LARGE = b"Subject: large\r\n\r\n" + (b"0123456789" * 7 + b"\r\n") * 250_000
 """18 MB: more than the kernel takes for a peer that does not read."""
-DROP, SILENCE = "drop", "silence"
+DROP, SILENCE, HOLD = "drop", "silence", "hold"
 
 
 class Server:
     """Follows a script: for each verb the replies to give in turn, the last one for ever.
 
-    A reply is a line, `drop` (abort the connection) or `silence` (neither read nor answer any more).
+    A reply is a line, `drop` (abort the connection), `silence` (neither read nor answer any more) or `hold`
+    (answer as servers do once `release` is set).
     `CONNECT`, `BODY` (before any of the body is read) and `DOT` (when the final dot has been read) stand for
     those moments. Unscripted, it answers as servers do: nothing after a refused MAIL, no DATA for nobody.
     """
@@ -49,6 +51,7 @@ class Server:
         """Bodies that came whole, as they were on the wire."""
         self.commands: list[str] = []
         self.silent = asyncio.Event()
+        self.release = asyncio.Event()
         self._over = asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -112,6 +115,10 @@ class Server:
         self.seen[verb] += 1
         if verb == "DOT":
             self.ends.append((self._body, reply))
+        if reply == HOLD:
+            self.silent.set()
+            await self.release.wait()
+            reply = default
         if reply == DROP:
             return False
         if reply == SILENCE:
@@ -146,10 +153,11 @@ async def running(
     seconds: float = 5.0,
     tls: ssl.SSLContext | None = None,
     url: str = "smtp://127.0.0.1:{port}",
+    timeouts: Timeouts | None = None,
 ) -> AsyncIterator[SmtpPool]:
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, limit=2**25, ssl=tls)
     port = listening.sockets[0].getsockname()[1]
-    pool = SmtpPool(url.format(port=port), size=size, timeout=seconds)
+    pool = SmtpPool(url.format(port=port), size=size, timeouts=timeouts or Timeouts.all(seconds))
     try:
         yield pool
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from worker.channels.email.replies import Reply, ReplyReader
@@ -51,8 +51,8 @@ def test_a_code_without_text_and_octets_that_are_not_utf8_are_a_reply() -> None:
         b"25\r\n",
         b"+25 Ok\r\n",
         "２５０ Ok\r\n".encode(),
-        b"250-" + b"x" * 9000,
-        b"250-x\r\n" * 5000,
+        b"250-" + b"x" * (1 << 20),
+        b"250-x\r\n" * 160_000,
     ],
 )
 def test_bytes_that_are_no_reply_are_refused(data: bytes) -> None:
@@ -65,3 +65,27 @@ def test_a_reply_before_bytes_that_are_none_still_counts() -> None:
     assert next(replies) == Reply(250, "Ok")
     with pytest.raises(ValueError, match="hello"):
         next(replies)
+
+
+@given(
+    code=st.integers(200, 599),
+    lines=st.lists(st.integers(0, 30_000), min_size=1, max_size=100),
+    cuts=st.lists(st.integers(0, 500_000), max_size=5),
+)
+@example(code=250, lines=[9_000], cuts=[])
+def test_a_long_reply_is_read_by_its_code_and_its_text_is_cut(
+    code: int, lines: list[int], cuts: list[int]
+) -> None:
+    texts = ["x" * length for length in lines]
+    data = "".join(
+        f"{code}{'-' if number < len(texts) else ' '}{text}\r\n" for number, text in enumerate(texts, 1)
+    ).encode()
+    assume(len(data) < 1 << 20)
+    reader, found = ReplyReader(), []
+    for start, end in pairwise([0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]):
+        found += reader.feed(data[start:end])
+    (reply,) = found
+    assert reply.code == code
+    assert len(reply.text) <= 65 * 8_192
+    assert "\n".join(texts).startswith(reply.text.split("\n")[0])
+    assert reader.between_replies
