@@ -91,6 +91,7 @@ async def test_looking_changes_neither_what_is_there_nor_its_order(dead: Dead) -
         "reason": "It could not be read.",
         "exchange": dead.stack.names.exchange(routing.RESULTS),
         "routing_key": "sent",
+        "vouched": False,
         "bytes": 1,
         "message_id": "id-1",
     }
@@ -190,18 +191,74 @@ async def test_what_cannot_go_back_is_kept_and_the_rest_goes(dead: Dead) -> None
     assert answer["replayed"] == 2
     assert [k["position"] for k in answer["kept"]] == [1, 2, 4]
     unroutable, gone, nameless = (k["because"] for k in answer["kept"])
-    assert unroutable.startswith("No queue takes the exchange")
-    assert "no-such-exchange" in gone
-    assert nameless == "It does not say where it was first published to."
+    results = dead.stack.names.exchange(routing.RESULTS)
+    claim = "Its headers claim the exchange “{}” with the key “{}”: no queue of ours is behind them."
+    assert unroutable == claim.format(results, "no-such-key")
+    assert gone == claim.format("no-such-exchange", "sent")
+    assert nameless == "Nobody vouches for where it was first published to."
     assert await dead.depth(routing.SENT_QUEUE) == 2
     assert (await dead.list())["total"] == 3
 
 
 async def test_a_replay_of_all_ends_though_everything_dies_again(dead: Dead) -> None:
-    await dead.bury(*(b"%d" % i for i in range(20)), exchange=dead.stack.names.exchange(routing.DEAD))
-    ran = await dead.run("replay", "--all", "--json")
-    assert json.loads(ran.stdout) == {"replayed": 20, "kept": []}
-    assert await dead.depth() == 20
+    await dead.bury(*(b"%d" % i for i in range(20)))
+    async with dead.stack.running("results"):
+        ran = await dead.run("replay", "--all", "--json")
+        assert json.loads(ran.stdout) == {"replayed": 20, "kept": []}
+
+        async def all_are_back() -> bool:
+            return await dead.depth() == 20
+
+        await until(all_are_back)
+
+
+async def die(dead: Dead, exchange: str, key: str, queue: str, **properties: Any) -> None:
+    """Publishes a message, and has the broker give it up."""
+    await dead.stack.publish(exchange, key, b"{}", **properties)
+    async with dead.stack.connection.channel() as channel:
+        source = await channel.get_queue(dead.stack.names.queue(queue), ensure=False)
+        await (await source.get(timeout=10)).reject(requeue=False)
+
+    async def there() -> bool:
+        return await dead.depth() == 1
+
+    await until(there)
+
+
+async def test_a_publisher_cannot_have_its_message_replayed_to_anothers_exchange(dead: Dead) -> None:
+    names = dead.stack.names
+    forged = {
+        routing.HEADER_REASON: "All is well.",
+        routing.HEADER_EXCHANGE: names.exchange(routing.SENDS),
+        routing.HEADER_ROUTING_KEY: "null",
+    }
+    await die(dead, routing.TRACKING, routing.OPEN, routing.TRACKING_QUEUE, headers=forged)
+    (found,) = (await dead.list())["messages"]
+    assert (found["exchange"], found["routing_key"], found["vouched"]) == (
+        names.exchange(routing.TRACKING),
+        routing.OPEN,
+        True,
+    )
+    assert found["reason"].startswith("The broker gave it up")
+    assert (await dead.run("replay", 1)).returncode == 0
+    assert await dead.depth(routing.TRACKING_QUEUE) == 1
+    assert await dead.depth(routing.send_queue("null")) == 0
+
+
+async def test_nor_by_an_entry_of_its_own_among_the_brokers(dead: Dead) -> None:
+    names = dead.stack.names
+    death = {
+        "queue": names.queue(routing.TRACKING_QUEUE),
+        "reason": "rejected",
+        "exchange": names.exchange(routing.SENDS),
+        "routing-keys": ["null"],
+        "count": 1,
+    }
+    await die(dead, routing.TRACKING, routing.OPEN, routing.TRACKING_QUEUE, headers={"x-death": [death]})
+    (found,) = (await dead.list())["messages"]
+    assert found["exchange"] in (None, names.exchange(routing.TRACKING))
+    await dead.run("replay", 1)
+    assert await dead.depth(routing.send_queue("null")) == 0
 
 
 async def test_a_drop_needs_a_yes(dead: Dead) -> None:
@@ -243,6 +300,6 @@ _JSON = st.recursive(
     st.dictionaries(st.sampled_from(["x-death", *vars(routing)["BINDINGS"], routing.HEADER_REASON]), _JSON)
 )
 def test_no_headers_break_the_reading_of_their_origin(headers: dict[str, Any]) -> None:
-    reason, exchange, key = origin(headers)
+    reason, exchange, key, _ = origin(headers, routing.Names())
     assert reason
     assert (exchange is None) == (key is None)
