@@ -16,7 +16,6 @@ from tests.support.results import bounced, result
 from tests.support.stack import until
 from tests.support.tracking import event
 from worker.db import retention as steps
-from worker.domain.retention import read_age
 from worker.domain.settlement import Settlement
 from worker.operations import retention, settle
 from worker.operations.prepare import PreparationRefused
@@ -243,10 +242,3 @@ async def test_the_command_shows_and_removes_only_when_told(stack: Stack, sendof
     assert (done.returncode, answer["removed"], answer["sets"][0]["recipients"]) == (0, [1], 3)
     again = await run("--older-than", "400d", "--yes")
     assert (again.returncode, again.stdout.splitlines()[-1]) == (0, "Nothing is to be removed.")
-
-
-@pytest.mark.parametrize("text", ["", "0d", "12m", "1.5d", "-3d", "400", "400 d", "999999d", "٣d"])
-def test_an_age_that_is_not_a_number_of_days_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="days"):
-        read_age(text)
-    assert read_age(" 400d ") == AGE
