@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from contracts import routing
 from contracts.commands import Reply
-from tests.faults.test_killed_processes import worker
-from tests.integration.test_events import CONFIRMED, PAUSED, STARTED, STOPPED, heard, listener, outbox
+from tests.support.events import CONFIRMED, PAUSED, STARTED, STOPPED, heard, listener, outbox
+from tests.support.processes import worker
 from tests.support.proxy import CutProxy
 from tests.support.stack import until
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.integration.test_delivery import Counting
+from tests.support.channels import Counting
 from tests.support.proxy import CutProxy
 from tests.support.stack import until
 

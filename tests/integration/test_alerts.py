@@ -11,27 +11,20 @@ from typer.testing import CliRunner
 
 from contracts import routing
 from contracts.events import Criterion, Event
-from tests.integration.test_events import heard, listener
-from tests.integration.test_late_results import waits_for_a_row
+from tests.support.database import change, waits_for_a_row
+from tests.support.events import heard, listener
 from tests.support.stack import until
 from worker.cli import app
 from worker.db import alerts, deliveries
 from worker.domain.states import Move
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable
-
     from click.testing import Result
 
+    from tests.support.processes import Sendoff
     from tests.support.stack import Stack
 
 OFTEN: dict[str, Any] = {"alert_interval": 0.05, "tick": 0.05}
-
-
-async def change(stack: Stack, statement: str, *args: object) -> None:
-    async with stack.db.transaction() as tx:
-        await tx.connection.execute(statement, *args)
 
 
 async def delivery(stack: Stack, recipients: int = 1, **columns: str) -> int:
@@ -254,9 +247,7 @@ async def test_the_command_lists_alerts_and_changes_their_thresholds(stack: Stac
     assert none == "No alerts.\n"
 
 
-async def test_what_cannot_be_a_threshold_is_refused(
-    stack: Stack, sendoff: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+async def test_what_cannot_be_a_threshold_is_refused(stack: Stack, sendoff: Sendoff) -> None:
     before = await alerts.thresholds(stack.db)
     done = await asyncio.to_thread(sendoff, "alert", "set", "failed", "--threshold", 1)
     assert (done.returncode, "failed has no threshold" in done.stderr) == (1, True), done.stderr

@@ -4,50 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import aio_pika
-import jwt
 import pytest
-from pydantic import SecretStr
 
 from contracts import routing
 from tests.support.stack import until
+from tests.support.tokens import SECRET, TOKENS, bearing, token
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable
     from pathlib import Path
 
+    from tests.support.processes import Sendoff
     from tests.support.stack import Stack
-
-    Sendoff = Callable[..., subprocess.CompletedProcess[str]]
-
-SECRET = "a secret that is long enough, at 32+"  # noqa: S105 - made for this test
-DAY = 86_400
-TOKENS = {
-    "auth": "token",
-    "auth_key": SecretStr(SECRET),
-    "auth_issuer": "https://id.example.org",
-    "auth_audience": "sendoff",
-}
-
-
-def token(operator: str = "ana", key: str = SECRET, **changes: Any) -> str:
-    claims = {
-        "iss": "https://id.example.org",
-        "aud": "sendoff",
-        "sub": operator,
-        "exp": time.time() + DAY,  # made when tests are collected, used when their turn comes
-        "roles": ["start_deliveries"],
-    }
-    return jwt.encode({k: v for k, v in (claims | changes).items() if v is not None}, key, algorithm="HS256")
-
-
-def bearing(bearer: str) -> dict[str, Any]:
-    return {"headers": {"authorization": f"Bearer {bearer}"}}
 
 
 def us(stack: Stack) -> str:

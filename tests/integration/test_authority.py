@@ -7,17 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contracts import routing
-from tests.integration.test_authentication import TOKENS, bearing, token
-from tests.integration.test_events import (
-    CONFIRMED,
-    FINISHED,
-    PAUSED,
-    RESUMED,
-    SCHEDULED,
-    STARTED,
-    heard,
-    listener,
-)
+from tests.support.events import CONFIRMED, FINISHED, PAUSED, RESUMED, SCHEDULED, STARTED, heard, listener
+from tests.support.tokens import TOKENS, bearing, token
 from worker.db import operators
 from worker.domain.operators import Role
 

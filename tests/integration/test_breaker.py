@@ -9,9 +9,10 @@ import pytest
 
 from contracts import routing
 from contracts.results import BounceKind, BounceReason, Fault
-from tests.integration.test_delivery import Counting
-from tests.integration.test_events import FINISHED, PAUSED, RESUMED, heard, listener
-from tests.integration.test_results import bounced, confirmed, drained, result
+from tests.support.channels import Counting
+from tests.support.deliveries import confirmed
+from tests.support.events import FINISHED, PAUSED, RESUMED, heard, listener
+from tests.support.results import bounced, drained, result
 from tests.support.stack import until
 from worker.domain.verdicts import Bounced
 

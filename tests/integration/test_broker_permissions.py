@@ -32,10 +32,9 @@ if TYPE_CHECKING:
 
     import aiormq
 
+    from tests.support.processes import Sendoff
     from worker.db.pool import Database
     from worker.settings import Settings
-
-    Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy/rabbitmq"

@@ -15,12 +15,10 @@ from worker.cli.common import database
 from worker.db.pool import DatabaseUnreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
+    from tests.support.processes import Sendoff
     from worker.settings import Settings
-
-    Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
 DELIVERY = """
 label = "x"

@@ -11,12 +11,8 @@ import pytest
 from contracts import routing
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable
-
+    from tests.support.processes import Sendoff
     from tests.support.stack import Stack
-
-    Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
 NOWHERE = "127.0.0.1:1"
 

@@ -21,9 +21,9 @@ from tests.support.stack import until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.support.processes import Sendoff
     from tests.support.stack import Stack
 
-    Sendoff = Callable[..., subprocess.CompletedProcess[str]]
     Call = Callable[..., Any]
 
 COMMAND = [sys.executable, "-m", "worker"]

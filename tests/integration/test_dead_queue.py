@@ -19,14 +19,12 @@ from worker.amqp.topology import DELIVERY_LIMIT
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable
 
     from aio_pika.abc import AbstractIncomingMessage
 
+    from tests.support.processes import Sendoff
     from tests.support.stack import Stack
     from worker.settings import Settings
-
-    Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
 
 class Dead:

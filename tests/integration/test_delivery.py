@@ -9,27 +9,13 @@ from typing import TYPE_CHECKING, Any
 from contracts import routing
 from contracts.sends import Send
 from sql import queries
+from tests.support.channels import Counting
 from tests.support.stack import until
 from worker.amqp import topology
-from worker.channels.null import NullChannel
 from worker.db import accounts, pages
-from worker.domain.verdicts import Accepted, Unsure
 
 if TYPE_CHECKING:
     from tests.support.stack import Stack
-    from worker.domain.verdicts import Verdict
-
-
-class Counting(NullChannel):
-    """Counts the tries of each recipient; says of some that nobody knows."""
-
-    def __init__(self, unsure: frozenset[int] = frozenset()) -> None:
-        self.tries: Counter[int] = Counter()
-        self.unsure = unsure
-
-    async def send(self, compiled: None, send: Send) -> Verdict:  # noqa: ARG002
-        self.tries[send.recipient] += 1
-        return Unsure("the line went dead") if send.recipient in self.unsure else Accepted("fine")
 
 
 async def test_every_recipient_is_sent_to_once(stack: Stack) -> None:

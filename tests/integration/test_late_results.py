@@ -7,9 +7,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from contracts import routing
-from tests.integration.test_outcome_convergence import NOON, RETRIES, Report, snapshot
-from tests.integration.test_results import bounced, confirmed, drained, result
-from tests.integration.test_retries import agrees, counted, log
+from tests.support.database import waits_for_a_row
+from tests.support.deliveries import agrees, confirmed, counted, log
+from tests.support.reports import NOON, RETRIES, Report, snapshot
+from tests.support.results import bounced, drained, result
 from tests.support.stack import until
 from worker.db import accounts, deliveries
 from worker.domain.outcomes import REPLY_LIMIT, facts
@@ -22,15 +23,6 @@ async def _started(stack: Stack, recipients: int) -> int:
     number = await confirmed(stack, recipients)
     await stack.finished(number, "in_progress")
     return number
-
-
-async def waits_for_a_row(stack: Stack) -> bool:
-    return bool(
-        await stack.rows(
-            "SELECT FROM pg_stat_activity WHERE wait_event IN ('transactionid', 'spectoken', 'tuple')"
-            " AND datname = current_database()"
-        )
-    )
 
 
 def _reported(number: int, recipient: int, kind: str, attempt: int = 1) -> dict[int, Any]:

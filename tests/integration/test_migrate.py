@@ -23,11 +23,10 @@ from worker.db.migrate import migrate
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch, open_database
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
+    from tests.support.processes import Sendoff
     from worker.settings import Settings
-
-    Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
 CHECKOUT = Path(worker.__path__[0]).parent
 SECONDS = 20

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from contracts import routing
 from contracts.sends import Send
-from tests.integration.test_results import result
+from tests.support.results import result
 from tests.support.stack import until
 from worker.amqp import topology
 from worker.channels.null import NullChannel

@@ -12,12 +12,8 @@ from worker.db import commands, operators
 from worker.domain.operators import Operator, Role
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable
-
+    from tests.support.processes import Sendoff
     from worker.db.pool import Database, Transaction
-
-    Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
 
 async def test_an_operator_can_be_added_twice_and_keeps_their_roles(db: Database) -> None:

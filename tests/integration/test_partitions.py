@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 import sql
-from tests.conftest import SECONDS
+from tests.support.database import SECONDS, age
 from worker.db import migrate as migrating
 from worker.db import partitions
 from worker.operations import prepare as preparing
@@ -81,12 +81,6 @@ async def test_a_database_with_deliveries_is_converted_and_nothing_is_missing(
     insert = "INSERT INTO sendoff.delivery_record (label) VALUES ('new') RETURNING delivery_id"
     assert await connection.fetchval(insert) == 100_001
     await connection.close()
-
-
-async def age(stack: Stack, days: int) -> None:
-    async with stack.db.session() as session:
-        statement = "UPDATE sendoff.partition_set SET opened_at = opened_at - $1::interval"
-        await session.connection.execute(statement, timedelta(days=days))
 
 
 async def test_a_delivery_opens_the_next_set_once_the_newest_is_old(stack: Stack) -> None:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contracts import routing
-from tests.integration.test_delivery import Counting
-from tests.integration.test_results import bounced, result
-from tests.integration.test_retention import long_ago
-from tests.integration.test_retries import LATER, SOON, agrees, counted, log
-from tests.integration.test_tracking import event, publish, recorded
+from tests.support.channels import Counting
+from tests.support.database import long_ago
+from tests.support.deliveries import LATER, SOON, agrees, counted, log
+from tests.support.results import bounced, result
 from tests.support.stack import until
+from tests.support.tracking import event, publish, recorded
 from worker.db import accounts, preparation, profiles, retention
 from worker.domain.erasure import fingerprint
 from worker.domain.settlement import Settlement
@@ -26,12 +26,8 @@ from worker.operations import settle
 from worker.operations.erase import ErasureRefused, Request
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable
-
+    from tests.support.processes import Sendoff
     from tests.support.stack import Stack
-
-    Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
 WHO, ADDRESS = "crm-7", "zoe.person@example.org"
 COLUMNS = "address,profile_id,first_name"

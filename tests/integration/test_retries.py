@@ -6,12 +6,13 @@ import asyncio
 import json
 import random
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from contracts import results, routing
 from contracts.results import Bounce, BounceKind, BounceReason, Error, Fault, Sent
-from tests.integration.test_delivery import Counting
-from tests.integration.test_results import bounced, confirmed, drained, result
+from tests.support.channels import Counting
+from tests.support.deliveries import LATER, SOON, agrees, confirmed, counted, log, states
+from tests.support.results import bounced, drained, result
 from tests.support.stack import until
 from worker.db import accounts, deliveries, pages
 from worker.domain.outcomes import facts
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from tests.support.stack import Stack
     from worker.domain.verdicts import Verdict
 
-SOON: dict[str, Any] = {"retry_delays": (0.2,), "tick": 0.05}
-LATER: dict[str, Any] = {"retry_delays": (3_600,), "tick": 0.05}
 FULL = Bounced(BounceKind.SOFT, BounceReason.MAILBOX_FULL, "4.2.2", "452 full", Fault.RECIPIENT)
 BUSY = Failed("connection", retryable=True, detail="the line went dead")
 
@@ -42,27 +41,6 @@ class Failing(Counting):
         await super().send(compiled, send)
         own = self.verdicts.get(send.recipient, [Accepted("fine")])
         return own[min(send.attempt, len(own)) - 1]
-
-
-async def log(stack: Stack, number: int) -> dict[int, dict[str, Any]]:
-    found = await stack.rows("SELECT * FROM sendoff.sending_log WHERE delivery_id = $1", number)
-    return {row["recipient"]: row for row in found}
-
-
-async def counted(stack: Stack, number: int, **expected: int | str) -> dict[str, Any] | None:
-    row = await stack.deployment(number)
-    return row if all(row[k] == v for k, v in expected.items()) else None
-
-
-async def states(stack: Stack, number: int) -> list[str]:
-    query = "SELECT to_state FROM sendoff.delivery_transition WHERE delivery_id = $1 ORDER BY number"
-    return [row["to_state"] for row in await stack.rows(query, number)]
-
-
-async def agrees(stack: Stack, number: int) -> bool:
-    """Whether a recount finds the counters as they are."""
-    answer = await stack.request(routing.COMPUTE_STATS, {"delivery_id": number})
-    return bool(answer["drift"] == {})
 
 
 async def test_soft_bounces_and_retryable_errors_are_tried_again_until_sent_or_the_limit_is_reached(

@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from contracts import routing
 from contracts.tracking import TrackingEvent
-from tests.integration.test_outcome_convergence import RETRIES, Report, snapshot
-from tests.integration.test_results import confirmed, result
-from tests.integration.test_retries import counted
-from tests.integration.test_tracking import event
+from tests.support.deliveries import confirmed, counted
+from tests.support.reports import RETRIES, Report, snapshot
+from tests.support.results import result
 from tests.support.stack import until
+from tests.support.tracking import event
 from worker.cli import app
 from worker.db import accounts, stats, tracking
 from worker.db.pool import open_database

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from contracts import routing
+from tests.support.database import change
 from tests.support.stack import until
 from worker.db import accounts, pages
 
@@ -19,11 +20,6 @@ PAGE = 10
 LIMIT = f"[limits]\nmessages_per_hour = {PER_SECOND * 3_600}"
 SLACK = 3.25 * PAGE
 """What the limit is exact to: a page at once, a quarter for lateness, and two that may wait for senders."""
-
-
-async def change(stack: Stack, statement: str) -> None:
-    async with stack.db.transaction() as tx:
-        await tx.connection.execute(statement)
 
 
 async def worst_excess(stack: Stack, number: int) -> float:

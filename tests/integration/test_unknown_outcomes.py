@@ -10,19 +10,17 @@ import pytest
 
 from contracts import routing
 from contracts.events import Event
-from tests.integration.test_delivery import Counting
-from tests.integration.test_events import heard, listener
-from tests.integration.test_results import bounced, result
-from tests.integration.test_retries import SOON, agrees, counted, log, states
+from tests.support.channels import Counting
+from tests.support.deliveries import SOON, agrees, counted, log, states
+from tests.support.events import heard, listener
+from tests.support.results import bounced, result
 from tests.support.stack import until
 from worker.domain.settlement import Settlement
 from worker.operations import settle
 from worker.operations.settle import Request
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable
-
+    from tests.support.processes import Sendoff
     from tests.support.stack import Stack
 
 QUICK = SOON | {"page_look_after": 0.05, "claim_lease": 0.3}
@@ -146,9 +144,7 @@ async def test_an_operator_who_may_not_settle_is_refused_and_the_refusal_is_reco
     assert (await stack.deployment(number))["unknown"] == 1
 
 
-async def test_unknown_asks_for_a_yes_and_says_how_many_it_settled(
-    stack: Stack, sendoff: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+async def test_unknown_asks_for_a_yes_and_says_how_many_it_settled(stack: Stack, sendoff: Sendoff) -> None:
     number = await with_unknown(stack, 3, {1, 2, 3})
     common = ("unknown", number, "--operator", "ana")
     run = lambda *more, **env: asyncio.to_thread(sendoff, *common, *more, **env)  # noqa: E731

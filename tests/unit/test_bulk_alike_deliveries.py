@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp import commands
 
-from tests.unit.test_bulk_wire import FRAME_MAX, Heard, content, raw, read, short, tags
+from tests.support.bulk_frames import FRAME_MAX, Heard, content, raw, read, short, tags
 from worker.amqp.bulk.errors import ProtocolError
 from worker.amqp.bulk.reader import Reader
 

@@ -1,30 +1,15 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from itertools import pairwise
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.results import Bounce, BounceKind, Error, Sent
+from tests.support.reports import NOON, bounce, error, sent
 from worker.domain.outcomes import REPLY_LIMIT, OutcomeStatus, facts, fold, precedence
-
-NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
-
-
-def sent(attempt: int = 1, **more: Any) -> Sent:
-    return Sent(delivery_id=1, recipient=1, attempt=attempt, at=more.pop("at", NOON), **more)
-
-
-def bounce(kind: BounceKind, attempt: int = 1, **more: Any) -> Bounce:
-    return Bounce(delivery_id=1, recipient=1, attempt=attempt, at=more.pop("at", NOON), kind=kind, **more)
-
-
-def error(attempt: int = 1, **more: Any) -> Error:
-    reason = more.pop("reason", "connection")
-    return Error(delivery_id=1, recipient=1, attempt=attempt, at=NOON, retryable=True, reason=reason, **more)
 
 
 def standing(*results: Sent | Bounce | Error) -> OutcomeStatus:

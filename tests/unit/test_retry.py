@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.results import Bounce, BounceKind, Error, Sent
-from tests.unit.test_outcomes import NOON, bounce, sent
+from tests.support.reports import NOON, bounce, sent
 from worker.domain.outcomes import fold
 from worker.domain.retry import SPREAD, Retries, backoff
 
