@@ -1,3 +1,5 @@
+"""Tracking: who is behind an event, which of doubled ones stands, and which opt-outs are heeded."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
