@@ -6,6 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pydantic import ValidationError
 
 from worker.channels import registry
 from worker.domain.content import EmailContent
@@ -137,7 +138,7 @@ def test_mail_needs_a_content() -> None:
 
 
 def test_bytes_that_are_not_utf_8_are_told_by_their_line() -> None:
-    with pytest.raises(DeliveryFileInvalid, match="line 2 is not UTF-8"):
+    with pytest.raises(DeliveryFileInvalid, match=r"^line 2 is not UTF-8 text$"):
         parse_delivery_file(b'label = "x"\nchannel = "\xe9"\n', CHANNELS)
 
 
@@ -147,6 +148,10 @@ def test_each_fault_is_told_on_its_own_and_the_content_among_them() -> None:
         "the key “label” is missing; limits.error_pct: Input should be less than or equal to 100;"
         " there is no key “lable”; there is no key “email.htlm”"
     )
+
+
+def test_a_file_that_is_not_toml_is_told_as_such() -> None:
+    assert refusal("label").startswith("it is not TOML: ")
 
 
 def test_the_content_is_given_in_the_table_of_the_channel_alone() -> None:
@@ -181,3 +186,13 @@ def test_a_content_that_is_neither_needed_nor_given_is_none() -> None:
     assert table is not None
     optional = {"email": replace(table, required=False)}
     assert parse_delivery_file(b'label = "x"\nchannel = "email"', optional).content is None
+
+
+def test_the_channels_of_the_installation_are_named_where_it_has_none_such() -> None:
+    for text in ('label = "x"\nchannel = "sms"', 'label = "x"\nchannel = "sms"\n[email]\nx = 1'):
+        assert refusal(text) == "channel: “sms” is not a channel of this installation, which has email, null"
+
+
+def test_a_delivery_file_does_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        parse(FULL).label = "other"  # type: ignore[misc]
