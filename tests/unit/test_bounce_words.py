@@ -111,3 +111,7 @@ def test_words_beyond_what_is_kept_of_a_reply_mean_nothing() -> None:
 
 def test_words_are_found_over_the_line_ends_of_a_reply() -> None:
     assert classify(550, "no such\r\n   user").reason is R.USER_UNKNOWN
+
+
+def test_words_are_found_around_an_address() -> None:
+    assert classify(550, "no such <ana@example.org> user").reason is R.USER_UNKNOWN

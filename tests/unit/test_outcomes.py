@@ -57,12 +57,22 @@ def test_long_replies_are_cut() -> None:
 _times = st.integers(0, 5).map(lambda h: NOON + timedelta(hours=h))
 _attempts = st.integers(1, 3)
 _texts = st.sampled_from([None, "a", "b"])
+_reasons = st.sampled_from([BounceReason.SPAM, BounceReason.POLICY])
+_faults = st.sampled_from([None, Fault.SENDER, Fault.CONTENT])
+_codes = st.sampled_from([None, "5.1.1", "5.7.1"])
 _results = st.one_of(
-    st.builds(lambda a, t, r: sent(a, at=t, reply=r), _attempts, _times, _texts),
+    st.builds(lambda a, t, r, i: sent(a, at=t, reply=r, provider_id=i), _attempts, _times, _texts, _texts),
     st.builds(
-        lambda k, a, t, r: bounce(k, a, at=t, reply=r), st.sampled_from(BounceKind), _attempts, _times, _texts
+        lambda k, a, t, **more: bounce(k, a, at=t, **more),
+        st.sampled_from(BounceKind),
+        _attempts,
+        _times,
+        reply=_texts,
+        reason=_reasons,
+        fault=_faults,
+        status=_codes,
     ),
-    st.builds(lambda a, d: error(a, detail=d), _attempts, _texts),
+    st.builds(lambda a, d, r: error(a, detail=d, reason=r), _attempts, _texts, st.sampled_from("xy")),
 )
 
 

@@ -47,7 +47,8 @@ NEAR_ADDRESSES = st.one_of(
 @given(NEAR_ADDRESSES)
 @example("\u212aate@example.org")
 @example("ana@\u212aiel.example")
-@example(f"{'a' * 242}@b.example.org")
+@example(f"{'a' * 240}@b.example.org")
+@example(f"{'a' * 241}@b.example.org")
 def test_the_fast_path_says_what_email_validator_says(text: str) -> None:
     try:
         expected = validate_email(text, check_deliverability=False).normalized

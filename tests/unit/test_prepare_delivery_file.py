@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -45,6 +46,11 @@ def test_a_full_file_is_read() -> None:
     assert file.schedule.instant == datetime(2026, 12, 1, 8, tzinfo=UTC)
     assert file.schedule.zone == "Europe/Paris"
     assert EmailContent.model_validate_json(file.content_json) == file.content
+
+
+def test_what_a_content_leaves_out_is_not_kept() -> None:
+    kept = json.loads(parse(FULL.replace('html = "…"\n', "")).content_json)
+    assert kept.keys() == {"from", "subject", "text", "headers"}
 
 
 def test_a_byte_order_mark_is_no_part_of_it() -> None:
@@ -140,6 +146,8 @@ def test_mail_needs_a_content() -> None:
 def test_bytes_that_are_not_utf_8_are_told_by_their_line() -> None:
     with pytest.raises(DeliveryFileInvalid, match=r"^line 2 is not UTF-8 text$"):
         parse_delivery_file(b'label = "x"\nchannel = "\xe9"\n', CHANNELS)
+    with pytest.raises(DeliveryFileInvalid, match=r"^line 2 is not UTF-8 text$"):
+        parse_delivery_file(b"\n\xe9", CHANNELS)
 
 
 def test_each_fault_is_told_on_its_own_and_the_content_among_them() -> None:

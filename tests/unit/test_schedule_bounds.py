@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pydantic import ValidationError
 
 from worker.channels.registry import content_table
 from worker.domain.delivery_file import DeliveryFile, DeliveryFileInvalid, parse_delivery_file
@@ -151,6 +152,18 @@ def test_a_share_is_more_than_nothing_and_at_most_the_whole(share: str) -> None:
 )
 def test_a_schedule_that_is_refused_is_told_in_a_sentence(rest: str, told: str) -> None:
     assert refusal(rest) == told
+
+
+@pytest.mark.parametrize("rest", ['[limits]\nmax_attempts = "5"', DATE + 'local_time = "true"'])
+def test_a_value_of_another_type_is_not_taken_for_what_it_looks_like(rest: str) -> None:
+    assert "Input should be a valid" in refusal(rest)
+
+
+def test_what_was_read_from_a_file_does_not_change() -> None:
+    file = parse("[limits]\nmax_attempts = 5\n" + waves(("100%", "0h")))
+    for part, key in ((file.limits, "max_attempts"), (file.schedule, "late"), (file.waves[0], "after")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(part, key, getattr(part, key))
 
 
 def test_waves_are_taken_up_to_the_last_moment_of_the_validity() -> None:
