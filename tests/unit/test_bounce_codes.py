@@ -74,7 +74,7 @@ BASICS = {int(code): meaning for meaning, codes in BASIC.items() for code in cod
 
 @pytest.mark.parametrize("code", MEANING)
 def test_an_enhanced_code_means_what_its_rfc_says(code: str) -> None:
-    meaning = classify(550, f"5.{code} -")
+    meaning = classify(599, f"5.{code} -")
     assert (meaning.reason, meaning.fault) == MEANING[code]
     assert (meaning.kind is BounceKind.HARD) == (code in CONDEMNED)
     for_now = classify(450, f"4.{code} -")
@@ -87,7 +87,7 @@ def test_an_enhanced_code_that_is_not_registered_counts_as_the_vague_one_of_its_
         for detail in range(100):
             code = f"{subject}.{detail}"
             if code not in MEANING:
-                meaning = classify(550, f"5.{code} -")
+                meaning = classify(599, f"5.{code} -")
                 assert (meaning.reason, meaning.fault) == MEANING[f"{subject}.0"], code
                 assert meaning.status == f"5.{code}"
                 assert meaning.kind is BounceKind.SOFT

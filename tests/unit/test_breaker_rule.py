@@ -55,7 +55,24 @@ def test_the_reason_holds_the_figures() -> None:
     assert tripped.reason == (
         "The circuit breaker paused it: hard bounces 12.4 % of 250 attempted, limit 10 %."
     )
-    assert (tripped.figures.hard_bounce_pct, tripped.figures.error_pct) == (12.4, 0.8)
+    assert tripped.figures.model_dump() == {
+        "attempted": 250,
+        "bounced_hard": 31,
+        "errors": 2,
+        "hard_bounce_pct": 12.4,
+        "error_pct": 0.8,
+        "hard_bounce_limit_pct": 10,
+        "error_limit_pct": 20,
+    }
+
+
+def test_the_reason_names_every_share_above_its_limit_to_two_decimals() -> None:
+    tripped = judge(Tally(300, 100, 200), Limits(100, 10, 20.5))
+    assert tripped is not None
+    assert tripped.reason == (
+        "The circuit breaker paused it: hard bounces 33.33 % of 300 attempted, limit 10 %;"
+        " errors 66.67 % of 300 attempted, limit 20.5 %."
+    )
 
 
 @pytest.mark.parametrize(

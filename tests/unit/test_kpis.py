@@ -1,3 +1,5 @@
+"""The KPIs of a delivery: an account that balances, and percentages of what they are shares of."""
+
 from __future__ import annotations
 
 from hypothesis import given
@@ -36,3 +38,19 @@ def test_the_account_balances(some: dict[str, int], opened: int, pending: int) -
     assert derived["pending"] == pending
     settled = counts["sent"] + counts["errors"] + (derived["bounced"] or 0)
     assert derived["bounce_error_pct"] == percentage(int(settled - counts["sent"]), int(settled))
+
+
+def test_each_percentage_is_a_share_of_its_own_whole() -> None:
+    counts = dict.fromkeys(_PARTS, 0)
+    counts |= {"sent": 400, "bounced_hard": 30, "bounced_soft": 20, "bounced_ignored": 10, "errors": 40}
+    counts |= {"opened": 100, "clicked": 50, "human_opened": 80, "human_clicked": 20}
+    assert derive(counts, 1_000) == {
+        "bounced": 60,
+        "pending": 500,
+        "sent_pct": 40.0,
+        "bounce_error_pct": 20.0,
+        "open_pct": 25.0,
+        "click_pct": 12.5,
+        "human_open_pct": 20.0,
+        "human_click_pct": 5.0,
+    }

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.results import Bounce, BounceKind, Error, Sent
+from contracts.results import Bounce, BounceKind, BounceReason, Error, Fault, Sent
 from tests.support.reports import NOON, bounce, error, sent
-from worker.domain.outcomes import REPLY_LIMIT, OutcomeStatus, facts, fold, precedence
+from worker.domain.outcomes import REPLY_LIMIT, Facts, OutcomeStatus, facts, fold, precedence
 
 
 def standing(*results: Sent | Bounce | Error) -> OutcomeStatus:
@@ -57,12 +57,22 @@ def test_long_replies_are_cut() -> None:
 _times = st.integers(0, 5).map(lambda h: NOON + timedelta(hours=h))
 _attempts = st.integers(1, 3)
 _texts = st.sampled_from([None, "a", "b"])
+_reasons = st.sampled_from([BounceReason.SPAM, BounceReason.POLICY])
+_faults = st.sampled_from([None, Fault.SENDER, Fault.CONTENT])
+_codes = st.sampled_from([None, "5.1.1", "5.7.1"])
 _results = st.one_of(
-    st.builds(lambda a, t, r: sent(a, at=t, reply=r), _attempts, _times, _texts),
+    st.builds(lambda a, t, r, i: sent(a, at=t, reply=r, provider_id=i), _attempts, _times, _texts, _texts),
     st.builds(
-        lambda k, a, t, r: bounce(k, a, at=t, reply=r), st.sampled_from(BounceKind), _attempts, _times, _texts
+        lambda k, a, t, **more: bounce(k, a, at=t, **more),
+        st.sampled_from(BounceKind),
+        _attempts,
+        _times,
+        reply=_texts,
+        reason=_reasons,
+        fault=_faults,
+        status=_codes,
     ),
-    st.builds(lambda a, d: error(a, detail=d), _attempts, _texts),
+    st.builds(lambda a, d, r: error(a, detail=d, reason=r), _attempts, _texts, st.sampled_from("xy")),
 )
 
 
@@ -76,3 +86,61 @@ def test_order_and_repetition_do_not_change_what_is_folded(
 ) -> None:
     once, shuffled_twice = case
     assert fold(once) == fold(shuffled_twice)
+
+
+def test_a_result_keeps_its_details_beside_its_status() -> None:
+    taken = facts(sent(2, reply="250 ok", provider_id="p"))
+    assert taken == Facts(2, OutcomeStatus.SENT, 36, NOON, sent_at=NOON, reply="250 ok", provider_id="p")
+    back = facts(
+        bounce(
+            BounceKind.SOFT,
+            reason=BounceReason.MAILBOX_FULL,
+            status="4.2.2",
+            fault=Fault.RECIPIENT,
+            reply="r",
+        )
+    )
+    assert back == Facts(
+        1, OutcomeStatus.BOUNCED_SOFT, 22, NOON, bounced_at=NOON, reason="mailbox_full", code="4.2.2",
+        fault="recipient", reply="r", retryable=True,
+    )  # fmt: skip
+    failed = facts(error(reason="connection", detail="d"))
+    assert failed == Facts(
+        1, OutcomeStatus.ERROR, 18, NOON, error_at=NOON, reason="connection", reply="d", retryable=True
+    )
+
+
+def test_every_text_that_a_server_gives_is_cut() -> None:
+    endless = "x" * 5_000
+    assert facts(sent(provider_id=endless)).provider_id == "x" * REPLY_LIMIT
+    assert facts(bounce(BounceKind.HARD, reply=endless)).reply == "x" * REPLY_LIMIT
+    assert facts(error(detail=endless)).reply == "x" * REPLY_LIMIT
+    assert facts(sent(reply="")).reply is None
+
+
+def test_of_one_fact_told_twice_the_earlier_stands_with_its_words() -> None:
+    later = NOON + timedelta(hours=1)
+    known = fold([bounce(BounceKind.HARD, at=later, reply="a"), bounce(BounceKind.HARD, reply="b")])[1, 1]
+    assert (known.at, known.bounced_at, known.reply) == (NOON, NOON, "b")
+
+
+def test_an_error_for_good_wins_over_one_that_may_pass() -> None:
+    weights = [precedence(OutcomeStatus.ERROR, 1, retryable=r) for r in (True, False)]
+    assert precedence(OutcomeStatus.UNKNOWN, 1) < weights[0] < weights[1] < precedence(OutcomeStatus.SENT, 1)
+    assert precedence(OutcomeStatus.SENT, 1, retryable=True) == precedence(OutcomeStatus.SENT, 1)
+
+
+_weighed = st.sampled_from(sorted(set(OutcomeStatus) - {OutcomeStatus.EXCLUDED, OutcomeStatus.RETRYING}))
+
+
+@given(_attempts, _attempts, _weighed, _weighed)
+def test_a_later_attempt_wins_over_all_but_a_hard_bounce(
+    attempt: int, later: int, status: OutcomeStatus, before: OutcomeStatus
+) -> None:
+    hard = OutcomeStatus.BOUNCED_HARD
+    wins = precedence(status, attempt + later) > precedence(before, attempt)
+    assert wins == (before is not hard or status is hard)
+
+
+def test_the_statuses_that_the_tables_hold_stay() -> None:
+    assert [status.value for status in OutcomeStatus] == [status.name.lower() for status in OutcomeStatus]
