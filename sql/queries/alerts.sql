@@ -31,7 +31,7 @@ LIMIT 200;
 
 -- name: lock_delivery
 -- As a move does, so that schedulers take turns and the numbers of events rise in the order of their commits.
-SELECT delivery_id FROM sendoff.delivery_record WHERE delivery_id = $1 FOR NO KEY UPDATE;
+SELECT delivery_id FROM sendoff.delivery_record WHERE delivery_id = :delivery_id FOR NO KEY UPDATE;
 
 -- name: raise_alert
 -- Judged again, with the delivery locked. What was told, its event, and the wakening, in one statement.
@@ -39,7 +39,7 @@ WITH raised AS (
     INSERT INTO sendoff.delivery_alert (delivery_id, criterion, state, since, value, threshold, unit, sentence)
     SELECT a.delivery_id, a.criterion, a.state, a.since, a.value, a.threshold, a.unit, a.sentence
     FROM sendoff.alert a
-    WHERE a.delivery_id = $1 AND a.criterion = $2
+    WHERE a.delivery_id = :delivery_id AND a.criterion = :criterion
       AND NOT EXISTS (
           SELECT FROM sendoff.delivery_alert r
           WHERE r.delivery_id = a.delivery_id AND r.criterion = a.criterion
@@ -48,7 +48,7 @@ WITH raised AS (
     RETURNING delivery_id, number, criterion, sentence
 ), told AS (
     INSERT INTO sendoff.event (delivery_id, number, event)
-    SELECT delivery_id, number, $3 FROM raised
+    SELECT delivery_id, number, :event FROM raised
 )
 SELECT delivery_id, criterion, sentence, pg_notify('sendoff_events', '') FROM raised;
 
@@ -63,6 +63,6 @@ SELECT criterion, enabled, threshold, unit, minimum FROM sendoff.alert_threshold
 -- name: set_threshold
 -- What is null stays as it is.
 UPDATE sendoff.alert_threshold
-SET threshold = coalesce($2, threshold), minimum = coalesce($3, minimum), enabled = coalesce($4, enabled)
-WHERE criterion = $1
+SET threshold = coalesce(:threshold, threshold), minimum = coalesce(:minimum, minimum), enabled = coalesce(:enabled, enabled)
+WHERE criterion = :criterion
 RETURNING criterion, enabled, threshold, unit, minimum;

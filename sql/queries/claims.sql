@@ -3,10 +3,10 @@
 -- name: lock_claims
 -- Claims share this lock; pause and stop take it alone (close_claims). Unlike row locks it queues fairly, so
 -- that a stop waits for the claims before it and for none that came later.
-SELECT pg_advisory_xact_lock_shared($1);
+SELECT pg_advisory_xact_lock_shared(:delivery_id);
 
 -- name: close_claims
-SELECT pg_advisory_xact_lock($1);
+SELECT pg_advisory_xact_lock(:delivery_id);
 
 -- name: claim
 -- Grants what nobody has: a first attempt where there is no row, a further one where its retry is due.
@@ -22,17 +22,17 @@ SELECT pg_advisory_xact_lock($1);
 -- The counter row of the shard comes last, to be locked for the shortest time.
 WITH known AS MATERIALIZED (
     SELECT CASE WHEN EXISTS (SELECT FROM sendoff.outcome
-                             WHERE delivery_id = $1
-                               AND recipient BETWEEN ($2::int[])[1] AND ($2::int[])[cardinality($2::int[])])
-                THEN EXISTS (SELECT FROM unnest($2::int[]) AS a (recipient)
+                             WHERE delivery_id = :delivery_id
+                               AND recipient BETWEEN (:recipients::int[])[1] AND (:recipients::int[])[cardinality(:recipients::int[])])
+                THEN EXISTS (SELECT FROM unnest(:recipients::int[]) AS a (recipient)
                              WHERE (SELECT true FROM sendoff.outcome k
-                                    WHERE k.delivery_id = $1 AND k.recipient = a.recipient))
+                                    WHERE k.delivery_id = :delivery_id AND k.recipient = a.recipient))
                 ELSE false
            END AS anybody
 ), running AS MATERIALIZED (
     SELECT channel, to_deliver
     FROM sendoff.delivery_record
-    WHERE delivery_id = $1 AND state = ANY ($5::text[]) AND valid_until > now() AND cancelled_at IS NULL
+    WHERE delivery_id = :delivery_id AND state = ANY (:states::text[]) AND valid_until > now() AND cancelled_at IS NULL
 ), asked AS NOT MATERIALIZED (
     SELECT a.recipient, a.attempt,
            (SELECT q.cause
@@ -46,9 +46,9 @@ WITH known AS MATERIALIZED (
                       FROM sendoff.denylisted_profile x
                       WHERE x.channel = d.channel
                         AND x.profile_id = (SELECT r.profile_id FROM sendoff.recipient r
-                                            WHERE r.delivery_id = $1 AND r.recipient = a.recipient))
+                                            WHERE r.delivery_id = :delivery_id AND r.recipient = a.recipient))
            END AS denied
-    FROM unnest($2::int[], $3::smallint[], $4::text[]) AS a (recipient, attempt, address_key)
+    FROM unnest(:recipients::int[], :attempts::smallint[], :address_keys::text[]) AS a (recipient, attempt, address_key)
     JOIN running d ON a.recipient <= d.to_deliver
     ORDER BY a.recipient
 ), wanted AS NOT MATERIALIZED (
@@ -60,7 +60,7 @@ WITH known AS MATERIALIZED (
 ), fresh AS (
     INSERT INTO sendoff.outcome (
         delivery_id, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply)
-    SELECT $1, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply
+    SELECT :delivery_id, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply
     FROM wanted
     WHERE NOT (SELECT anybody FROM known) AND attempt = 1
     ORDER BY recipient
@@ -68,11 +68,11 @@ WITH known AS MATERIALIZED (
 ), contested AS (
     INSERT INTO sendoff.outcome AS o (
         delivery_id, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply)
-    SELECT $1, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply
+    SELECT :delivery_id, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply
     FROM wanted
     WHERE (SELECT anybody FROM known)
       AND (attempt = 1
-           OR (SELECT true FROM sendoff.outcome k WHERE k.delivery_id = $1 AND k.recipient = wanted.recipient))
+           OR (SELECT true FROM sendoff.outcome k WHERE k.delivery_id = :delivery_id AND k.recipient = wanted.recipient))
     ORDER BY recipient
     ON CONFLICT (delivery_id, recipient) DO UPDATE
     SET attempt = excluded.attempt, status = excluded.status, was = o.status, precedence = excluded.precedence,
@@ -84,7 +84,7 @@ WITH known AS MATERIALIZED (
     SELECT recipient, status, was FROM fresh UNION ALL SELECT recipient, status, was FROM contested
 ), counted AS (
     INSERT INTO sendoff.delivery_counter AS c (delivery_id, shard, sending, excluded_late, retrying)
-    SELECT $1, $6, count(*) FILTER (WHERE status = 'sending'), count(*) FILTER (WHERE status = 'excluded'),
+    SELECT :delivery_id, :shard, count(*) FILTER (WHERE status = 'sending'), count(*) FILTER (WHERE status = 'excluded'),
            -count(*) FILTER (WHERE was = 'retrying')
     FROM granted
     HAVING count(*) > 0
@@ -97,8 +97,8 @@ SELECT recipient FROM granted WHERE status = 'sending';
 -- name: read_refusals
 -- Why recipients were not granted: only the numbers that do not exist are of interest, all else is routine.
 SELECT a.recipient
-FROM unnest($2::int[]) AS a (recipient)
-LEFT JOIN sendoff.delivery_record d ON d.delivery_id = $1 AND d.confirmed_at IS NOT NULL
+FROM unnest(:recipients::int[]) AS a (recipient)
+LEFT JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id AND d.confirmed_at IS NOT NULL
 WHERE d.delivery_id IS NULL OR a.recipient > d.to_deliver;
 
 -- name: expire_claims
@@ -108,18 +108,18 @@ WHERE d.delivery_id IS NULL OR a.recipient > d.to_deliver;
 WITH expired AS (
     SELECT recipient
     FROM sendoff.outcome
-    WHERE delivery_id = $1 AND recipient BETWEEN $2 AND $3 AND status = 'sending' AND claimed_at < now() - $4::interval
+    WHERE delivery_id = :delivery_id AND recipient BETWEEN :first AND :last AND status = 'sending' AND claimed_at < now() - :lease::interval
     ORDER BY recipient
     FOR NO KEY UPDATE
 ), moved AS (
     UPDATE sendoff.outcome o
     SET status = 'unknown', was = o.status, precedence = o.attempt * 16 + 1, unknown_at = now()
     FROM expired e
-    WHERE o.delivery_id = $1 AND o.recipient = e.recipient AND o.recipient BETWEEN $2 AND $3 AND o.status = 'sending'
+    WHERE o.delivery_id = :delivery_id AND o.recipient = e.recipient AND o.recipient BETWEEN :first AND :last AND o.status = 'sending'
     RETURNING o.recipient
 ), counted AS (
     INSERT INTO sendoff.delivery_counter AS c (delivery_id, shard, sending, unknown)
-    SELECT $1, $5, -count(*), count(*) FROM moved
+    SELECT :delivery_id, :shard, -count(*), count(*) FROM moved
     HAVING count(*) > 0
     ON CONFLICT (delivery_id, shard) DO UPDATE
     SET sending = c.sending + excluded.sending, unknown = c.unknown + excluded.unknown, updated_at = now()
@@ -134,18 +134,18 @@ SELECT recipient FROM moved;
 WITH closed AS (
     UPDATE sendoff.delivery_record
     SET cancelled_at = now(), updated_at = now()
-    WHERE delivery_id = $1 AND cancelled_at IS NULL
+    WHERE delivery_id = :delivery_id AND cancelled_at IS NULL
     RETURNING delivery_id, to_deliver
 ), ended AS (
     UPDATE sendoff.outcome o
     SET status = CASE o.precedence % 16 WHEN 1 THEN 'unknown' WHEN 2 THEN 'error' ELSE 'bounced_soft' END,
         was = o.status, retry_at = NULL
     FROM closed
-    WHERE o.delivery_id = $1 AND o.retry_at IS NOT NULL
+    WHERE o.delivery_id = :delivery_id AND o.retry_at IS NOT NULL
     RETURNING o.status
 )
 INSERT INTO sendoff.delivery_counter AS c (delivery_id, shard, cancelled, retrying, bounced_soft, errors, unknown)
-SELECT closed.delivery_id, $2, closed.to_deliver - s.settled, -e.retrying, e.bounced_soft, e.errors, e.unknown
+SELECT closed.delivery_id, :shard, closed.to_deliver - s.settled, -e.retrying, e.bounced_soft, e.errors, e.unknown
 FROM closed
 CROSS JOIN (
     SELECT count(*) AS retrying,
@@ -172,4 +172,4 @@ RETURNING c.delivery_id;
 UPDATE sendoff.delivery_page
 SET state = 'published', published_at = coalesce(published_at, now()), look_at = now(), leased_until = NULL,
     leased_by = NULL
-WHERE delivery_id = $1 AND state = 'open';
+WHERE delivery_id = :delivery_id AND state = 'open';

@@ -14,24 +14,24 @@ WITH result AS (
            r.sent_at, r.bounced_at, r.error_at, CASE WHEN again.planned THEN r.retry_at END AS retry_at, r.reason,
            r.code, r.fault, CASE WHEN NOT person.erased THEN r.reply END AS reply,
            CASE WHEN NOT person.erased THEN r.provider_id END AS provider_id
-    FROM unnest($2::int[], $3::smallint[], $4::text[], $5::int[], $6::timestamptz[], $7::timestamptz[],
-                $8::timestamptz[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[],
-                $14::timestamptz[])
+    FROM unnest(:recipients::int[], :attempts::smallint[], :statuses::text[], :precedences::int[], :sent_at::timestamptz[], :bounced_at::timestamptz[],
+                :error_at::timestamptz[], :reasons::text[], :codes::text[], :faults::text[], :replies::text[], :provider_ids::text[],
+                :retry_at::timestamptz[])
          AS r (recipient, attempt, status, precedence, sent_at, bounced_at, error_at, reason, code, fault, reply,
                provider_id, retry_at)
-    JOIN sendoff.delivery_record d ON d.delivery_id = $1
-    CROSS JOIN (SELECT array_agg(x.recipient) AS recipients FROM sendoff.erased_recipient x WHERE x.delivery_id = $1) e
+    JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id
+    CROSS JOIN (SELECT array_agg(x.recipient) AS recipients FROM sendoff.erased_recipient x WHERE x.delivery_id = :delivery_id) e
     CROSS JOIN LATERAL (SELECT coalesce(r.recipient = ANY (e.recipients), false) AS erased) person
     CROSS JOIN LATERAL (
-        SELECT r.retry_at < d.valid_until AND r.attempt < coalesce(d.max_attempts, $15::int)
-               AND d.cancelled_at IS NULL AND d.state = ANY ($16::text[]) AND NOT person.erased AS planned
+        SELECT r.retry_at < d.valid_until AND r.attempt < coalesce(d.max_attempts, :max_attempts::int)
+               AND d.cancelled_at IS NULL AND d.state = ANY (:states::text[]) AND NOT person.erased AS planned
     ) again
     WHERE d.confirmed_at IS NOT NULL AND r.recipient <= d.to_deliver
 ), changed AS (
     INSERT INTO sendoff.outcome AS o (
         delivery_id, recipient, attempt, status, precedence, sent_at, bounced_at, error_at, retry_at, reason, code,
         fault, reply, provider_id)
-    SELECT $1, recipient, attempt, status, precedence, sent_at, bounced_at, error_at, retry_at, reason, code, fault,
+    SELECT :delivery_id, recipient, attempt, status, precedence, sent_at, bounced_at, error_at, retry_at, reason, code, fault,
            reply, provider_id
     FROM result
     ORDER BY recipient
@@ -58,13 +58,13 @@ WITH result AS (
     SELECT changed.status, changed.recipients,
            CASE WHEN d.cancelled_at IS NOT NULL AND changed.was IS NULL THEN 'cancelled' ELSE changed.was END AS was
     FROM (SELECT status, was, count(*)::int AS recipients FROM changed GROUP BY status, was) changed
-    CROSS JOIN (SELECT cancelled_at FROM sendoff.delivery_record WHERE delivery_id = $1) d
+    CROSS JOIN (SELECT cancelled_at FROM sendoff.delivery_record WHERE delivery_id = :delivery_id) d
     WHERE changed.status IS DISTINCT FROM changed.was
 ), counted AS (
     INSERT INTO sendoff.delivery_counter AS c (
         delivery_id, shard, sending, sent, bounced_hard, bounced_soft, bounced_ignored, errors, unknown, excluded_late,
         cancelled, retrying)
-    SELECT $1, $17,
+    SELECT :delivery_id, :shard,
            coalesce(sum(-recipients) FILTER (WHERE was = 'sending'), 0),
            coalesce(sum(CASE 'sent' WHEN status THEN recipients WHEN was THEN -recipients END), 0),
            coalesce(sum(CASE 'bounced_hard' WHEN status THEN recipients WHEN was THEN -recipients END), 0),
@@ -96,4 +96,4 @@ SELECT coalesce(sum(recipients), 0)::int AS moved FROM moved;
 -- For results that may be for nobody: how many recipients the confirmed delivery has; no row where there is
 -- no such delivery, it was never confirmed, or has left by retention.
 SELECT to_deliver FROM sendoff.delivery_record
-WHERE delivery_id = $1 AND confirmed_at IS NOT NULL AND purged_at IS NULL;
+WHERE delivery_id = :delivery_id AND confirmed_at IS NOT NULL AND purged_at IS NULL;

@@ -9,16 +9,16 @@
 WITH event AS (
     SELECT e.event_id, e.recipient, e.kind, CASE WHEN k.kept THEN e.url END AS url, e.at,
            CASE WHEN k.kept THEN e.user_agent END AS user_agent, e.machine_rule
-    FROM unnest($2::text[], $3::int[], $4::text[], $5::text[], $6::timestamptz[], $7::text[], $8::text[])
+    FROM unnest(:event_ids::text[], :recipients::int[], :kinds::text[], :urls::text[], :times::timestamptz[], :user_agents::text[], :machine_rules::text[])
          AS e (event_id, recipient, kind, url, at, user_agent, machine_rule)
-    JOIN sendoff.delivery_record d ON d.delivery_id = $1
-    CROSS JOIN (SELECT array_agg(x.recipient) AS recipients FROM sendoff.erased_recipient x WHERE x.delivery_id = $1) x
+    JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id
+    CROSS JOIN (SELECT array_agg(x.recipient) AS recipients FROM sendoff.erased_recipient x WHERE x.delivery_id = :delivery_id) x
     CROSS JOIN LATERAL (SELECT coalesce(e.recipient <> ALL (x.recipients), true) AS kept) k
     WHERE d.confirmed_at IS NOT NULL AND e.recipient <= d.to_deliver
 ), new AS (
     INSERT INTO sendoff.tracking_event (
         delivery_id, event_id, recipient, kind, url, link, at, user_agent, machine_rule, rules)
-    SELECT $1, event_id, recipient, kind, url, md5(url)::uuid, at, user_agent, machine_rule, $9
+    SELECT :delivery_id, event_id, recipient, kind, url, md5(url)::uuid, at, user_agent, machine_rule, :rules
     FROM event
     ORDER BY event_id COLLATE "C"
     ON CONFLICT (delivery_id, event_id) DO NOTHING
@@ -26,7 +26,7 @@ WITH event AS (
 ), changed AS (
     INSERT INTO sendoff.tracked_recipient AS t (
         delivery_id, recipient, opened_at, clicked_at, mirror_at, optout_at, human_opened_at, human_clicked_at)
-    SELECT $1, recipient, min(at), min(at) FILTER (WHERE kind = 'click'), min(at) FILTER (WHERE kind = 'mirror'),
+    SELECT :delivery_id, recipient, min(at), min(at) FILTER (WHERE kind = 'click'), min(at) FILTER (WHERE kind = 'mirror'),
            min(at) FILTER (WHERE kind = 'optout'), min(at) FILTER (WHERE machine_rule IS NULL),
            min(at) FILTER (WHERE kind = 'click' AND machine_rule IS NULL)
     FROM new
@@ -52,7 +52,7 @@ WITH event AS (
 ), counted AS (
     INSERT INTO sendoff.delivery_counter AS c (
         delivery_id, shard, opened, clicked, mirror, optout, human_opened, human_clicked)
-    SELECT $1, $10, m.*
+    SELECT :delivery_id, :shard, m.*
     FROM (
         SELECT count(*) FILTER (WHERE was & 1 = 0) AS opened,
                count(clicked_at) FILTER (WHERE was & 2 = 0) AS clicked,
@@ -79,17 +79,17 @@ FROM new;
 -- name: read_opted_out
 -- Each by the whole key: an opt-out is rare, a delivery is not read for it. Of who was erased nothing is known.
 SELECT r.profile_id, r.address
-FROM unnest($2::int[]) AS o (recipient)
+FROM unnest(:recipients::int[]) AS o (recipient)
 CROSS JOIN LATERAL (
-    SELECT k.profile_id, k.address FROM sendoff.recipient k WHERE k.delivery_id = $1 AND k.recipient = o.recipient OFFSET 0
+    SELECT k.profile_id, k.address FROM sendoff.recipient k WHERE k.delivery_id = :delivery_id AND k.recipient = o.recipient OFFSET 0
 ) r
 WHERE r.address <> '';
 
 -- name: denylist_opted_out
 INSERT INTO sendoff.denylisted_profile (channel, profile_id, cause)
 SELECT d.channel, o.profile_id, 'optout'
-FROM unnest($2::text[]) AS o (profile_id)
-JOIN sendoff.delivery_record d ON d.delivery_id = $1
+FROM unnest(:profile_ids::text[]) AS o (profile_id)
+JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id
 ORDER BY o.profile_id
 ON CONFLICT (channel, profile_id) DO NOTHING;
 
@@ -97,7 +97,7 @@ ON CONFLICT (channel, profile_id) DO NOTHING;
 -- Those without a profile: their address is all that is known of them.
 INSERT INTO sendoff.quarantined_address (channel, address_key, address, cause)
 SELECT d.channel, o.address_key, o.address, 'optout'
-FROM unnest($2::text[], $3::text[]) AS o (address_key, address)
-JOIN sendoff.delivery_record d ON d.delivery_id = $1
+FROM unnest(:address_keys::text[], :addresses::text[]) AS o (address_key, address)
+JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id
 ORDER BY o.address_key
 ON CONFLICT (channel, address_key) DO NOTHING;

@@ -145,7 +145,7 @@ async def statement(installation: Installation, rows: int) -> Measured:
             batch = dict(enumerate(sent[first : first + BATCH], first + 1))
             await accounts.record(db, DELIVERY, batch, retries, 0)
         measured = meter.read(rows)
-        row = await db.fetchrow("read_deployment", DELIVERY)
+        row = await db.fetchrow("read_deployment", delivery_id=DELIVERY)
         if row is None or row["sent"] != rows:
             raise CaseFailed("The deployment does not count what was recorded.")
     return measured

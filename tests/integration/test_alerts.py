@@ -363,7 +363,7 @@ async def test_two_that_found_the_same_alert_tell_it_once(stack: Stack) -> None:
         "ALTER TABLE sendoff.delivery_alert DROP CONSTRAINT delivery_alert_delivery_id_criterion_day_key",
     )
     async with stack.db.transaction() as tx:
-        await tx.execute("lock_delivery", number)
+        await tx.execute("lock_delivery", delivery_id=number)
         raising = [asyncio.create_task(alerts.raise_due(stack.db)) for _ in range(3)]
 
         async def all_wait() -> bool:

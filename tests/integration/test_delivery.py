@@ -253,9 +253,19 @@ async def test_whose_profile_is_denylisted_is_left_out_of_a_preparation(stack: S
 
 
 async def test_a_claim_looks_everything_up_by_key(stack: Stack) -> None:
-    asked = (1, [1, 2], [1, 1], ["a@example.org", "b@example.org"], ["in_progress"], 0)
+    query = queries()["claim"]
+    asked = query.arguments(
+        {
+            "delivery_id": 1,
+            "recipients": [1, 2],
+            "attempts": [1, 1],
+            "address_keys": ["a@example.org", "b@example.org"],
+            "states": ["in_progress"],
+            "shard": 0,
+        }
+    )
     async with stack.db.transaction() as tx:
-        plan = await tx.connection.fetch("EXPLAIN (COSTS OFF) " + queries()["claim"], *asked)
+        plan = await tx.connection.fetch("EXPLAIN (COSTS OFF) " + query.text, *asked)
     nodes = "\n".join(row[0] for row in plan)
     assert "denylisted_profile_pkey" in nodes
     assert "Seq Scan" not in nodes

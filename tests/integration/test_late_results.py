@@ -40,8 +40,16 @@ def _reported(number: int, recipient: int, kind: str, attempt: int = 1) -> dict[
 async def test_a_result_comes_before_its_claim_is_committed(stack: Stack) -> None:
     number = await _started(stack, 1)
     async with stack.db.transaction() as tx:
-        await tx.execute("lock_claims", number)
-        (granted,) = await tx.fetch("claim", number, [1], [1], ["a"], ["in_progress"], 3)
+        await tx.execute("lock_claims", delivery_id=number)
+        (granted,) = await tx.fetch(
+            "claim",
+            delivery_id=number,
+            recipients=[1],
+            attempts=[1],
+            address_keys=["a"],
+            states=["in_progress"],
+            shard=3,
+        )
         assert granted["recipient"] == 1
         recording = asyncio.create_task(
             accounts.record(stack.db, number, _reported(number, 1, "sent"), RETRIES, 5)
@@ -56,12 +64,32 @@ async def test_a_result_comes_before_its_claim_is_committed(stack: Stack) -> Non
 
 async def test_a_claim_comes_while_the_result_is_being_recorded(stack: Stack) -> None:
     number = await _started(stack, 1)
-    at = [None, None, None]
     async with stack.db.transaction() as tx:
-        await tx.execute("lock_claims", number)
-        texts = [[None]] * 5
-        arguments = ([1], [1], ["sent"], [20], [NOON], at[:1], at[:1], *texts, [None], 4, ["in_progress"], 5)
-        assert await tx.fetchval("record_outcomes", number, *arguments) == 1
+        await tx.execute("lock_claims", delivery_id=number)
+        nothing = (
+            "bounced_at",
+            "error_at",
+            "reasons",
+            "codes",
+            "faults",
+            "replies",
+            "provider_ids",
+            "retry_at",
+        )
+        moved = await tx.fetchval(
+            "record_outcomes",
+            delivery_id=number,
+            recipients=[1],
+            attempts=[1],
+            statuses=["sent"],
+            precedences=[20],
+            sent_at=[NOON],
+            max_attempts=4,
+            states=["in_progress"],
+            shard=5,
+            **dict.fromkeys(nothing, ()),
+        )
+        assert moved == 1
         claiming = asyncio.create_task(accounts.claim(stack.db, number, {1: (1, "a")}, 3))
         await until(lambda: waits_for_a_row(stack))
     assert await claiming == set()

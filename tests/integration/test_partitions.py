@@ -164,15 +164,15 @@ async def test_statements_for_one_delivery_look_into_its_set_alone(stack: Stack)
     seen = set()
     async with stack.db.session() as session:
         connection = session.connection
-        await connection.execute(sql.queries()["create_staged_target"])
-        for name, text in sql.queries().items():
-            statement = re.sub(r"--.*", "", text).strip().rstrip(";")
+        await connection.execute(sql.queries()["create_staged_target"].text)
+        for name, query in sql.queries().items():
+            statement = re.sub(r"--.*", "", query.text).strip().rstrip(";")
             if re.search(several, name + statement) or not re.search(
                 r"\bsendoff\.(recipient|exclusion|outcome|sending_log|tracking_event|tracked_recipient)\b",
                 statement,
             ):
                 continue
-            given = len((await connection.prepare(statement)).get_parameters())
+            given = len(query.parameters)
             await connection.execute(f"PREPARE planned AS {statement}")
             nulls = f"({', '.join(['NULL'] * given)})" if given else ""
             plan = [r[0] for r in await connection.fetch(f"EXPLAIN EXECUTE planned{nulls}")]

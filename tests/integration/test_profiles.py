@@ -274,7 +274,7 @@ async def test_an_erasure_keeps_out_of_a_preparation(stack: Stack) -> None:
     async with stack.db.session() as preparing:
         assert await preparation.lock_preparation(preparing, number)
         async with preparing.connection.transaction():
-            await preparing.execute("drop_audience", number)
+            await preparing.execute("drop_audience", delivery_id=number)
             with pytest.raises(ErasureRefused, match=f"The delivery {number} is being prepared"):
                 await erased(stack)
     await stack.prepare(ROWS, columns=COLUMNS, delivery=number)

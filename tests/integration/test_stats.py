@@ -139,12 +139,12 @@ async def test_deliveries_are_recounted_side_by_side(stack: Stack) -> None:
     asker = await Asker.open(stack)
     async with stack.running("stats"):
         async with stack.db.session() as session:
-            await session.execute("lock_stats", held)
+            await session.execute("lock_stats", delivery_id=held)
             await asker.ask({"delivery_id": held})
             await until(lambda: blocked(stack, "advisory"))
             name = await asker.ask({"delivery_id": free})
             assert (await asker.heard(1))[name]["to_deliver"] == 3
-            await session.execute("unlock_stats", held)
+            await session.execute("unlock_stats", delivery_id=held)
         assert (await asker.heard(1))["q0"]["to_deliver"] == 2
 
 

@@ -159,13 +159,12 @@ async def test_the_services_look_outcomes_up_by_the_key(connection: Any, db: Dat
     await connection.execute("ANALYZE")
     by_place = set()
     async with db.session() as session:
-        for name, text in sql.queries().items():
-            statement = re.sub(r"--.*", "", text).strip().rstrip(";")
+        for name, query in sql.queries().items():
+            statement = re.sub(r"--.*", "", query.text).strip().rstrip(";")
             if not re.search(r"\bsendoff\.(outcome|sending_log)\b", statement):
                 continue
-            prepared = await session.connection.prepare(statement)
             await session.connection.execute(f"PREPARE planned AS {statement}")
-            nulls = f"({', '.join(['NULL'] * len(prepared.get_parameters()))})"
+            nulls = f"({', '.join(['NULL'] * len(query.parameters))})"
             plan = await session.connection.fetch(f"EXPLAIN EXECUTE planned{nulls.replace('()', '')}")
             await session.connection.execute("DEALLOCATE planned")
             if any(re.search(r"Bitmap Index Scan on outcome_\d+_delivery_id_idx", line[0]) for line in plan):
@@ -189,14 +188,13 @@ async def test_a_plan_made_for_empty_tables_looks_recipients_up_by_the_whole_key
     )
     by_half = set()
     async with db.session() as session:
-        await session.connection.execute(sql.queries()["create_staged_target"])
-        for name, text in sql.queries().items():
-            statement = re.sub(r"--.*", "", text).strip().rstrip(";")
-            parameters = (await session.connection.prepare(statement)).get_parameters()
+        await session.connection.execute(sql.queries()["create_staged_target"].text)
+        for name, query in sql.queries().items():
+            statement = re.sub(r"--.*", "", query.text).strip().rstrip(";")
             if not re.match(r"SELECT|INSERT|UPDATE|DELETE|WITH", statement):
                 continue
             await session.connection.execute(f"PREPARE planned AS {statement}")
-            nulls = f"({', '.join(['NULL'] * len(parameters))})".replace("()", "")
+            nulls = f"({', '.join(['NULL'] * len(query.parameters))})".replace("()", "")
             plan = "\n".join(
                 r[0] for r in await session.connection.fetch(f"EXPLAIN (COSTS OFF) EXECUTE planned{nulls}")
             )

@@ -43,16 +43,25 @@ async def _claim(
     db: Database, delivery_id: int, numbers: list[int], attempts: list[int], keys: list[str], shard: int
 ) -> set[int]:
     async with db.transaction() as tx:
-        await tx.execute("lock_claims", delivery_id)
+        await tx.execute("lock_claims", delivery_id=delivery_id)
         rows = await tx.fetch(
-            "claim", delivery_id, numbers, attempts, keys, [s.value for s in CLAIMABLE], shard
+            "claim",
+            delivery_id=delivery_id,
+            recipients=numbers,
+            attempts=attempts,
+            address_keys=keys,
+            states=[s.value for s in CLAIMABLE],
+            shard=shard,
         )
     return {recipient for (recipient,) in rows}
 
 
 async def strangers(db: Database, delivery_id: int, recipients: Sequence[int]) -> set[int]:
     """Returns those numbers that are no recipients of a confirmed delivery."""
-    return {r["recipient"] for r in await db.fetch("read_refusals", delivery_id, list(recipients))}
+    return {
+        r["recipient"]
+        for r in await db.fetch("read_refusals", delivery_id=delivery_id, recipients=list(recipients))
+    }
 
 
 async def record(
@@ -79,19 +88,26 @@ async def record(
     retry_at = [retries.next_at(delivery_id, n, folded[n]) for n in numbers] if any(retryable) else ()
     async with db.transaction() as tx:
         # Shared with claims: a stop counts "the rest" with this lock alone, so that nobody is counted twice.
-        await tx.execute("lock_claims", delivery_id)
+        await tx.execute("lock_claims", delivery_id=delivery_id)
         moved: int = await tx.fetchval(
             "record_outcomes",
-            delivery_id,
-            numbers,
-            attempt,
-            status,
-            precedence,
-            *map(_sparse, (sent, bounced, error, reason, code, fault, reply, provider)),
-            retry_at,
-            retries.max_attempts,
-            [s.value for s in UNDER_WAY],
-            shard,
+            delivery_id=delivery_id,
+            recipients=numbers,
+            attempts=attempt,
+            statuses=status,
+            precedences=precedence,
+            sent_at=_sparse(sent),
+            bounced_at=_sparse(bounced),
+            error_at=_sparse(error),
+            reasons=_sparse(reason),
+            codes=_sparse(code),
+            faults=_sparse(fault),
+            replies=_sparse(reply),
+            provider_ids=_sparse(provider),
+            retry_at=retry_at,
+            max_attempts=retries.max_attempts,
+            states=[s.value for s in UNDER_WAY],
+            shard=shard,
         )
     return moved
 
@@ -103,26 +119,33 @@ def _sparse(column: tuple[object, ...]) -> tuple[object, ...]:
 
 async def audience_size(db: Database, delivery_id: int) -> int:
     """Returns how many recipients a confirmed delivery has; 0 where there is no such delivery."""
-    return await db.fetchval("read_audience_size", delivery_id) or 0
+    return await db.fetchval("read_audience_size", delivery_id=delivery_id) or 0
 
 
 async def expire(db: Database, delivery_id: int, first: int, last: int, *, lease: float, shard: int) -> int:
     """Makes claims of a range `unknown` whose lease of so many seconds ran out; returns how many."""
-    rows = await db.fetch("expire_claims", delivery_id, first, last, timedelta(seconds=lease), shard)
+    rows = await db.fetch(
+        "expire_claims",
+        delivery_id=delivery_id,
+        first=first,
+        last=last,
+        lease=timedelta(seconds=lease),
+        shard=shard,
+    )
     return len(rows)
 
 
 async def share_claims(tx: Transaction, delivery_id: int) -> None:
     """Keeps a stop, a pause and a finish waiting until the transaction ends, and no claim."""
-    await tx.execute("lock_claims", delivery_id)
+    await tx.execute("lock_claims", delivery_id=delivery_id)
 
 
 async def close_claims(tx: Transaction, delivery_id: int) -> None:
     """Waits for the claims under way and lets no other in until the transaction ends."""
-    await tx.execute("close_claims", delivery_id)
+    await tx.execute("close_claims", delivery_id=delivery_id)
 
 
 async def cancel_remaining(tx: Transaction, delivery_id: int, shard: int) -> None:
     """Counts what was not tried as cancelled, and ends the retries; call `close_claims` first."""
-    await tx.execute("cancel_remaining", delivery_id, shard)
-    await tx.execute("look_at_open_pages", delivery_id)
+    await tx.execute("cancel_remaining", delivery_id=delivery_id, shard=shard)
+    await tx.execute("look_at_open_pages", delivery_id=delivery_id)

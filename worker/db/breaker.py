@@ -33,7 +33,11 @@ async def progress(source: Database | Transaction, delivery_id: int, defaults: L
         defaults: The limits that hold where the delivery has none of its own.
     """
     row = await source.fetchrow(
-        "read_progress", delivery_id, defaults.minimum, defaults.hard_bounce_pct, defaults.error_pct
+        "read_progress",
+        delivery_id=delivery_id,
+        minimum=defaults.minimum,
+        hard_bounce_pct=defaults.hard_bounce_pct,
+        error_pct=defaults.error_pct,
     )
     if row is None:
         raise LookupError(f"There is no delivery {delivery_id}.")
@@ -56,5 +60,5 @@ async def trip(db: Database, delivery_id: int, defaults: Limits) -> Tripped | No
         verdict = (await progress(tx, delivery_id, defaults)).verdict
         if verdict is not None:
             await deliveries.move(tx, delivery_id, Move.PAUSE, reason=verdict.reason, figures=verdict.figures)
-            await tx.execute("trip_breaker", delivery_id)
+            await tx.execute("trip_breaker", delivery_id=delivery_id)
     return verdict

@@ -69,7 +69,7 @@ class Held:
 
 async def held(db: Database | Transaction, profile_id: str) -> Held:
     """Counts what is held of a profile; all zero for one that is not known."""
-    row = await db.fetchrow("read_held", profile_id)
+    row = await db.fetchrow("read_held", profile_id=profile_id)
     if row is None:
         raise AssertionError("an aggregate has a row")
     return Held(**row)
@@ -85,8 +85,10 @@ async def messages(db: Database, profile_id: str) -> AsyncIterator[dict[str, Any
     """Yields all that is held of each message: with its variables, tracking events and quarantine."""
     async for row in _pages(db, "read_profile_messages", profile_id, "recipient"):
         number = row["delivery_id"]
-        events = await db.fetch("read_profile_events", number, row["recipient"])
-        blocked = await db.fetch("read_quarantined", number, address_key(row["address"]))
+        events = await db.fetch("read_profile_events", delivery_id=number, recipient=row["recipient"])
+        blocked = await db.fetch(
+            "read_quarantined", delivery_id=number, address_key=address_key(row["address"])
+        )
         yield {**row, "tracking_events": [dict(e) for e in events], "quarantine": [dict(q) for q in blocked]}
 
 
@@ -98,20 +100,25 @@ async def exclusions(db: Database, profile_id: str) -> AsyncIterator[Mapping[str
 
 async def denylist(db: Database, profile_id: str) -> list[dict[str, Any]]:
     """Returns the channels on which the profile is not written to."""
-    return [dict(row) for row in await db.fetch("read_profile_denylist", profile_id)]
+    return [dict(row) for row in await db.fetch("read_profile_denylist", profile_id=profile_id)]
 
 
 async def _pages(db: Database, query: str, profile_id: str, number: str) -> AsyncIterator[Mapping[str, Any]]:
-    last = _BEFORE_ALL
-    while rows := await db.fetch(query, profile_id, *last, _PAGE):
+    delivery_id, last = _BEFORE_ALL
+    while rows := await db.fetch(
+        query, profile_id=profile_id, before_delivery=delivery_id, before_number=last, rows=_PAGE
+    ):
         for row in rows:
             yield row
-        last = (rows[-1]["delivery_id"], rows[-1][number])
+        delivery_id, last = rows[-1]["delivery_id"], rows[-1][number]
 
 
 async def erasable(db: Database, profile_id: str) -> dict[int, list[int]]:
     """Returns the next recipients to erase, by delivery; none where all are."""
-    return {r["delivery_id"]: r["recipients"] for r in await db.fetch("read_erasable", profile_id, _PAGE)}
+    return {
+        r["delivery_id"]: r["recipients"]
+        for r in await db.fetch("read_erasable", profile_id=profile_id, rows=_PAGE)
+    }
 
 
 async def erase_messages(
@@ -124,12 +131,19 @@ async def erase_messages(
         prepared: nothing has changed.
     """
     async with db.transaction() as tx:
-        if not await tx.fetchval("keep_preparations_out", delivery_id):
+        if not await tx.fetchval("keep_preparations_out", delivery_id=delivery_id):
             return None
         # Waits for claims and results under way, which would bring back what is erased here.
         await accounts.close_claims(tx, delivery_id)
         await deliveries.read_for_update(tx, delivery_id)
-        row = await tx.fetchrow("erase_recipients", delivery_id, recipients, shard, _MAY_SEND, profile_id)
+        row = await tx.fetchrow(
+            "erase_recipients",
+            delivery_id=delivery_id,
+            recipients=recipients,
+            shard=shard,
+            states=_MAY_SEND,
+            profile_id=profile_id,
+        )
     if row is None:
         raise AssertionError("an aggregate has a row")
     return row["messages"], row["kept_from"]
@@ -137,5 +151,5 @@ async def erase_messages(
 
 async def erase_exclusions(db: Database, profile_id: str) -> int:
     """Overwrites some of a profile's exclusions; returns how many, 0 where none are left."""
-    count: int = await db.fetchval("erase_exclusions", profile_id, _PAGE)
+    count: int = await db.fetchval("erase_exclusions", profile_id=profile_id, rows=_PAGE)
     return count

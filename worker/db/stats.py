@@ -82,11 +82,11 @@ async def recount(db: Database, delivery_id: int, shard: int, *, deadline: float
     async with db.session() as session:
         try:
             async with asyncio.timeout(deadline):
-                await session.execute("lock_stats", delivery_id)
+                await session.execute("lock_stats", delivery_id=delivery_id)
                 try:
                     return await _recount(db, session, delivery_id, shard)
                 finally:
-                    await session.execute("unlock_stats", delivery_id)
+                    await session.execute("unlock_stats", delivery_id=delivery_id)
         except (TimeoutError, asyncpg.QueryCanceledError) as error:
             raise TookTooLong from error
 
@@ -94,7 +94,7 @@ async def recount(db: Database, delivery_id: int, shard: int, *, deadline: float
 async def live(db: Database, delivery_id: int) -> Recount | None:
     """Reads the counters as they are, without a recount; None where there is no such delivery."""
     async with db.transaction(isolation="repeatable_read", readonly=True) as tx:
-        deployment = await tx.fetchrow("read_deployment", delivery_id)
+        deployment = await tx.fetchrow("read_deployment", delivery_id=delivery_id)
         if deployment is None:
             return None
         causes = await deliveries.excluded_by_cause(tx, delivery_id)
@@ -106,7 +106,7 @@ async def _recount(db: Database, session: Transaction, delivery_id: int, shard: 
     # things that the repair looks for, each of which happens once.
     for _ in range(_SNAPSHOTS):
         async with session.connection.transaction(isolation="repeatable_read", readonly=True):
-            deployment = await session.fetchrow("read_deployment", delivery_id)
+            deployment = await session.fetchrow("read_deployment", delivery_id=delivery_id)
             if deployment is None:
                 return None
             large = deployment["to_deliver"] >= _LARGE
@@ -131,7 +131,7 @@ async def _count(
     """
     if not large:
         rest = await _count_rest(session, delivery_id)  # and with its plan for the rest of the transaction
-        (counted,) = await session.fetch("recount", delivery_id)
+        (counted,) = await session.fetch("recount", delivery_id=delivery_id)
         return counted, *rest
     snapshot = await session.fetchval("export_snapshot")
 
@@ -143,8 +143,8 @@ async def _count(
 
     beside = asyncio.create_task(count_beside(), name=f"count tracked recipients of {delivery_id}")
     try:
-        await session.execute("plan_recount", True)  # noqa: FBT003 - large enough for workers
-        (counted,) = await session.fetch("recount", delivery_id)
+        await session.execute("plan_recount", parallel=True)
+        (counted,) = await session.fetch("recount", delivery_id=delivery_id)
         return counted, *await beside
     finally:
         beside.cancel()
@@ -153,8 +153,8 @@ async def _count(
 
 async def _count_rest(tx: Transaction, delivery_id: int) -> tuple[asyncpg.Record, dict[str, int]]:
     causes = await deliveries.excluded_by_cause(tx, delivery_id)
-    await tx.execute("plan_recount", False)  # noqa: FBT003 - not large enough for workers
-    (tracked,) = await tx.fetch("recount_tracking", delivery_id)
+    await tx.execute("plan_recount", parallel=False)
+    (tracked,) = await tx.fetch("recount_tracking", delivery_id=delivery_id)
     return tracked, causes
 
 
@@ -163,8 +163,8 @@ async def _repair(
 ) -> bool:
     async with session.connection.transaction():
         # A stop computes "the rest" from the counters, with this lock alone: all of the repair, or nothing.
-        await session.execute("lock_claims", delivery_id)
+        await session.execute("lock_claims", delivery_id=delivery_id)
         done = await session.fetchval(
-            "repair_counters", delivery_id, shard, cancelled_at, *(drift[k] for k in COUNTED)
+            "repair_counters", delivery_id=delivery_id, shard=shard, cancelled_at=cancelled_at, **drift
         )
     return done is not None

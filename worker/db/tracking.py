@@ -48,16 +48,16 @@ async def record(
         await accounts.share_claims(tx, delivery_id)
         (row,) = await tx.fetch(
             "record_tracking",
-            delivery_id,
-            [e.event_id for e in events],
-            [e.recipient for e in events],
-            [e.kind.value for e in events],
-            [e.url for e in events],
-            [e.at for e in events],
-            [t.user_agent for t in tracked],
-            [t.machine_rule for t in tracked],
-            rules,
-            shard,
+            delivery_id=delivery_id,
+            event_ids=[e.event_id for e in events],
+            recipients=[e.recipient for e in events],
+            kinds=[e.kind.value for e in events],
+            urls=[e.url for e in events],
+            times=[e.at for e in events],
+            user_agents=[t.user_agent for t in tracked],
+            machine_rules=[t.machine_rule for t in tracked],
+            rules=rules,
+            shard=shard,
         )
         new = set(row["optouts"] or ())
         opted_out = {t.event.recipient for t in tracked if t.heeded and t.event.event_id in new}
@@ -67,10 +67,15 @@ async def record(
 
 
 async def _write_to_them_no_more(tx: Transaction, delivery_id: int, recipients: Sequence[int]) -> None:
-    rows = await tx.fetch("read_opted_out", delivery_id, recipients)
+    rows = await tx.fetch("read_opted_out", delivery_id=delivery_id, recipients=recipients)
     profiles = {r["profile_id"] for r in rows} - {None}
     if profiles:
-        await tx.execute("denylist_opted_out", delivery_id, list(profiles))
+        await tx.execute("denylist_opted_out", delivery_id=delivery_id, profile_ids=list(profiles))
     addresses = {address_key(r["address"]): r["address"] for r in rows if r["profile_id"] is None}
     if addresses:
-        await tx.execute("quarantine_opted_out", delivery_id, list(addresses), list(addresses.values()))
+        await tx.execute(
+            "quarantine_opted_out",
+            delivery_id=delivery_id,
+            address_keys=list(addresses),
+            addresses=list(addresses.values()),
+        )

@@ -18,7 +18,7 @@ async def batches(db: Database, delivery_id: int, size: int) -> AsyncIterator[li
     """Yields the recipients whose outcome is unknown, by ranges of the audience; none for none."""
     recipients, _ = await reading.audience(db, delivery_id) or (0, None)
     for first in range(1, recipients + 1, size):
-        rows = await db.fetch("read_unknown", delivery_id, first, first + size - 1)
+        rows = await db.fetch("read_unknown", delivery_id=delivery_id, first=first, last=first + size - 1)
         if rows:
             yield [row["recipient"] for row in rows]
 
@@ -40,6 +40,12 @@ async def settle(
         How many it settled.
     """
     settled: int = await tx.fetchval(
-        "settle_unknown", delivery_id, list(recipients), how.value, REASON, reply, shard
+        "settle_unknown",
+        delivery_id=delivery_id,
+        recipients=list(recipients),
+        become=how.value,
+        reason=REASON,
+        reply=reply,
+        shard=shard,
     )
     return settled
