@@ -3,15 +3,10 @@
 -- name: sample_progress
 -- Once a minute for each delivery that runs without a limit, whoever comes first.
 INSERT INTO sendoff.delivery_sample (delivery_id, minute, processed)
-SELECT d.delivery_id, date_trunc('minute', now()), k.processed
+SELECT d.delivery_id, date_trunc('minute', now()), k.to_deliver - k.cancelled - k.pending - k.sending
 FROM sendoff.delivery_record d
-CROSS JOIN LATERAL (
-    SELECT coalesce(sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors + c.unknown
-                        + c.excluded_late + c.retrying), 0) AS processed
-    FROM sendoff.delivery_counter c
-    WHERE c.delivery_id = d.delivery_id
-) k
-WHERE d.state = 'in_progress' AND d.messages_per_hour IS NULL
+JOIN sendoff.deployment k ON k.delivery_id = d.delivery_id
+WHERE d.running AND d.state = 'in_progress' AND d.messages_per_hour IS NULL
 ORDER BY d.delivery_id
 ON CONFLICT DO NOTHING;
 
@@ -63,6 +58,7 @@ SELECT criterion, enabled, threshold, unit, minimum FROM sendoff.alert_threshold
 -- name: set_threshold
 -- What is null stays as it is.
 UPDATE sendoff.alert_threshold
-SET threshold = coalesce(:threshold, threshold), minimum = coalesce(:minimum, minimum), enabled = coalesce(:enabled, enabled)
+SET threshold = coalesce(:threshold, threshold), minimum = coalesce(:minimum, minimum),
+    enabled = coalesce(:enabled, enabled)
 WHERE criterion = :criterion
 RETURNING criterion, enabled, threshold, unit, minimum;

@@ -25,7 +25,7 @@ WITH old AS (
         state_reason = :reason,
         paused_in = CASE WHEN :target = 'paused' THEN old.state END,
         started_at = CASE WHEN :target = 'in_progress' THEN coalesce(d.started_at, now()) ELSE d.started_at END,
-        finished_at = CASE WHEN :target IN ('finished', 'stopped', 'failed') THEN now()
+        finished_at = CASE WHEN :over THEN now()
                            WHEN :target = 'in_progress' THEN NULL
                            ELSE d.finished_at END,
         updated_at = now()
@@ -56,7 +56,9 @@ WHERE delivery_id = :delivery_id;
 
 -- name: authorise_delivery
 -- By a confirm, and by a resume: the authority that it starts under.
-UPDATE sendoff.delivery_record SET authorised_by = :operator, authorised_by_token = :by_token WHERE delivery_id = :delivery_id;
+UPDATE sendoff.delivery_record
+SET authorised_by = :operator, authorised_by_token = :by_token
+WHERE delivery_id = :delivery_id;
 
 -- name: read_authority
 SELECT authorised_by, authorised_by_token FROM sendoff.delivery_record WHERE delivery_id = :delivery_id;
@@ -65,26 +67,18 @@ SELECT authorised_by, authorised_by_token FROM sendoff.delivery_record WHERE del
 -- What finish_delivery expects, asked first without its locks: the sum reads at most 16 short rows, so that it may
 -- be asked after every batch.
 SELECT delivery_id
-FROM sendoff.delivery_record d
-WHERE delivery_id = :delivery_id AND state = ANY (:expected::text[])
-  AND d.to_deliver <= (
-      SELECT sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors + c.unknown
-                 + c.excluded_late + c.cancelled)
-      FROM sendoff.delivery_counter c
-      WHERE c.delivery_id = d.delivery_id);
+FROM sendoff.deployment
+WHERE delivery_id = :delivery_id AND state = ANY (:expected::text[]) AND pending + sending + retrying <= 0;
 
 -- name: finish_delivery
--- Finished is computed: nothing is left open when the closed outcomes reach to_deliver. Asked with the claims
--- closed, so that no result plans a retry meanwhile.
+-- Finished is computed: nobody is pending, sending or retrying. Asked with the claims closed, so that no result plans a
+-- retry meanwhile.
 WITH old AS (
     SELECT delivery_id, state
-    FROM sendoff.delivery_record d
+    FROM sendoff.delivery_record
     WHERE delivery_id = :delivery_id AND state = ANY (:expected::text[])
-      AND d.to_deliver <= (
-          SELECT sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors + c.unknown
-                     + c.excluded_late + c.cancelled)
-          FROM sendoff.delivery_counter c
-          WHERE c.delivery_id = d.delivery_id)
+      AND (SELECT k.pending + k.sending + k.retrying <= 0
+           FROM sendoff.deployment k WHERE k.delivery_id = :delivery_id)
     FOR NO KEY UPDATE
 ), moved AS (
     UPDATE sendoff.delivery_record d
@@ -107,19 +101,12 @@ SELECT delivery_id, pg_notify('sendoff_events', '') FROM recorded;
 -- name: read_progress
 -- After a batch: is anything left open, and how many of those that were attempted went wrong? Reads at most 16
 -- short rows.
-SELECT d.state, s.closed >= d.to_deliver AS complete, d.breaker_tripped_at IS NOT NULL AS tripped,
-       coalesce(d.breaker_minimum, :minimum) AS minimum, coalesce(d.hard_bounce_pct, :hard_bounce_pct) AS hard_bounce_pct,
-       coalesce(d.error_pct, :error_pct) AS error_pct, s.attempted, s.bounced_hard, s.errors
+SELECT d.running, k.pending + k.sending + k.retrying <= 0 AS complete, d.breaker_tripped_at IS NOT NULL AS tripped,
+       coalesce(d.breaker_minimum, :minimum) AS minimum,
+       coalesce(d.hard_bounce_pct, :hard_bounce_pct) AS hard_bounce_pct, coalesce(d.error_pct, :error_pct) AS error_pct,
+       (k.sent + k.bounced + k.errors)::int AS attempted, k.bounced_hard::int AS bounced_hard, k.errors::int AS errors
 FROM sendoff.delivery_record d
-CROSS JOIN LATERAL (
-    SELECT coalesce(sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors), 0)::int AS attempted,
-           coalesce(sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors + c.unknown
-                        + c.excluded_late + c.cancelled), 0)::int AS closed,
-           coalesce(sum(c.bounced_hard), 0)::int AS bounced_hard,
-           coalesce(sum(c.errors), 0)::int AS errors
-    FROM sendoff.delivery_counter c
-    WHERE c.delivery_id = d.delivery_id
-) s
+JOIN sendoff.deployment k ON k.delivery_id = d.delivery_id
 WHERE d.delivery_id = :delivery_id;
 
 -- name: trip_breaker
@@ -129,7 +116,7 @@ UPDATE sendoff.delivery_record SET breaker_tripped_at = now() WHERE delivery_id 
 -- Confirmed, and their contact date is reached.
 SELECT delivery_id
 FROM sendoff.delivery_record
-WHERE state = 'start_pending' AND (contact_date IS NULL OR contact_date <= now())
+WHERE under_way AND state = 'start_pending' AND (contact_date IS NULL OR contact_date <= now())
 ORDER BY contact_date NULLS FIRST, delivery_id
 LIMIT 100;
 
@@ -138,7 +125,7 @@ LIMIT 100;
 -- is waiting.
 SELECT extract(epoch FROM min(contact_date) - now())::float8
 FROM sendoff.delivery_record
-WHERE state = 'start_pending';
+WHERE under_way AND state = 'start_pending';
 
 -- name: read_clock
 SELECT clock_timestamp();
@@ -155,14 +142,13 @@ LIMIT :shown;
 -- Under way, and their validity is over: what was not tried is to be cancelled.
 SELECT delivery_id
 FROM sendoff.delivery_record
-WHERE state IN ('start_pending', 'in_progress', 'retry_pending', 'paused') AND valid_until <= now()
-  AND cancelled_at IS NULL
+WHERE under_way AND valid_until <= now() AND cancelled_at IS NULL
 ORDER BY delivery_id
 LIMIT 100;
 
 -- name: read_active_deliveries
 SELECT delivery_id FROM sendoff.delivery_record
-WHERE state IN ('in_progress', 'retry_pending')
+WHERE running
 ORDER BY delivery_id;
 
 -- name: read_content

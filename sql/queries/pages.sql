@@ -4,7 +4,8 @@
 -- In the confirming transaction: from here on the pages are the work, and no outbox is needed. A delivery
 -- without waves is one.
 INSERT INTO sendoff.delivery_page (delivery_id, page, first, last, due_at)
-SELECT :delivery_id, row_number() OVER (ORDER BY w.first, n), w.first + n * :page_size, least(w.first + (n + 1) * :page_size - 1, w.last), w.due_at
+SELECT :delivery_id, row_number() OVER (ORDER BY w.first, n), w.first + n * :page_size,
+       least(w.first + (n + 1) * :page_size - 1, w.last), w.due_at
 FROM sendoff.delivery_record d
 CROSS JOIN LATERAL (
     SELECT v.first, v.last, coalesce(v.due_at, greatest(now(), d.contact_date) + v.due_after) AS due_at
@@ -25,7 +26,8 @@ INSERT INTO sendoff.delivery_pace (delivery_id, page_size) VALUES (:delivery_id,
 UPDATE sendoff.delivery_page p
 SET due_at = now() + w.due_after
 FROM sendoff.delivery_wave w
-WHERE p.delivery_id = :delivery_id AND w.delivery_id = :delivery_id AND p.first BETWEEN w.first AND w.last AND w.due_after IS NOT NULL;
+WHERE p.delivery_id = :delivery_id AND w.delivery_id = :delivery_id AND p.first BETWEEN w.first AND w.last
+  AND w.due_after IS NOT NULL;
 
 -- name: notify_pages
 -- Wakes the fan-out; delivered when the transaction commits.
@@ -47,7 +49,7 @@ WITH candidate AS (
         LIMIT :pages
         FOR UPDATE SKIP LOCKED
     ) p
-    WHERE d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL AND d.channel = ANY (:channels::text[])
+    WHERE d.running AND d.cancelled_at IS NULL AND d.channel = ANY (:channels::text[])
       AND d.messages_per_hour IS NULL
 ), picked AS (
     SELECT delivery_id, page
@@ -67,7 +69,7 @@ RETURNING p.delivery_id, p.page, p.first, p.last, d.channel, d.valid_until;
 SELECT p.delivery_id
 FROM sendoff.delivery_record d
 JOIN sendoff.delivery_pace p ON p.delivery_id = d.delivery_id
-WHERE d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL AND d.channel = ANY (:channels::text[])
+WHERE d.running AND d.cancelled_at IS NULL AND d.channel = ANY (:channels::text[])
   AND p.next_at <= now()
   AND EXISTS (
       SELECT FROM sendoff.delivery_page o
@@ -113,7 +115,7 @@ WITH picked AS (
         WHERE w.delivery_id = p.delivery_id
           AND (w.state = 'published' OR (w.state = 'open' AND w.leased_until >= now()))
     ) waiting
-    WHERE p.delivery_id = ANY (:delivery_ids::bigint[]) AND d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL
+    WHERE p.delivery_id = ANY (:delivery_ids::bigint[]) AND d.running AND d.cancelled_at IS NULL
       AND waiting.messages <= p.page_size
 ), paced AS (
     UPDATE sendoff.delivery_pace p
@@ -133,22 +135,24 @@ RETURNING p.delivery_id, p.page, p.first, p.last, d.channel, d.valid_until;
 SELECT extract(epoch FROM min(p.next_at) - now())::float8
 FROM sendoff.delivery_record d
 JOIN sendoff.delivery_pace p ON p.delivery_id = d.delivery_id
-WHERE d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL AND p.next_at > now();
+WHERE d.running AND d.cancelled_at IS NULL AND p.next_at > now();
 
 -- name: read_sends
 -- The bodies of a page's send messages, made where the data is: 1 µs a message against 12 in Python. What is the same
--- for all comes as text: :before_recipient up to the recipient, :before_address from the attempt to the address, :after_variables behind the variables.
+-- for all comes as text: what stands before the recipient, between the attempt and the address, and behind the variables.
 -- Only recipients that are still to be tried: those without a row, and retries that are due. Of a page that is published
 -- for the first time nobody has a row, which is seen at once and saves 0.4 µs a look. OFFSET 0 keeps the look-up by the
 -- whole key: for an empty table the planner thinks half the key as good, and a plan that was made then compares every
 -- recipient of the page with every row of the delivery (42 s for 20,000 recipients).
 -- And :delivery_id, not the recipient's delivery_id: partitions are left out once, before the first row.
 WITH known AS MATERIALIZED (
-    SELECT EXISTS (SELECT FROM sendoff.outcome WHERE delivery_id = :delivery_id AND recipient BETWEEN :first AND :last) AS anybody
+    SELECT EXISTS (
+        SELECT FROM sendoff.outcome WHERE delivery_id = :delivery_id AND recipient BETWEEN :first AND :last
+    ) AS anybody
 )
 SELECT r.recipient, coalesce(o.attempt, 0) + 1 AS attempt,
-       :before_recipient::text || r.recipient || ',"attempt":' || (coalesce(o.attempt, 0) + 1) || :before_address::text || to_json(r.address)
-       || ',"variables":' || r.variables || :after_variables::text AS body
+       :before_recipient::text || r.recipient || ',"attempt":' || (coalesce(o.attempt, 0) + 1)
+       || :before_address::text || to_json(r.address) || ',"variables":' || r.variables || :after_variables::text AS body
 FROM sendoff.recipient r
 LEFT JOIN LATERAL (
     SELECT k.recipient, k.attempt, k.status, k.retry_at
@@ -178,8 +182,8 @@ RETURNING page;
 
 -- name: read_deliveries_to_inspect
 SELECT DISTINCT p.delivery_id, d.channel,
-       d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL AS running,
-       d.state IN ('finished', 'stopped', 'failed') OR d.cancelled_at IS NOT NULL AS over
+       d.running AND d.cancelled_at IS NULL AS running,
+       d.over OR d.cancelled_at IS NOT NULL AS over
 FROM sendoff.delivery_page p
 JOIN sendoff.delivery_record d ON d.delivery_id = p.delivery_id
 WHERE p.state = 'published' AND p.look_at <= now()
@@ -244,16 +248,10 @@ WHERE p.delivery_id = :delivery_id AND p.state <> 'open'
 RETURNING p.page;
 
 -- name: read_deliveries_with_retries
-SELECT d.delivery_id, s.open = 0 AS only_retries
+SELECT d.delivery_id, k.pending + k.sending = 0 AS only_retries
 FROM sendoff.delivery_record d
-CROSS JOIN LATERAL (
-    SELECT coalesce(sum(c.retrying), 0) AS retrying,
-           d.to_deliver - coalesce(sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors
-                                       + c.unknown + c.excluded_late + c.cancelled + c.retrying), 0) AS open
-    FROM sendoff.delivery_counter c
-    WHERE c.delivery_id = d.delivery_id
-) s
-WHERE d.state IN ('in_progress', 'retry_pending') AND d.cancelled_at IS NULL AND s.retrying > 0
+JOIN sendoff.deployment k ON k.delivery_id = d.delivery_id
+WHERE d.running AND d.cancelled_at IS NULL AND k.retrying > 0
 ORDER BY d.delivery_id;
 
 -- name: reopen_all_pages
@@ -269,3 +267,11 @@ RETURNING page;
 UPDATE sendoff.delivery_page
 SET state = 'closed', look_at = NULL, leased_until = NULL, leased_by = NULL
 WHERE delivery_id = :delivery_id AND state <> 'closed';
+
+-- name: look_at_open_pages
+-- Of a delivery that is cancelled: nobody leases its open pages any more, and only published ones are looked at,
+-- which is where claims without a result run out.
+UPDATE sendoff.delivery_page
+SET state = 'published', published_at = coalesce(published_at, now()), look_at = now(), leased_until = NULL,
+    leased_by = NULL
+WHERE delivery_id = :delivery_id AND state = 'open';

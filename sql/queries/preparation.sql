@@ -32,7 +32,8 @@ SELECT min(due_at) AS first, max(due_at) AS last FROM pg_temp.staged_target;
 SELECT pg_try_advisory_lock(-1000000000 - :delivery_id::bigint);
 
 -- name: keep_preparations_out
--- The same until the transaction ends; false while a preparation is under way, which locks recipients before the delivery.
+-- The same until the transaction ends; false while a preparation is under way, which locks recipients before the
+-- delivery.
 SELECT pg_try_advisory_xact_lock(-1000000000 - :delivery_id::bigint);
 
 -- name: create_delivery
@@ -51,14 +52,15 @@ WITH recipients AS (
     DELETE FROM sendoff.domain_page WHERE delivery_id = :delivery_id
 ), waves AS (
     DELETE FROM sendoff.delivery_wave WHERE delivery_id = :delivery_id
-), outcomes AS (
-    DELETE FROM sendoff.outcome WHERE delivery_id = :delivery_id
-), counters AS (
-    DELETE FROM sendoff.delivery_counter WHERE delivery_id = :delivery_id
+), contents AS (
+    DELETE FROM sendoff.delivery_content WHERE delivery_id = :delivery_id
 ), erased AS (
     DELETE FROM sendoff.erased_recipient WHERE delivery_id = :delivery_id
+), outcomes AS (
+    DELETE FROM sendoff.outcome WHERE delivery_id = :delivery_id RETURNING status
 )
-DELETE FROM sendoff.delivery_content WHERE delivery_id = :delivery_id;
+SELECT sendoff.count_moves(:delivery_id, ARRAY(
+           SELECT (status, 'pending', count(*))::sendoff.move FROM outcomes GROUP BY status));
 
 -- name: exclude_duplicates
 -- The first line with an address wins. The sort is of keys and lines alone, not of whole rows.
@@ -124,7 +126,9 @@ SELECT count(*)::int FROM pg_temp.staged_target WHERE cause IS NULL;
 -- has; another delivery deals otherwise, and the same one, prepared again, as before. :starts are the places at
 -- which the waves after the first begin. Within its wave everybody keeps the order of the file.
 WITH dealt AS (
-    SELECT line, width_bucket(row_number() OVER (ORDER BY md5(:delivery_id::bigint || ' ' || address_key) COLLATE "C"), :starts::bigint[]) AS wave
+    SELECT line, width_bucket(
+               row_number() OVER (ORDER BY md5(:delivery_id::bigint || ' ' || address_key) COLLATE "C"),
+               :starts::bigint[]) AS wave
     FROM pg_temp.staged_target
     WHERE cause IS NULL
 )
@@ -147,7 +151,9 @@ WHERE first <= last;
 WITH numbered AS MATERIALIZED (
     SELECT recipient, domain, dense_rank() OVER (ORDER BY domain COLLATE "C") AS number
     FROM (
-        SELECT recipient, lower(split_part(address, '@', 2)) AS domain FROM sendoff.recipient WHERE delivery_id = :delivery_id
+        SELECT recipient, lower(split_part(address, '@', 2)) AS domain
+        FROM sendoff.recipient
+        WHERE delivery_id = :delivery_id
     ) r
 ), domains AS (
     INSERT INTO sendoff.delivery_domain (delivery_id, number, domain, to_deliver)
@@ -163,9 +169,12 @@ GROUP BY (recipient - 1) / 1000;
 -- (:by_local_time), the contact date is that of the first.
 UPDATE sendoff.delivery_record d
 SET label = :label, channel = :channel,
-    contact_date = coalesce(CASE WHEN :by_local_time THEN (SELECT min(due_at) FROM sendoff.delivery_wave WHERE delivery_id = :delivery_id) END, :contact_date),
-    time_zone = :time_zone, valid_for = :valid_for, late_limit = :late_limit, messages_per_hour = :messages_per_hour, breaker_minimum = :breaker_minimum,
-    hard_bounce_pct = :hard_bounce_pct, error_pct = :error_pct, max_attempts = :max_attempts, preparation = d.preparation + 1,
+    contact_date = coalesce(CASE WHEN :by_local_time THEN (SELECT min(due_at)
+                                                           FROM sendoff.delivery_wave
+                                                           WHERE delivery_id = :delivery_id) END, :contact_date),
+    time_zone = :time_zone, valid_for = :valid_for, late_limit = :late_limit, messages_per_hour = :messages_per_hour,
+    breaker_minimum = :breaker_minimum, hard_bounce_pct = :hard_bounce_pct, error_pct = :error_pct,
+    max_attempts = :max_attempts, preparation = d.preparation + 1,
     to_deliver = s.to_deliver, excluded = s.excluded, prepared_at = now(), updated_at = now()
 FROM (
     SELECT count(*) FILTER (WHERE cause IS NULL) AS to_deliver, count(cause) AS excluded

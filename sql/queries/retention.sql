@@ -1,8 +1,8 @@
 -- Retention: sets of partitions that leave, and what holds them back.
 
 -- name: read_sets
--- A delivery leaves so long (:older_than) after its end; one that was never confirmed, so long after it was last touched; one
--- under way never. The newest set stays: new deliveries go into it. The five that hold a set for longest are named.
+-- A delivery leaves so long after its end; one that was never confirmed, so long after it was last touched; one under
+-- way never. The newest set stays: new deliveries go into it. The five that hold a set for longest are named.
 SELECT s.first_id, s.last_id, s.opened_at, s.leaving_at IS NOT NULL AS leaving,
        s.first_id = max(s.first_id) OVER () AS newest, d.deliveries, d.recipients, d.held, d.held_by, p.bytes
 FROM sendoff.partition_set s
@@ -12,7 +12,7 @@ CROSS JOIN LATERAL (
            (array_agg(r.delivery_id ORDER BY k.ended DESC, r.delivery_id)
             FILTER (WHERE k.ended > now() - :older_than::interval))[1:5] AS held_by
     FROM sendoff.delivery_record r
-    CROSS JOIN LATERAL (SELECT CASE WHEN r.state IN ('finished', 'stopped', 'failed') THEN coalesce(r.finished_at, r.updated_at)
+    CROSS JOIN LATERAL (SELECT CASE WHEN r.over THEN coalesce(r.finished_at, r.updated_at)
                                     WHEN r.confirmed_at IS NULL THEN r.updated_at
                                     ELSE 'infinity' END AS ended) k
     WHERE r.delivery_id BETWEEN s.first_id AND s.last_id
@@ -36,14 +36,20 @@ SELECT pg_try_advisory_lock(-7365648);
 
 -- name: lock_set
 -- Before it is judged again: what a command moves meanwhile is seen by the next statement, or waits.
-SELECT delivery_id FROM sendoff.delivery_record WHERE delivery_id BETWEEN :first_id AND :last_id ORDER BY delivery_id FOR UPDATE;
+SELECT delivery_id
+FROM sendoff.delivery_record
+WHERE delivery_id BETWEEN :first_id AND :last_id
+ORDER BY delivery_id
+FOR UPDATE;
 
 -- name: mark_set
 UPDATE sendoff.partition_set SET leaving_at = coalesce(leaving_at, now()) WHERE first_id = :first_id;
 
 -- name: mark_deliveries
 -- From here on nothing recounts them, and nothing is recorded for them.
-UPDATE sendoff.delivery_record SET purged_at = now() WHERE delivery_id BETWEEN :first_id AND :last_id AND purged_at IS NULL;
+UPDATE sendoff.delivery_record
+SET purged_at = now()
+WHERE delivery_id BETWEEN :first_id AND :last_id AND purged_at IS NULL;
 
 -- name: read_last_delivery
 SELECT max(delivery_id) FROM sendoff.delivery_record WHERE delivery_id BETWEEN :first_id AND :last_id;

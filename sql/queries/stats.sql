@@ -14,8 +14,8 @@ SELECT * FROM sendoff.deployment WHERE delivery_id = :delivery_id;
 -- name: plan_recount
 -- For the rest of the transaction, what a count of a whole delivery wants and nothing else: a plan for this delivery,
 -- which may read the table from end to end. Where the key finds the rows, a bitmap of a million of them fits into the
--- memory. In parallel where :parallel says that it is worth the workers, and then whatever the statistics say, which know
--- nothing yet of a delivery that was just sent.
+-- memory. In parallel where that is worth the workers, and then whatever the statistics say, which know nothing yet of
+-- a delivery that was just sent.
 SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_seqscan', 'on', true),
        set_config('work_mem', '64MB', true), set_config('effective_io_concurrency', '0', true),
        set_config('parallel_setup_cost', '0', true), set_config('min_parallel_table_scan_size', '0', true),
@@ -61,35 +61,3 @@ SELECT count(*) AS opened, count(clicked_at) AS clicked, count(optout_at) AS opt
        count(human_opened_at) AS human_opened, count(human_clicked_at) AS human_clicked
 FROM sendoff.tracked_recipient
 WHERE delivery_id = :delivery_id;
-
--- name: repair_counters
--- Adds the drift that one snapshot showed. Outcomes, events and counters that moved since moved together, so that the
--- difference still holds; not so when what was left was cancelled, which is computed from the counters, drift and
--- all, nor when its rows are leaving by retention, which no snapshot is safe from: then no row comes back, and it is to
--- be counted again.
-INSERT INTO sendoff.delivery_counter AS c (
-    delivery_id, shard, sending, sent, bounced_hard, bounced_soft, bounced_ignored, errors, unknown, excluded_late,
-    cancelled, retrying, opened, clicked, optout, mirror, human_opened, human_clicked)
-SELECT :delivery_id, :shard, :sending::int, :sent::int, :bounced_hard::int, :bounced_soft::int, :bounced_ignored::int, :errors::int, :unknown::int, :excluded_late::int, :cancelled::int, :retrying::int,
-       :opened::int, :clicked::int, :optout::int, :mirror::int, :human_opened::int, :human_clicked::int
-FROM sendoff.delivery_record d
-WHERE d.delivery_id = :delivery_id AND d.cancelled_at IS NOT DISTINCT FROM :cancelled_at::timestamptz AND d.purged_at IS NULL
-ON CONFLICT (delivery_id, shard) DO UPDATE
-SET sending = c.sending + excluded.sending,
-    sent = c.sent + excluded.sent,
-    bounced_hard = c.bounced_hard + excluded.bounced_hard,
-    bounced_soft = c.bounced_soft + excluded.bounced_soft,
-    bounced_ignored = c.bounced_ignored + excluded.bounced_ignored,
-    errors = c.errors + excluded.errors,
-    unknown = c.unknown + excluded.unknown,
-    excluded_late = c.excluded_late + excluded.excluded_late,
-    cancelled = c.cancelled + excluded.cancelled,
-    retrying = c.retrying + excluded.retrying,
-    opened = c.opened + excluded.opened,
-    clicked = c.clicked + excluded.clicked,
-    optout = c.optout + excluded.optout,
-    mirror = c.mirror + excluded.mirror,
-    human_opened = c.human_opened + excluded.human_opened,
-    human_clicked = c.human_clicked + excluded.human_clicked,
-    updated_at = now()
-RETURNING c.delivery_id;

@@ -51,12 +51,8 @@ async def delivery(stack: Stack, recipients: int = 1, **columns: str) -> int:
 
 
 async def count(stack: Stack, number: int, **counters: int) -> None:
-    names, values = ", ".join(counters), ", ".join(map(str, counters.values()))
-    await change(
-        stack,
-        f"INSERT INTO sendoff.delivery_counter (delivery_id, shard, {names}) VALUES ($1, 0, {values})",  # noqa: S608
-        number,
-    )
+    moves = ", ".join(f"('pending', '{name}', {value})" for name, value in counters.items())
+    await change(stack, f"SELECT sendoff.count_moves($1, ARRAY[{moves}]::sendoff.move[])", number)
 
 
 async def sampled(stack: Stack, number: int, ago: str, processed: int) -> None:

@@ -11,7 +11,8 @@ from tests.integration.test_outcome_law import NOON, RETRIES, Report, snapshot
 from tests.integration.test_results import bounced, confirmed, drained, result
 from tests.integration.test_retries import agrees, counted, log
 from tests.stack import until
-from worker.db import accounts, deliveries
+from worker.db import deliveries
+from worker.db.accounts import Accounts
 from worker.domain.outcomes import REPLY_LIMIT, facts
 
 if TYPE_CHECKING:
@@ -41,18 +42,16 @@ async def test_a_result_comes_before_its_claim_is_committed(stack: Stack) -> Non
     number = await _started(stack, 1)
     async with stack.db.transaction() as tx:
         await tx.execute("lock_claims", delivery_id=number)
-        (granted,) = await tx.fetch(
+        granted = await tx.fetchval(
             "claim",
             delivery_id=number,
             recipients=[1],
             attempts=[1],
             address_keys=["a"],
-            states=["in_progress"],
-            shard=3,
         )
-        assert granted["recipient"] == 1
+        assert granted == [1]
         recording = asyncio.create_task(
-            accounts.record(stack.db, number, _reported(number, 1, "sent"), RETRIES, 5)
+            Accounts(stack.db).record(number, _reported(number, 1, "sent"), RETRIES)
         )
         await until(lambda: waits_for_a_row(stack))
         row, rows = await snapshot(stack, number)
@@ -85,12 +84,10 @@ async def test_a_claim_comes_while_the_result_is_being_recorded(stack: Stack) ->
             precedences=[20],
             sent_at=[NOON],
             max_attempts=4,
-            states=["in_progress"],
-            shard=5,
             **dict.fromkeys(nothing, ()),
         )
         assert moved == 1
-        claiming = asyncio.create_task(accounts.claim(stack.db, number, {1: (1, "a")}, 3))
+        claiming = asyncio.create_task(Accounts(stack.db).claim(number, {1: (1, "a")}))
         await until(lambda: waits_for_a_row(stack))
     assert await claiming == set()
     row, _ = await snapshot(stack, number)
@@ -101,13 +98,13 @@ async def test_what_comes_days_later_is_recorded_like_any_other(stack: Stack) ->
     """A finished delivery of nine days ago: an old attempt, a settled unknown, a bounce long after sent."""
     number = await _started(stack, 6)
     db = stack.db
-    await accounts.claim(db, number, dict.fromkeys(range(1, 7), (1, "a")), 0)
+    await Accounts(db).claim(number, dict.fromkeys(range(1, 7), (1, "a")))
     early = {**_reported(number, 1, "sent"), **_reported(number, 2, "soft"), **_reported(number, 3, "sent")}
     early |= {**_reported(number, 5, "error"), **_reported(number, 6, "sent")}
-    await accounts.record(db, number, early, RETRIES, 1)
-    assert await accounts.claim(db, number, {2: (2, "a")}, 0) == {2}
-    await accounts.record(db, number, _reported(number, 2, "sent", 2), RETRIES, 1)
-    await accounts.expire(db, number, 1, 6, lease=0, shard=2)
+    await Accounts(db).record(number, early, RETRIES)
+    assert await Accounts(db).claim(number, {2: (2, "a")}) == {2}
+    await Accounts(db).record(number, _reported(number, 2, "sent", 2), RETRIES)
+    await Accounts(db).expire(number, 1, 6, lease=0)
     assert await deliveries.finish(db, number)
     async with db.transaction() as tx:
         for change in (
@@ -142,7 +139,7 @@ async def test_what_comes_days_later_is_recorded_like_any_other(stack: Stack) ->
 
 async def test_results_for_a_stopped_delivery_leave_the_cancelled(stack: Stack) -> None:
     number = await _started(stack, 4)
-    await accounts.claim(stack.db, number, {1: (1, "a")}, 0)
+    await Accounts(stack.db).claim(number, {1: (1, "a")})
     async with stack.running("confirm", "results", "stats"):
         await stack.control(routing.STOP, number)
         assert (await stack.deployment(number))["cancelled"] == 3

@@ -16,7 +16,6 @@ import sql
 from tests.bench.examples import DOC, blocks, examples, views
 from tests.bench.filling import Shape, fill
 from tests.bench.tables import Tables, show
-from worker.db import migrate as migrating
 from worker.db import stats
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ SHAPES = [
     *[Shape(3)] * 10,
 ]
 PROFILE = "p100"
-MIGRATION = next(m.number for m in sql.migrations() if m.name == "fast_views")
 
 
 @pytest.fixture
@@ -250,39 +248,10 @@ async def test_the_bench_measures_every_example_and_shows_its_plan(
 
 async def test_compute_stats_counts_what_was_filled_in(db: Database, deliveries: list[int]) -> None:
     for number in deliveries[:4]:
-        found = await stats.recount(db, number, 0, deadline=20)
+        found = await stats.recount(db, number, deadline=20)
         assert found is not None
         assert found.drift == {}
         assert found.deployment["sent"] > 0
-
-
-async def test_what_was_there_before_is_found_after_the_migration(
-    empty_database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known = sql.migrations()
-    monkeypatch.setattr(migrating, "migrations", lambda: known[: MIGRATION - 1])
-    await migrating.migrate(empty_database, timeout=20)
-    connection = await asyncpg.connect(empty_database, timeout=20)
-    try:
-        await connection.execute("""
-            INSERT INTO sendoff.delivery_record (label, to_deliver) VALUES ('old', 2500);
-            INSERT INTO sendoff.recipient
-            SELECT 1, n, 'p' || n, 'user@domain' || n % 7 || '.example', '{}' FROM generate_series(1, 2500) n;
-            INSERT INTO sendoff.outcome
-                (delivery_id, recipient, attempt, precedence, claimed_at, reason, status)
-            SELECT 1, n, 1, 16, now(), 'quarantined', CASE WHEN n % 10 = 0 THEN 'excluded' ELSE 'sent' END
-            FROM generate_series(1, 2500) n;
-        """)
-        asked = "SELECT cause, late, excluded FROM sendoff.exclusion_cause WHERE delivery_id = 1"
-        domains = "SELECT * FROM sendoff.domain_breakdown WHERE delivery_id = 1 ORDER BY domain"
-        before = await connection.fetch(asked), await connection.fetch(domains)
-        monkeypatch.setattr(migrating, "migrations", lambda: known)
-        await migrating.migrate(empty_database, timeout=20)
-        assert (await connection.fetch(asked), await connection.fetch(domains)) == before
-        assert [tuple(row.values()) for row in before[0]] == [("quarantined", True, 250)]
-        assert len(before[1]) == 7
-    finally:
-        await connection.close()
 
 
 async def test_a_dashboard_may_read_the_views_and_nothing_else(connection: Any, database_url: str) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from contracts.states import State
 from worker.db import accounts, deliveries
 from worker.domain.breaker import Limits, Tally, Tripped, judge
-from worker.domain.states import CLAIMABLE, Move
+from worker.domain.states import Move
 
 if TYPE_CHECKING:
     from worker.db.pool import Database, Transaction
@@ -42,7 +41,7 @@ async def progress(source: Database | Transaction, delivery_id: int, defaults: L
     if row is None:
         raise LookupError(f"There is no delivery {delivery_id}.")
     own = Limits(row["minimum"], row["hard_bounce_pct"], row["error_pct"])
-    armed = State(row["state"]) in CLAIMABLE and not row["tripped"] and not row["complete"]
+    armed = row["running"] and not row["tripped"] and not row["complete"]
     tally = Tally(row["attempted"], row["bounced_hard"], row["errors"])
     return Progress(row["complete"], judge(tally, own) if armed else None)
 

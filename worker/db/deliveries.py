@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from contracts.commands import Wave
 from contracts.states import State
 from worker.domain.deliveries import Delivery, Waves
-from worker.domain.states import EVENTS, Move, sources, target
+from worker.domain.states import EVENTS, OVER, Move, sources, target
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -60,6 +60,7 @@ async def move(
         delivery_id=delivery_id,
         expected=expected,
         target=goal.value,
+        over=goal in OVER,
         operator=operator,
         reason=reason,
         command_id=command_id,

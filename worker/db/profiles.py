@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from contracts.states import State
 from worker.db import accounts, deliveries
 from worker.domain.audience import address_key
-from worker.domain.states import UNDER_WAY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -40,9 +38,6 @@ HISTORY: Final = (
     ),
 )
 """The columns of the view `profile_history` in their order: a header even where there is no row."""
-
-_MAY_SEND: Final = [s.value for s in (State.READY, *UNDER_WAY)]
-"""In these states it may still send to the audience that it has; before, another is to be prepared."""
 
 _PAGE: Final = 500
 """Rows of one statement."""
@@ -122,7 +117,7 @@ async def erasable(db: Database, profile_id: str) -> dict[int, list[int]]:
 
 
 async def erase_messages(
-    db: Database, profile_id: str, delivery_id: int, recipients: list[int], shard: int
+    db: Database, profile_id: str, delivery_id: int, recipients: list[int]
 ) -> tuple[int, int] | None:
     """Overwrites what is personal of a profile's recipients of one delivery, who are not sent to any more.
 
@@ -133,20 +128,9 @@ async def erase_messages(
     async with db.transaction() as tx:
         if not await tx.fetchval("keep_preparations_out", delivery_id=delivery_id):
             return None
-        # Waits for claims and results under way, which would bring back what is erased here.
         await accounts.close_claims(tx, delivery_id)
         await deliveries.read_for_update(tx, delivery_id)
-        row = await tx.fetchrow(
-            "erase_recipients",
-            delivery_id=delivery_id,
-            recipients=recipients,
-            shard=shard,
-            states=_MAY_SEND,
-            profile_id=profile_id,
-        )
-    if row is None:
-        raise AssertionError("an aggregate has a row")
-    return row["messages"], row["kept_from"]
+        return await accounts.erase(tx, delivery_id, recipients, profile_id)
 
 
 async def erase_exclusions(db: Database, profile_id: str) -> int:

@@ -48,6 +48,15 @@ async def audience(db: Database, delivery_id: int) -> tuple[int, datetime | None
     return (row["to_deliver"], row["purged_at"]) if row else None
 
 
+async def unknown(db: Database, delivery_id: int, size: int) -> AsyncIterator[list[int]]:
+    """Yields the recipients whose outcome is unknown, by ranges of `size` recipients; none for none."""
+    recipients, _ = await audience(db, delivery_id) or (0, None)
+    for first in range(1, recipients + 1, size):
+        rows = await db.fetch("read_unknown", delivery_id=delivery_id, first=first, last=first + size - 1)
+        if rows:
+            yield [row["recipient"] for row in rows]
+
+
 async def sending_log(
     db: Database, delivery_id: int, recipients: int, only: Only = EVERYBODY
 ) -> AsyncIterator[asyncpg.Record]:

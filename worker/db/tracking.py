@@ -30,9 +30,7 @@ class Recorded:
     opted_out: int
 
 
-async def record(
-    db: Database, delivery_id: int, tracked: Sequence[Tracked], rules: str, shard: int
-) -> Recorded:
+async def record(db: Database, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> Recorded:
     """Records events of a delivery's recipients, moves the counters, and puts who opted out on the lists.
 
     Args:
@@ -40,7 +38,6 @@ async def record(
         delivery_id: The delivery.
         tracked: The events, each event_id once.
         rules: The version of the rules that judged them.
-        shard: The counter row to move.
     """
     events = [t.event for t in tracked]
     async with db.transaction() as tx:
@@ -57,7 +54,6 @@ async def record(
             user_agents=[t.user_agent for t in tracked],
             machine_rules=[t.machine_rule for t in tracked],
             rules=rules,
-            shard=shard,
         )
         new = set(row["optouts"] or ())
         opted_out = {t.event.recipient for t in tracked if t.heeded and t.event.event_id in new}
