@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from worker.auth.authority import Authority
 from worker.auth.tokens import open_verifier
 from worker.channels.registry import CHANNELS
 from worker.db import listen
+from worker.db.accounts import Accounts
 from worker.db.pool import OUT_OF_REACH, SchemaMismatch, open_database
 from worker.domain.breaker import Limits
 from worker.domain.retry import Retries
@@ -56,8 +56,6 @@ log = structlog.get_logger(__name__)
 SERVICES: Final = ("confirm", "fanout", "send", "results", "tracking", "stats", "schedule", "events")
 """The services by name, as `sendoff run` takes them."""
 
-_SHARDS: Final = 16
-
 
 @dataclass(frozen=True, slots=True)
 class Worker:
@@ -69,10 +67,10 @@ class Worker:
     publisher: Publisher
     bulk_publisher: Publisher
     db: Database
+    accounts: Accounts
     registry: CollectorRegistry
     metrics: Metrics
     owner: str
-    shard: int
     channels: Mapping[str, Kind]
     consumers: list[Consumer] = field(default_factory=list)
     """Those of the services that were built: the broker must know every one of them."""
@@ -148,7 +146,6 @@ class Worker:
             self.metrics,
             Authority(frozenset(self.settings.publishers), open_verifier(self.settings)),
             page_size=self.settings.page_size,
-            shard=self.shard,
         )
 
     def _fanout(self) -> Service:
@@ -182,9 +179,9 @@ class Worker:
             self.db,
             self.names,
             self.metrics,
+            accounts=self.accounts,
             batch=s.send_batch,
             age=s.send_batch_age,
-            shard=self.shard,
         )
 
     def _results(self) -> Service:
@@ -194,12 +191,12 @@ class Worker:
             [self._bulk_consumer(q, min(2 * s.result_batch, 2_000)) for q in queues],
             self._dead(),
             self.db,
+            self.accounts,
             self.metrics,
             batch=s.result_batch,
             age=s.result_batch_age,
             limits=Limits(s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct),
             retries=Retries(s.retry_delays, s.max_attempts),
-            shard=self.shard,
         )
 
     def _tracking(self) -> Service:
@@ -208,11 +205,11 @@ class Worker:
             self._bulk_consumer(routing.TRACKING_QUEUE, min(2 * s.tracking_batch, 2_000)),
             self._dead(),
             self.db,
+            self.accounts,
             self.metrics,
             open_machines(s),
             batch=s.tracking_batch,
             age=s.tracking_batch_age,
-            shard=self.shard,
         )
 
     def _stats(self) -> Service:
@@ -225,7 +222,6 @@ class Worker:
             self.metrics,
             deadline=min(s.stats_deadline, s.command_timeout),
             at_once=max(s.database_pool // 4, 1),
-            shard=self.shard,
         )
 
     def _events(self) -> Service:
@@ -245,6 +241,7 @@ class Worker:
         return ScheduleService(
             topology.QueueDepth(self.broker.consuming),
             self.db,
+            self.accounts,
             self.names,
             self.metrics,
             tick=s.tick,
@@ -252,7 +249,6 @@ class Worker:
             look_after=s.page_look_after,
             redelivery_after=s.redelivery_after,
             alert_interval=s.alert_interval,
-            shard=self.shard,
         )
 
 
@@ -305,9 +301,18 @@ async def open_worker(settings: Settings, channels: Mapping[str, Kind] = CHANNEL
             await bulk.start()
             stack.push_async_callback(bulk.close)
             bulk_publisher = bulk
-        shard = random.randrange(_SHARDS)  # noqa: S311 - spreads the counters' rows, nothing secret
         yield Worker(
-            settings, names, broker, publisher, bulk_publisher, db, registry, metrics, owner, shard, channels
+            settings,
+            names,
+            broker,
+            publisher,
+            bulk_publisher,
+            db,
+            Accounts(db),
+            registry,
+            metrics,
+            owner,
+            channels,
         )
 
 

@@ -44,12 +44,8 @@ async def delivery(stack: Stack, recipients: int = 1, **columns: str) -> int:
 
 
 async def count(stack: Stack, number: int, **counters: int) -> None:
-    names, values = ", ".join(counters), ", ".join(map(str, counters.values()))
-    await change(
-        stack,
-        f"INSERT INTO sendoff.delivery_counter (delivery_id, shard, {names}) VALUES ($1, 0, {values})",  # noqa: S608
-        number,
-    )
+    moves = ", ".join(f"('pending', '{name}', {value})" for name, value in counters.items())
+    await change(stack, f"SELECT sendoff.count_moves($1, ARRAY[{moves}]::sendoff.move[])", number)
 
 
 async def sampled(stack: Stack, number: int, ago: str, processed: int) -> None:
@@ -360,7 +356,7 @@ async def test_two_that_found_the_same_alert_tell_it_once(stack: Stack) -> None:
         "ALTER TABLE sendoff.delivery_alert DROP CONSTRAINT delivery_alert_delivery_id_criterion_day_key",
     )
     async with stack.db.transaction() as tx:
-        await tx.execute("lock_delivery", number)
+        await tx.execute("lock_delivery", delivery_id=number)
         raising = [asyncio.create_task(alerts.raise_due(stack.db)) for _ in range(3)]
 
         async def all_wait() -> bool:

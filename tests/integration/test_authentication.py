@@ -115,7 +115,7 @@ async def test_without_a_good_token_of_ones_own_nothing_changes(
     stack: Stack, properties: dict[str, Any], operator: str, reason: str, sentence: str
 ) -> None:
     await stack.operator("gone", "start_deliveries")
-    await stack.db.fetchval("set_operator_active", "gone", False)
+    await stack.db.fetchval("set_operator_active", name="gone", active=False)
     number = await stack.prepare(3)
     async with stack.running("confirm", **TOKENS):
         for key, body in (

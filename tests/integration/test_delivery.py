@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,8 @@ from sql import queries
 from tests.support.channels import Counting
 from tests.support.stack import until
 from worker.amqp import topology
-from worker.db import accounts, pages
+from worker.db import pages
+from worker.db.accounts import Accounts
 
 if TYPE_CHECKING:
     from tests.support.stack import Stack
@@ -109,7 +111,7 @@ async def test_a_stop_cancels_the_rest_for_good(stack: Stack) -> None:
     async with stack.running("confirm", "fanout", "results", "schedule"):
         await stack.confirm(number)
         await until(lambda: _all_published(stack, 1_000))
-        await accounts.claim(stack.db, number, {7: (1, "user7@example.org")}, 0)
+        await Accounts(stack.db).claim(number, {7: (1, "user7@example.org")})
         answer = await stack.control(routing.STOP, number)
         assert (answer["status"], answer["state"]) == ("accepted", "stopped")
         assert (await stack.deployment(number))["cancelled"] == 999
@@ -239,13 +241,21 @@ async def test_whose_profile_is_denylisted_is_left_out_of_a_preparation(stack: S
 
 
 async def test_a_claim_looks_everything_up_by_key(stack: Stack) -> None:
-    asked = (1, [1, 2], [1, 1], ["a@example.org", "b@example.org"], ["in_progress"], 0)
+    query = queries()["claim"]
+    asked = query.arguments(
+        {
+            "delivery_id": 1,
+            "recipients": [1, 2],
+            "attempts": [1, 1],
+            "address_keys": ["a@example.org", "b@example.org"],
+        }
+    )
     async with stack.db.transaction() as tx:
-        plan = await tx.connection.fetch("EXPLAIN (COSTS OFF) " + queries()["claim"], *asked)
+        plan = await tx.connection.fetch("EXPLAIN (COSTS OFF) " + query.text, *asked)
     nodes = "\n".join(row[0] for row in plan)
     assert "denylisted_profile_pkey" in nodes
     assert "Seq Scan" not in nodes
-    assert "Hash" not in nodes
+    assert not re.search(r"\bHash\b", nodes)  # a HashAggregate is of the batch alone
     assert "Merge" not in nodes
 
 

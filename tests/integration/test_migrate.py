@@ -101,7 +101,7 @@ def test_migrate_can_run_twice(sendoff: Sendoff, empty_database: str) -> None:
     env = {"SENDOFF_DATABASE_URL": empty_database}
     first, second = sendoff("migrate", env=env), sendoff("migrate", env=env)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert "schema: applied 0001 initial" in first.stdout
+    assert "schema: applied 0001 deliveries" in first.stdout
     assert "schema: up to date" in second.stdout
 
 

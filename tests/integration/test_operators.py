@@ -64,8 +64,8 @@ async def test_a_command_that_waited_for_a_revocation_sees_it(db: Database) -> N
 
     async with asyncio.timeout(10):
         async with db.transaction() as tx:
-            await tx.fetchval("lock_operator", "ana")
-            await tx.fetchval("revoke_role", "ana", Role.START_DELIVERIES)
+            await tx.fetchval("lock_operator", name="ana")
+            await tx.fetchval("revoke_role", name="ana", role=Role.START_DELIVERIES)
             task = asyncio.create_task(command())
             while not await someone_waits(tx):
                 assert not task.done()

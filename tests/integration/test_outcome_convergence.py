@@ -21,7 +21,8 @@ from contracts import routing
 from tests.support.reports import MAX_ATTEMPTS, NOON, RANKS, RETRIES, STATUS, Report, snapshot
 from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
-from worker.db import accounts, deliveries
+from worker.db import deliveries
+from worker.db.accounts import Accounts
 from worker.domain.outcomes import fold
 
 if TYPE_CHECKING:
@@ -106,33 +107,33 @@ class Trial:
             watching = asyncio.create_task(self.watch(over))
             try:
                 async with asyncio.TaskGroup() as group:
-                    for shard, (name, what) in enumerate(actions):
-                        group.create_task(getattr(self, name)(what, shard % 16))
+                    for name, what in actions:
+                        group.create_task(getattr(self, name)(what))
             finally:
                 over.set()
                 await watching
             await self.compare()
 
-    async def record(self, batch: Sequence[Report], shard: int) -> None:
+    async def record(self, batch: Sequence[Report]) -> None:
         folded = fold(r.result(self.number) for r in batch)
         known = {recipient: f for (_, recipient), f in folded.items()}
-        await accounts.record(self.stack.db, self.number, known, RETRIES, shard)
+        await Accounts(self.stack.db).record(self.number, known, RETRIES)
         self.model.reported.update(batch)
 
-    async def claim(self, attempt: int, shard: int) -> None:
+    async def claim(self, attempt: int) -> None:
         asked = {r: (attempt, f"user{r}@example.org") for r in range(1, RECIPIENTS + 1)}
-        for recipient in await accounts.claim(self.stack.db, self.number, asked, shard):
+        for recipient in await Accounts(self.stack.db).claim(self.number, asked):
             assert (recipient, attempt) not in self.model.granted, "granted twice"
             self.model.granted[recipient, attempt] = self.round
 
-    async def expire(self, _: int, shard: int) -> None:
+    async def expire(self, _: int) -> None:
         self.model.expiries.add(self.round)
-        await accounts.expire(self.stack.db, self.number, 1, RECIPIENTS, lease=0, shard=shard)
+        await Accounts(self.stack.db).expire(self.number, 1, RECIPIENTS, lease=0)
 
-    async def finish(self, _: int, __: int) -> None:
+    async def finish(self, _: int) -> None:
         await deliveries.finish(self.stack.db, self.number)
 
-    async def stop(self, _: int, __: int) -> None:
+    async def stop(self, _: int) -> None:
         body = json.dumps({"delivery_id": self.number, "operator": "ana", "reason": "a test"}).encode()
         name = f"{self.number}-{self.round}-{id(body)}"
         message = Incoming(body, "", routing.STOP, name, None, None, None, {}, 1, None)

@@ -18,7 +18,8 @@ from tests.support.deliveries import LATER, SOON, agrees, counted, log
 from tests.support.results import bounced, result
 from tests.support.stack import until
 from tests.support.tracking import event, publish, recorded
-from worker.db import accounts, preparation, profiles, retention
+from worker.db import preparation, profiles, retention
+from worker.db.accounts import Accounts
 from worker.domain.erasure import fingerprint
 from worker.domain.settlement import Settlement
 from worker.operations import erase as service
@@ -182,7 +183,7 @@ async def _queued(stack: Stack, messages: int) -> bool:
 
 async def test_what_comes_later_brings_nothing_back_and_nobody_is_tried_again(stack: Stack) -> None:
     number = await confirmed(stack)
-    await accounts.claim(stack.db, number, {2: (1, ADDRESS)}, 0)
+    await Accounts(stack.db).claim(number, {2: (1, ADDRESS)})
     assert (await erased(stack)).kept_from == 0
     async with stack.running("results", "tracking", "stats", **SOON):
         soft = bounced(number, 2, "soft", reply=f"452 <{ADDRESS}> is full")
@@ -203,7 +204,7 @@ async def test_what_comes_later_brings_nothing_back_and_nobody_is_tried_again(st
 
 async def test_who_waits_for_a_retry_keeps_the_outcome_that_stands(stack: Stack) -> None:
     number = await confirmed(stack)
-    await accounts.claim(stack.db, number, {2: (1, ADDRESS)}, 0)
+    await Accounts(stack.db).claim(number, {2: (1, ADDRESS)})
     async with stack.running("results", "stats", **LATER):
         failed = result(number, 2, reason="busy", retryable=True)
         await stack.publish(routing.RESULTS, "error", failed)
@@ -270,7 +271,7 @@ async def test_an_erasure_keeps_out_of_a_preparation(stack: Stack) -> None:
     async with stack.db.session() as preparing:
         assert await preparation.lock_preparation(preparing, number)
         async with preparing.connection.transaction():
-            await preparing.execute("drop_audience", number)
+            await preparing.execute("drop_audience", delivery_id=number)
             with pytest.raises(ErasureRefused, match=f"The delivery {number} is being prepared"):
                 await erased(stack)
     await stack.prepare(ROWS, columns=COLUMNS, delivery=number)

@@ -203,7 +203,7 @@ async def test_a_removal_that_died_between_a_detachment_and_a_drop_goes_on(stack
     (one, _) = await retention.survey(stack.db, AGE)
     async with stack.db.session() as session:
         assert await steps.mark(session, one, AGE)
-        step = await session.fetchrow("read_next_step", one.first_id)
+        step = await session.fetchrow("read_next_step", first_id=one.first_id)
         assert step is not None
         await session.connection.execute(step["statement"])
     assert await removed(stack) == [1]

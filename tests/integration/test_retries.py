@@ -14,7 +14,8 @@ from tests.support.channels import Counting
 from tests.support.deliveries import LATER, SOON, agrees, confirmed, counted, log, states
 from tests.support.results import bounced, drained, result
 from tests.support.stack import until
-from worker.db import accounts, deliveries, pages
+from worker.db import deliveries, pages
+from worker.db.accounts import Accounts
 from worker.domain.outcomes import facts
 from worker.domain.retry import Retries
 from worker.domain.verdicts import Accepted, Bounced, Failed
@@ -169,7 +170,7 @@ async def test_a_retry_that_is_being_planned_keeps_a_delivery_from_finishing(sta
     retries = Retries((3_600,), 4)
 
     async def record(one: Sent | Bounce) -> int:
-        return await accounts.record(stack.db, number, {1: facts(one)}, retries, 0)
+        return await Accounts(stack.db).record(number, {1: facts(one)}, retries)
 
     at = datetime.now(UTC)
     await record(Sent(delivery_id=number, recipient=1, attempt=1, at=at))
@@ -224,7 +225,7 @@ async def test_every_order_of_results_and_claims_ends_alike_and_balances(stack: 
             if place % 20 == 0:
                 rows = await log(stack, number)
                 wanted = {r: (f["attempt"] + 1, f["address"]) for r, f in rows.items()}
-                await accounts.claim(stack.db, number, wanted, 3)
+                await Accounts(stack.db).claim(number, wanted)
                 await stack.deployment(number)
         await until(lambda: drained(stack))
         assert await agrees(stack, number)

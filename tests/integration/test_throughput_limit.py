@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from contracts import routing
 from tests.support.database import change
 from tests.support.stack import until
-from worker.db import accounts, pages
+from worker.db import pages
+from worker.db.accounts import Accounts
 
 if TYPE_CHECKING:
     from tests.support.stack import Stack
@@ -47,7 +48,7 @@ async def an_hour_passes(stack: Stack) -> None:
 
 async def claim(stack: Stack, page: Page) -> None:
     wanted = {r: (1, f"user{r}@example.org") for r in range(page.first, page.last + 1)}
-    assert len(await accounts.claim(stack.db, page.delivery_id, wanted, 0)) == len(wanted)
+    assert len(await Accounts(stack.db).claim(page.delivery_id, wanted)) == len(wanted)
 
 
 async def confirmed(stack: Stack, recipients: int, extra: str = LIMIT, page_size: int = PAGE) -> int:

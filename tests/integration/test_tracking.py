@@ -233,7 +233,7 @@ async def test_events_wait_for_no_command_that_holds_the_delivery(stack: Stack) 
     opened = judge(TrackingEvent.model_validate_json(json.dumps(event(number, 1, "open", "a"))), own_rules())
     async with stack.db.transaction() as command, asyncio.timeout(5):
         await deliveries.read_for_update(command, number)
-        done = await tracking.record(stack.db, number, [opened], "1", shard=3)
+        done = await tracking.record(stack.db, number, [opened], "1")
     assert done.events == 1
 
 

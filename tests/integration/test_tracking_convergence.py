@@ -7,7 +7,7 @@ recipient it keeps the set of events.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final
 
@@ -163,8 +163,8 @@ async def loop() -> asyncio.AbstractEventLoop:
 
 @pytest.fixture
 async def workers(stack: Stack) -> AsyncIterator[list[Worker]]:
-    async with open_worker(stack.settings) as opened:
-        yield [replace(opened, shard=shard) for shard in (3, 4)]
+    async with open_worker(stack.settings) as one, open_worker(stack.settings) as other:
+        yield [one, other]
 
 
 @pytest.mark.timeout(300)

@@ -75,9 +75,9 @@ class Stack:
 
     async def operator(self, name: str, *roles: str) -> None:
         async with self.db.transaction() as tx:
-            await tx.execute("add_operator", name)
+            await tx.execute("add_operator", name=name)
             for role in roles:
-                await tx.execute("grant_role", name, role)
+                await tx.execute("grant_role", name=name, role=role)
 
     async def prepare(
         self,
@@ -167,7 +167,7 @@ class Stack:
 
     async def deployment(self, delivery_id: int) -> dict[str, Any]:
         """Returns the delivery's row of the view, its account checked."""
-        row = await self.db.fetchrow("read_deployment", delivery_id)
+        row = await self.db.fetchrow("read_deployment", delivery_id=delivery_id)
         assert row is not None
         parts = ("sent", "bounced", "errors", "unknown", "excluded_late", "cancelled", "retrying", "sending")
         assert row["to_deliver"] == sum(row[p] for p in parts) + row["pending"]

@@ -24,15 +24,13 @@ from worker.cli.common import CommandRefused, database
 from worker.cli.show import console, number, percent, plain, title, words
 from worker.db import reading
 from worker.db.pool import OUT_OF_REACH
+from worker.domain.states import OVER
 from worker.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from rich.console import Console, RenderableType
-
-ENDED: Final = (State.FINISHED, State.STOPPED, State.FAILED)
-"""The states in which nothing more happens by itself."""
 
 _HELD: Final = (State.PAUSED, State.STOPPED, State.FAILED, State.PREPARATION_FAILED)
 """The states that have a reason worth reading."""
@@ -117,7 +115,7 @@ class View:
 
     def _speed(self) -> list[str]:
         row = self._row
-        if self.state in ENDED:
+        if self.state in OVER:
             if row["started_at"] is None or row["finished_at"] is None:
                 return []
             took = max((row["finished_at"] - row["started_at"]).total_seconds(), 0.001)
@@ -172,7 +170,7 @@ async def _watch(settings: Settings, delivery_id: int, interval: float, until: S
             while True:
                 view = View(row, pace, away=away)
                 pace.note(time.monotonic(), view.settled)
-                over = view.state in ENDED or view.state is until
+                over = view.state in OVER or view.state is until
                 show(view, last=over)
                 if over:
                     return view.state

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from worker.db import accounts
 from worker.db.outage import outlast
 
 if TYPE_CHECKING:
-    from worker.db.pool import Database
+    from worker.db.accounts import Accounts
 
 _DELIVERIES_KEPT: Final = 1_000
 """Bounds the memory, nothing else."""
@@ -17,16 +16,16 @@ _DELIVERIES_KEPT: Final = 1_000
 class Audiences:
     """How many recipients confirmed deliveries have; the number is fixed, so it is kept."""
 
-    def __init__(self, db: Database) -> None:
-        """Takes the database."""
-        self._db = db
+    def __init__(self, accounts: Accounts) -> None:
+        """Takes the accounts."""
+        self._accounts = accounts
         self._sizes: dict[int, int] = {}
 
     async def size(self, delivery_id: int) -> int:
         """Returns it; 0 where there is no such delivery, it was never confirmed, or has left by retention."""
         if delivery_id not in self._sizes:
             size = await outlast(
-                lambda: accounts.audience_size(self._db, delivery_id), "reading an audience's size"
+                lambda: self._accounts.audience_size(delivery_id), "reading an audience's size"
             )
             if not size:
                 return 0

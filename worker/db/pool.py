@@ -12,7 +12,9 @@ import asyncpg
 from sql import migrations, queries
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable
+
+    from sql import Query
 
 OUT_OF_REACH: Final = (
     OSError,
@@ -49,8 +51,8 @@ class SchemaMismatch(Exception):  # noqa: N818 - the name is the sentence
 class Database:
     """A pool of connections that speaks in named queries.
 
-    Every method takes the name of a query in `sql/queries` and its arguments. A `fetch…` outside a
-    transaction is a transaction of its own.
+    Every method takes the name of a query in `sql/queries` and its parameters by name; one that is missing or
+    unknown raises TypeError. A `fetch…` outside a transaction is a transaction of its own.
     """
 
     def __init__(
@@ -82,20 +84,20 @@ class Database:
                     session.connection.terminate()
                     raise
 
-    async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
+    async def fetch(self, query: str, /, **values: object) -> list[asyncpg.Record]:
         """Returns every row."""
         async with self._acquired() as session:
-            return await session.fetch(query, *args)
+            return await session.fetch(query, **values)
 
-    async def fetchrow(self, query: str, *args: object) -> asyncpg.Record | None:
+    async def fetchrow(self, query: str, /, **values: object) -> asyncpg.Record | None:
         """Returns the first row, or None."""
         async with self._acquired() as session:
-            return await session.fetchrow(query, *args)
+            return await session.fetchrow(query, **values)
 
-    async def fetchval(self, query: str, *args: object) -> Any:  # noqa: ANN401 - a column of any type
+    async def fetchval(self, query: str, /, **values: object) -> Any:  # noqa: ANN401 - a column of any type
         """Returns the first column of the first row, or None."""
         async with self._acquired() as session:
-            return await session.fetchval(query, *args)
+            return await session.fetchval(query, **values)
 
     @asynccontextmanager
     async def _acquired(self) -> AsyncIterator[Transaction]:
@@ -138,10 +140,10 @@ class Database:
             await trial.start()
             try:
                 # Some queries speak of this table, which is temporary and goes with the trial.
-                await connection.execute(self._queries["create_staged_target"])
-                for name, text in self._queries.items():
+                await connection.execute(self._queries["create_staged_target"].text)
+                for name, query in self._queries.items():
                     try:
-                        await connection.prepare(text)
+                        await connection.prepare(query.text)
                     except asyncpg.PostgresError as error:
                         raise SchemaMismatch(
                             f"The query “{name}” does not fit the schema: {error}"
@@ -160,30 +162,30 @@ class Database:
 class Transaction:
     """One connection that speaks in named queries."""
 
-    def __init__(self, connection: Any, texts: dict[str, str]) -> None:  # noqa: ANN401 - asyncpg has no stubs
+    def __init__(self, connection: Any, queries: dict[str, Query]) -> None:  # noqa: ANN401 - asyncpg has no stubs
         self.connection = connection
-        self._queries = texts
+        self._queries = queries
 
-    async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
+    async def fetch(self, query: str, /, **values: object) -> list[asyncpg.Record]:
         """Returns every row."""
-        rows: list[asyncpg.Record] = await self.connection.fetch(self._queries[query], *args)
+        named = self._queries[query]
+        rows: list[asyncpg.Record] = await self.connection.fetch(named.text, *named.arguments(values))
         return rows
 
-    async def fetchrow(self, query: str, *args: object) -> asyncpg.Record | None:
+    async def fetchrow(self, query: str, /, **values: object) -> asyncpg.Record | None:
         """Returns the first row, or None."""
-        return await self.connection.fetchrow(self._queries[query], *args)
+        named = self._queries[query]
+        return await self.connection.fetchrow(named.text, *named.arguments(values))
 
-    async def fetchval(self, query: str, *args: object) -> Any:  # noqa: ANN401 - a column of any type
+    async def fetchval(self, query: str, /, **values: object) -> Any:  # noqa: ANN401 - a column of any type
         """Returns the first column of the first row, or None."""
-        return await self.connection.fetchval(self._queries[query], *args)
+        named = self._queries[query]
+        return await self.connection.fetchval(named.text, *named.arguments(values))
 
-    async def execute(self, query: str, *args: object) -> None:
+    async def execute(self, query: str, /, **values: object) -> None:
         """Runs a statement for its effect."""
-        await self.connection.execute(self._queries[query], *args)
-
-    async def executemany(self, query: str, rows: Sequence[Sequence[object]]) -> None:
-        """Runs a statement once per row, pipelined."""
-        await self.connection.executemany(self._queries[query], rows)
+        named = self._queries[query]
+        await self.connection.execute(named.text, *named.arguments(values))
 
 
 async def open_database(

@@ -60,7 +60,6 @@ class ConfirmService:
         authority: Authority,
         *,
         page_size: int,
-        shard: int,
     ) -> None:
         """Takes its parts; `page_size` is in recipients."""
         self._metrics = metrics
@@ -70,7 +69,6 @@ class ConfirmService:
         self._dead = dead
         self._db = db
         self._page_size = page_size
-        self._shard = shard
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answers commands until `stop`."""
@@ -210,7 +208,7 @@ class ConfirmService:
             )
             return _refused(command_id, command, refused, delivery)
         if move is Move.STOP:
-            await accounts.cancel_remaining(tx, number, self._shard)
+            await accounts.cancel_remaining(tx, number)
         if move is Move.RESUME:
             await pages.reopen_all(tx, number)
         return Reply(

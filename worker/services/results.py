@@ -12,7 +12,7 @@ import structlog
 
 from contracts import results
 from worker.amqp.batches import take_batches
-from worker.db import accounts, breaker, deliveries
+from worker.db import breaker, deliveries
 from worker.db.audiences import Audiences, nobody
 from worker.db.halves import ROWS_AT_ONCE, write_by_halves
 from worker.db.outage import outlast
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from worker.amqp.dead import DeadQueue
     from worker.amqp.messages import Consumer, Incoming
+    from worker.db.accounts import Accounts
     from worker.db.pool import Database
     from worker.domain.breaker import Limits
     from worker.domain.outcomes import Facts
@@ -43,13 +44,13 @@ class ResultsService:
         consumers: Sequence[Consumer],
         dead: DeadQueue,
         db: Database,
+        accounts: Accounts,
         metrics: Metrics,
         *,
         batch: int,
         age: float,
         limits: Limits,
         retries: Retries,
-        shard: int,
     ) -> None:
         """Takes its parts.
 
@@ -57,23 +58,23 @@ class ResultsService:
             consumers: Of the queues of results.
             dead: For what cannot be recorded.
             db: The database.
+            accounts: Where results are recorded.
             metrics: Where to count.
             batch: The most messages of a batch.
             age: How old a batch may become, in seconds.
             limits: When a delivery is paused that has no limits of its own.
             retries: When recipients are tried again.
-            shard: The counter row to move.
         """
         self._consumers = consumers
         self._dead = dead
         self._db = db
+        self._accounts = accounts
         self._metrics = metrics
         self._batch = batch
         self._age = age
         self._limits = limits
         self._retries = retries
-        self._shard = shard
-        self._audiences = Audiences(db)
+        self._audiences = Audiences(accounts)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Records results until `stop`."""
@@ -132,7 +133,7 @@ class ResultsService:
 
     async def _write(self, delivery_id: int, facts: dict[int, Facts]) -> int:
         with self._metrics.record_seconds.time():
-            moved = await accounts.record(self._db, delivery_id, facts, self._retries, self._shard)
+            moved = await self._accounts.record(delivery_id, facts, self._retries)
         self._metrics.record_recipients.observe(len(facts))
         self._metrics.results_recorded.inc(len(facts))
         self._metrics.outcomes_moved.inc(moved)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from worker.amqp.topology import QueueDepth
+    from worker.db.accounts import Accounts
     from worker.db.pages import Inspected, PagesDue
     from worker.db.pool import Database
     from worker.telemetry.metrics import Metrics
@@ -45,6 +46,7 @@ class ScheduleService:
         self,
         depth: QueueDepth,
         db: Database,
+        accounts: Accounts,
         names: routing.Names,
         metrics: Metrics,
         *,
@@ -53,13 +55,13 @@ class ScheduleService:
         look_after: float,
         redelivery_after: float,
         alert_interval: float,
-        shard: int,
     ) -> None:
         """Takes its parts.
 
         Args:
             depth: Tells how many messages wait in a queue.
             db: The database.
+            accounts: Where claims run out.
             names: The installation's names.
             metrics: Where to count.
             tick: Seconds between two looks.
@@ -67,10 +69,10 @@ class ScheduleService:
             look_after: Seconds between two looks at a published page.
             redelivery_after: Seconds after which an unclaimed page is published again in any case.
             alert_interval: Seconds between two looks for alerts.
-            shard: The counter row to move.
         """
         self._depth = depth
         self._db = db
+        self._accounts = accounts
         self._names = names
         self._metrics = metrics
         self._tick = tick
@@ -78,7 +80,6 @@ class ScheduleService:
         self._look_after = look_after
         self._redelivery_after = redelivery_after
         self._alert_interval = alert_interval
-        self._shard = shard
 
     async def run(self, stop: asyncio.Event) -> None:
         """Starts deliveries at their time, does the other duties at every tick, and alerts, until `stop`."""
@@ -143,7 +144,7 @@ class ScheduleService:
             if late is not None:
                 reason = f"Skipped: {late}."
                 await deliveries.move(tx, delivery_id, Move.FAIL, reason=reason)
-                await accounts.cancel_remaining(tx, delivery_id, self._shard)
+                await accounts.cancel_remaining(tx, delivery_id)
                 log.warning("delivery skipped", delivery_id=delivery_id, because=reason)
                 return
             name, by_token = await deliveries.authority(tx, delivery_id)
@@ -160,7 +161,7 @@ class ScheduleService:
         for row in await self._db.fetch("read_expired_deliveries"):
             async with self._db.transaction() as tx:
                 await accounts.close_claims(tx, row["delivery_id"])
-                await accounts.cancel_remaining(tx, row["delivery_id"], self._shard)
+                await accounts.cancel_remaining(tx, row["delivery_id"])
             log.warning("validity over: what was not tried is cancelled", delivery_id=row["delivery_id"])
 
     async def _open_retries(self) -> None:
@@ -179,9 +180,7 @@ class ScheduleService:
     async def _look_after_page(self, due: PagesDue, page: Inspected) -> None:
         delivery_id = due.delivery_id
         if page.sending:
-            lost = await accounts.expire(
-                self._db, delivery_id, page.first, page.last, lease=self._claim_lease, shard=self._shard
-            )
+            lost = await self._accounts.expire(delivery_id, page.first, page.last, lease=self._claim_lease)
             self._metrics.claims_expired.inc(lost)
             if lost:
                 log.warning(

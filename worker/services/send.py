@@ -21,7 +21,7 @@ from contracts.batch import MAX_ITEMS
 from contracts.sends import Send
 from worker.amqp.messages import Outgoing
 from worker.channels.protocol import ChannelUnreachable
-from worker.db import accounts, deliveries
+from worker.db import deliveries
 from worker.db.outage import outlast
 from worker.domain.audience import address_key
 from worker.domain.content import ContentInvalid
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from worker.amqp.dead import DeadQueue
     from worker.amqp.messages import Consumer, Incoming, Publisher
     from worker.channels.protocol import Channel
+    from worker.db.accounts import Accounts
     from worker.db.pool import Database
     from worker.domain.verdicts import Verdict
     from worker.telemetry.metrics import Metrics
@@ -69,9 +70,9 @@ class SendService:
         names: routing.Names,
         metrics: Metrics,
         *,
+        accounts: Accounts,
         batch: int,
         age: float,
-        shard: int,
     ) -> None:
         """Takes its parts; at most `batch` messages are claimed together, `age` seconds after the first."""
         self.name = f"send {channel_name}"
@@ -81,11 +82,11 @@ class SendService:
         self._publisher = publisher
         self._dead = dead
         self._db = db
+        self._accounts = accounts
         self._exchange = names.exchange(routing.RESULTS)
         # Twice the channel's own concurrency: the next messages are claimed while the present ones are sent.
         self._window = ClaimWindow(batch if channel.concurrency is None else 2 * channel.concurrency, batch)
         self._age = age
-        self._shard = shard
         self._contents: OrderedDict[int, Any] = OrderedDict()
         self._sending: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
@@ -154,9 +155,7 @@ class SendService:
     async def _send_granted(self, delivery_id: int, asked: dict[int, _Asked]) -> None:
         wanted = {r: (a.send.attempt, address_key(a.send.address)) for r, a in asked.items()}
         with self._metrics.claim_seconds.time():
-            granted = await outlast(
-                lambda: accounts.claim(self._db, delivery_id, wanted, self._shard), "claiming recipients"
-            )
+            granted = await outlast(lambda: self._accounts.claim(delivery_id, wanted), "claiming recipients")
         self._metrics.claim_recipients.observe(len(wanted))
         self._metrics.sends_claimed.labels(self._channel_name).inc(len(granted))
         self._metrics.sends_refused.labels(self._channel_name).inc(len(wanted) - len(granted))
@@ -184,15 +183,15 @@ class SendService:
         self._freed.set()
 
     async def _refuse(self, delivery_id: int, refused: list[_Asked]) -> None:
-        """Settles what was not granted: done, paused, stopped or over; strangers go to the dead queue."""
+        """Settles what was not granted: done, paused, stopped, over; what names nobody is buried."""
         if not refused:
             return
         numbers = [a.send.recipient for a in refused]
-        strangers = await outlast(
-            lambda: accounts.strangers(self._db, delivery_id, numbers), "looking for strangers"
+        absent = await outlast(
+            lambda: self._accounts.absent(delivery_id, numbers), "looking for absent recipients"
         )
         for one in refused:
-            if one.send.recipient in strangers:
+            if one.send.recipient in absent:
                 reason = "The delivery was never confirmed, or has no recipient of this number."
                 await self._dead.bury(one.message, reason)
         self._consumer.settle([a.message for a in refused])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -16,7 +17,6 @@ from worker.amqp.requests import reply_to
 from worker.db import stats
 from worker.db.outage import outlast
 from worker.domain.deliveries import unknown_delivery
-from worker.domain.kpis import derive
 from worker.lifecycle import on_stop
 
 if TYPE_CHECKING:
@@ -53,7 +53,6 @@ class StatsService:
         *,
         deadline: float,
         at_once: int,
-        shard: int,
     ) -> None:
         """Takes its parts.
 
@@ -65,7 +64,6 @@ class StatsService:
             metrics: Where to count.
             deadline: Seconds for one recount; after them the live counters are the answer.
             at_once: Deliveries that are recounted side by side, each over a connection.
-            shard: The counter row that a repair moves.
         """
         self._metrics = metrics
         self._consumer = consumer
@@ -74,7 +72,6 @@ class StatsService:
         self._db = db
         self._deadline = deadline
         self._room = asyncio.Semaphore(at_once)
-        self._shard = shard
         self._asking: dict[int, list[Incoming]] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -144,7 +141,7 @@ class StatsService:
     async def _compute(self, number: int) -> Stats | None:
         try:
             found = await outlast(
-                lambda: stats.recount(self._db, number, self._shard, deadline=self._deadline),
+                lambda: stats.recount(self._db, number, deadline=self._deadline),
                 "computing stats",
             )
         except stats.TookTooLong:
@@ -156,12 +153,9 @@ class StatsService:
             log.error("counters had drifted and were repaired", delivery_id=number, drift=found.drift)
             self._metrics.stats_drift.inc(sum(abs(by) for by in found.drift.values()))
         row = found.deployment
-        counts = {k: row[k] + found.drift.get(k, 0) for k in stats.COUNTED}
         return Stats.model_validate(
             {
-                **{k: row[k] for k in Stats.model_fields.keys() & row.keys()},
-                **counts,
-                **derive(counts, row["to_deliver"]),
+                **{k: _plain(row[k]) for k in Stats.model_fields.keys() & row.keys()},
                 "preparation": row["preparation"] or None,
                 "excluded_by_cause": found.excluded_by_cause,
                 "as_of": found.as_of,
@@ -169,6 +163,11 @@ class StatsService:
                 "drift": found.drift,
             }
         )
+
+
+def _plain(value: object) -> object:
+    # A percentage is a numeric of two decimals in the database.
+    return float(value) if isinstance(value, Decimal) else value
 
 
 def _refusal(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from contracts.tracking import TrackingEvent
     from worker.amqp.dead import DeadQueue
     from worker.amqp.messages import Consumer, Incoming
+    from worker.db.accounts import Accounts
     from worker.db.pool import Database
     from worker.domain.machines import Machines
     from worker.domain.tracking import Tracked
@@ -64,12 +65,12 @@ class TrackingService:
         consumer: Consumer,
         dead: DeadQueue,
         db: Database,
+        accounts: Accounts,
         metrics: Metrics,
         machines: Machines,
         *,
         batch: int,
         age: float,
-        shard: int,
     ) -> None:
         """Takes its parts.
 
@@ -77,11 +78,11 @@ class TrackingService:
             consumer: Of the queue of tracking events.
             dead: For what cannot be recorded.
             db: The database.
+            accounts: Tell how many recipients a delivery has.
             metrics: Where to count.
             machines: The rules that tell machines from persons.
             batch: The most messages of a batch.
             age: How old a batch may become, in seconds.
-            shard: The counter row to move.
         """
         self._consumer = consumer
         self._dead = dead
@@ -90,8 +91,7 @@ class TrackingService:
         self._machines = machines
         self._batch = batch
         self._age = age
-        self._shard = shard
-        self._audiences = Audiences(db)
+        self._audiences = Audiences(accounts)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Records events until `stop`."""
@@ -146,7 +146,7 @@ class TrackingService:
 
     async def _write(self, delivery_id: int, rows: Sequence[Tracked]) -> int:
         with self._metrics.tracking_seconds.time():
-            done = await tracking.record(self._db, delivery_id, rows, self._machines.version, self._shard)
+            done = await tracking.record(self._db, delivery_id, rows, self._machines.version)
         self._metrics.tracking_batch.observe(len(rows))
         self._metrics.tracking_recorded.labels("machine").inc(done.machines)
         self._metrics.tracking_recorded.labels("person").inc(done.events - done.machines)
