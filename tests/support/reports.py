@@ -77,7 +77,7 @@ class Report:
 async def snapshot(stack: Stack, number: int) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
     """Reads the view and the rows in one snapshot; every counter must be what the rows say."""
     async with stack.db.transaction(isolation="repeatable_read", readonly=True) as tx:
-        row = await tx.fetchrow("read_deployment", number)
+        row = await tx.fetchrow("read_deployment", delivery_id=number)
         found = await tx.connection.fetch("SELECT * FROM sendoff.outcome WHERE delivery_id = $1", number)
     assert row is not None
     by_status = Counter(r["status"] for r in found)
