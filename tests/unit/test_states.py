@@ -8,10 +8,10 @@ from contracts.events import Event
 from contracts.states import State
 from dev import draw_states
 from worker.domain.states import (
-    CLAIMABLE,
     CONFIRMED,
     EVENTS,
     MOVES,
+    RUNNING,
     UNDER_WAY,
     Move,
     sources,
@@ -51,7 +51,7 @@ def test_every_other_move_leads_to_one_state(move: Move) -> None:
 
 
 def test_claims_are_granted_exactly_while_a_delivery_may_finish() -> None:
-    assert set(CLAIMABLE) == set(sources(Move.FINISH))
+    assert set(RUNNING) == set(sources(Move.FINISH))
 
 
 def test_a_delivery_is_under_way_while_a_stop_would_leave_somebody_out() -> None:
