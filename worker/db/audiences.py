@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from worker.db import accounts
-from worker.db.outage import outlast
+from worker.db.retrying import Idempotent
 
 if TYPE_CHECKING:
     from worker.db.pool import Database
@@ -23,10 +23,15 @@ class Audiences:
         self._sizes: dict[int, int] = {}
 
     async def size(self, delivery_id: int) -> int:
-        """Returns it; 0 where there is no such delivery, it was never confirmed, or has left by retention."""
+        """Returns it; 0 where there is no such delivery, it was never confirmed, or has left by retention.
+
+        Raises:
+            Busy, Broken, Stopped: as `worker.db.retrying.Retrier.until_done`.
+        """
         if delivery_id not in self._sizes:
-            size = await outlast(
-                lambda: accounts.audience_size(self._db, delivery_id), "reading an audience's size"
+            size = await self._db.until_done(
+                Idempotent(lambda: accounts.audience_size(self._db, delivery_id)),
+                "reading an audience's size",
             )
             if not size:
                 return 0
