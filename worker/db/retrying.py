@@ -81,14 +81,14 @@ class Retrier:
                     unless(self._stop, transaction.action()) if trouble.away else transaction.action()
                 )
             except ERRORS as error:
-                failure = classify(error)
+                failure, because = classify(error), str(error) or type(error).__name__
                 if failure is Failure.BROKEN:
                     if is_about_the_data(error):
-                        raise Unstorable(str(error)) from error
-                    raise Broken(f"The database refuses it ({doing}): {error}") from error
-                if trouble.ends_with(failure, error):
+                        raise Unstorable(because) from error
+                    raise Broken(f"The database refuses it ({doing}): {because}") from error
+                if trouble.ends_with(failure, because):
                     self._on_busy(doing)
-                    raise Busy(f"The database was too busy for it ({doing}): {error}") from error
+                    raise Busy(f"The database was too busy for it ({doing}): {because}") from error
             else:
                 trouble.over()
                 return result
@@ -111,9 +111,8 @@ class _Trouble:
         self._since = 0.0
         self.away = False
 
-    def ends_with(self, failure: Failure, error: Exception) -> bool:
+    def ends_with(self, failure: Failure, because: str) -> bool:
         """Notes that the database is away or busy; returns whether it has been busy for too long."""
-        because = str(error) or type(error).__name__
         if failure is Failure.AWAY:
             if not self.away:
                 log.warning("database out of reach, waiting", doing=self._doing, because=because)
