@@ -7,7 +7,7 @@ import os
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -25,10 +25,12 @@ from worker.auth.tokens import open_verifier
 from worker.channels.registry import CHANNELS
 from worker.db import listen
 from worker.db.accounts import Accounts
-from worker.db.pool import OUT_OF_REACH, SchemaMismatch, open_database
+from worker.db.failures import ERRORS, classify
+from worker.db.pool import SchemaMismatch, open_database
 from worker.domain.breaker import Limits
+from worker.domain.failures import Failure
 from worker.domain.retry import Retries
-from worker.lifecycle import run_services, stop_on_signals
+from worker.lifecycle import run_services, stop_on_signals, watched
 from worker.services.commands import ConfirmService
 from worker.services.events import EventsService
 from worker.services.fanout import FanoutService
@@ -41,7 +43,7 @@ from worker.telemetry.health import serving
 from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 
     from worker.amqp.messages import Consumer, Publisher
     from worker.amqp.pika.connection import Broker
@@ -89,6 +91,12 @@ class Worker:
         }
         return builders[name]()
 
+    def background(self) -> list[Service]:
+        """Returns what runs beside the services, whichever they are, and stops the process if it dies."""
+        if isinstance(self.bulk_publisher, BulkPublisher):
+            return [_Watched("the connection that publishes", self.bulk_publisher.watch)]
+        return []
+
     def probes(self, stop: asyncio.Event) -> dict[str, Probe]:
         """Returns what the readiness of the process hangs on, by part."""
 
@@ -96,7 +104,8 @@ class Worker:
             return "The process is stopping." if stop.is_set() else ""
 
         async def broker() -> str:
-            return "" if self.broker.connected else "The connection to the broker is lost."
+            connected = self.broker.connected and self.bulk_publisher.connected
+            return "" if connected else "The connection to the broker is lost."
 
         async def consumers() -> str:
             absent = [c.queue for c in self.consumers if not await c.present()]
@@ -107,8 +116,9 @@ class Worker:
                 await self.db.check_version()
             except SchemaMismatch as error:
                 return str(error)
-            except OUT_OF_REACH as error:
-                return f"The database is out of reach: {str(error) or type(error).__name__}."
+            except ERRORS as error:
+                what = "is out of reach" if classify(error) is Failure.AWAY else "does not do it"
+                return f"The database {what}: {str(error) or type(error).__name__}."
             return ""
 
         return {"process": process, "broker": broker, "consumers": consumers, "database": database}
@@ -252,13 +262,28 @@ class Worker:
         )
 
 
+class _Watched:
+    """A service that only watches a task."""
+
+    def __init__(self, name: str, watch: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self.name = name
+        self._watch = watch
+
+    async def run(self, stop: asyncio.Event) -> None:
+        async with watched(self._watch):
+            await stop.wait()
+
+
 @asynccontextmanager
-async def open_worker(settings: Settings, channels: Mapping[str, Kind] = CHANNELS) -> AsyncIterator[Worker]:
+async def open_worker(
+    settings: Settings, channels: Mapping[str, Kind] = CHANNELS, stop: asyncio.Event | None = None
+) -> AsyncIterator[Worker]:
     """Connects to everything, checks that it is as this code needs it, and closes it all in the end.
 
     Args:
         settings: The settings.
         channels: Those that we send over; a test puts in its own.
+        stop: Once it is set, nobody waits for a database or a broker that is away.
 
     Raises:
         DatabaseUnreachable, BrokerUnreachable: there is nothing at the address.
@@ -269,6 +294,7 @@ async def open_worker(settings: Settings, channels: Mapping[str, Kind] = CHANNEL
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     metrics = Metrics.create(registry)
+    stop = stop or asyncio.Event()
     async with AsyncExitStack() as stack:
         db = await open_database(
             settings.database_url,
@@ -276,17 +302,18 @@ async def open_worker(settings: Settings, channels: Mapping[str, Kind] = CHANNEL
             connect_timeout=settings.connect_timeout,
             command_timeout=settings.command_timeout,
             application=name,
-            on_failure=metrics.database_failures.inc,
+            stop=stop,
+            on_away=metrics.database_failures.inc,
+            on_busy=lambda doing: metrics.database_busy.labels(doing).inc(),
         )
         stack.push_async_callback(db.close)
         await db.check()
         broker = await open_broker(settings.amqp_url, name=name, timeout=settings.connect_timeout)
         stack.push_async_callback(broker.close)
-        metrics.broker_connected.set_function(lambda: broker.connected)
         names = routing.Names(settings.queue_prefix)
         await topology.check(broker.consuming, names, settings.channels)
         publisher = PikaPublisher(
-            broker.publishing, window=settings.publish_window, timeout=settings.command_timeout
+            broker.publishing, window=settings.publish_window, timeout=settings.command_timeout, stop=stop
         )
         await publisher.start()
         bulk_publisher: Publisher = publisher
@@ -297,10 +324,12 @@ async def open_worker(settings: Settings, channels: Mapping[str, Kind] = CHANNEL
                 window=settings.publish_window,
                 timeout=settings.command_timeout,
                 connect_timeout=settings.connect_timeout,
+                stop=stop,
             )
             await bulk.start()
             stack.push_async_callback(bulk.close)
             bulk_publisher = bulk
+        metrics.broker_connected.set_function(lambda: broker.connected and bulk_publisher.connected)
         yield Worker(
             settings,
             names,
@@ -330,11 +359,11 @@ async def run(settings: Settings, services: Sequence[str], stop: asyncio.Event |
     stop = stop or asyncio.Event()
     stop_on_signals(stop)
     async with AsyncExitStack() as stack:
-        worker = await stack.enter_async_context(open_worker(settings))
+        worker = await stack.enter_async_context(open_worker(settings, stop=stop))
         running = [service for name in services for service in worker.build(name)]
         if settings.http_port:
             served = serving(settings.http_host, settings.http_port, worker.registry, worker.probes(stop))
             await stack.enter_async_context(served)
         log.info("running", services=[s.name for s in running], owner=worker.owner)
-        await run_services(running, stop, grace=settings.shutdown_grace)
+        await run_services([*running, *worker.background()], stop, grace=settings.shutdown_grace)
     log.info("stopped")

@@ -117,9 +117,9 @@ class Stack:
         channels = dict(CHANNELS)
         if channel is not None:
             channels["null"] = replace(NULL, open=lambda _: channel)
-        async with open_worker(self.settings.model_copy(update=changes), channels) as worker:
+        async with open_worker(self.settings.model_copy(update=changes), channels, stop) as worker:
             built = [s for name in services or SERVICES for s in worker.build(name)]
-            task = asyncio.create_task(run_services(built, stop, grace=10))
+            task = asyncio.create_task(run_services([*built, *worker.background()], stop, grace=10))
             ended = asyncio.create_task(stop.wait())
             try:
                 yield worker

@@ -23,7 +23,8 @@ from worker.cli.asking import DeliveryArgument
 from worker.cli.common import CommandRefused, database
 from worker.cli.show import console, number, percent, plain, title, words
 from worker.db import reading
-from worker.db.pool import OUT_OF_REACH
+from worker.db.failures import ERRORS, classify
+from worker.domain.failures import Failure
 from worker.domain.states import OVER
 from worker.settings import Settings, read_settings
 
@@ -178,7 +179,9 @@ async def _watch(settings: Settings, delivery_id: int, interval: float, until: S
                 try:
                     row = await reading.deployment(db, delivery_id) or row
                     away = False
-                except OUT_OF_REACH:
+                except ERRORS as error:
+                    if classify(error) is Failure.BROKEN:
+                        raise
                     away = True
 
 

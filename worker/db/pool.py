@@ -5,39 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
 from sql import migrations, queries
+from worker.db.failures import ERRORS, NoConnection, classify
+from worker.db.retrying import Retrier
+from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from sql import Query
+    from worker.db.retrying import Idempotent
 
-OUT_OF_REACH: Final = (
-    OSError,
-    TimeoutError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.InternalClientError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.PostgresIOError,
-    asyncpg.ReadOnlySQLTransactionError,
-)
-"""What asyncpg raises when the server is not there, or not in a state to serve: worth waiting for.
-
-Full, shutting down, a standby after a failover: all of it passes. InterfaceError and InternalClientError are
-how asyncpg says that a connection was closed under the caller.
-"""
-
-COLLIDED: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
-"""Two transactions met: the same transaction again will do."""
+T = TypeVar("T")
 
 
 class DatabaseUnreachable(Exception):  # noqa: N818 - the name is the sentence
@@ -56,13 +39,18 @@ class Database:
     """
 
     def __init__(
-        self, pool: asyncpg.Pool, acquire_timeout: float, on_failure: Callable[[], None] | None = None
+        self, pool: asyncpg.Pool, acquire_timeout: float, retrier: Retrier, on_away: Callable[[], None]
     ) -> None:
-        """Takes the pool; `on_failure` is called whenever the server turns out not to be there."""
+        """Takes the pool; `on_away` is called whenever the server turns out not to be there."""
         self._pool = pool
         self._queries = queries()
         self._timeout = acquire_timeout
-        self._on_failure = on_failure
+        self._on_away = on_away
+        self._retrier = retrier
+
+    async def until_done(self, transaction: Idempotent[T], doing: str) -> T:
+        """Carries a transaction out as `worker.db.retrying.Retrier.until_done` does, with what it raises."""
+        return await self._retrier.until_done(transaction, doing)
 
     @asynccontextmanager
     async def transaction(self, **options: Any) -> AsyncIterator[Transaction]:  # noqa: ANN401 - asyncpg's own
@@ -102,13 +90,21 @@ class Database:
     @asynccontextmanager
     async def _acquired(self) -> AsyncIterator[Transaction]:
         try:
-            async with self._pool.acquire(timeout=self._timeout) as connection:
+            connection = await self._connection()
+            try:
                 yield Transaction(connection, self._queries)
-        except OUT_OF_REACH as error:
-            # asyncpg's word for arguments that it cannot encode is an InterfaceError and a ValueError.
-            if self._on_failure is not None and not isinstance(error, ValueError):
-                self._on_failure()
+            finally:
+                await self._pool.release(connection)
+        except ERRORS as error:
+            if classify(error) is Failure.AWAY:
+                self._on_away()
             raise
+
+    async def _connection(self) -> asyncpg.pool.PoolConnectionProxy:
+        try:
+            return await self._pool.acquire(timeout=self._timeout)
+        except TimeoutError as error:
+            raise NoConnection(f"there was no connection within {self._timeout:g} s") from error
 
     async def check_version(self) -> int:
         """Returns the version of the schema.
@@ -135,7 +131,8 @@ class Database:
             SchemaMismatch: a query does not fit the schema, or the schema is older or newer than the code.
         """
         await self.check_version()
-        async with self._pool.acquire(timeout=self._timeout) as connection:
+        async with self._acquired() as session:
+            connection = session.connection
             trial = connection.transaction()
             await trial.start()
             try:
@@ -195,7 +192,9 @@ async def open_database(
     connect_timeout: float,
     command_timeout: float,
     application: str,
-    on_failure: Callable[[], None] | None = None,
+    stop: asyncio.Event | None = None,
+    on_away: Callable[[], None] = lambda: None,
+    on_busy: Callable[[str], None] = lambda _: None,
 ) -> Database:
     """Opens a pool.
 
@@ -205,7 +204,9 @@ async def open_database(
         connect_timeout: Seconds to connect, and to wait for a free connection.
         command_timeout: Seconds for one statement, here and (a second later) in the server.
         application: The `application_name` that operators see in `pg_stat_activity`.
-        on_failure: Called whenever the server later turns out not to be there.
+        stop: Once it is set, `Database.until_done` waits for no server that is away.
+        on_away: Called whenever the server later turns out not to be there.
+        on_busy: Called with what `Database.until_done` gave up, as the server was too busy.
 
     Raises:
         DatabaseUnreachable: there is no database at the address, or it does not let us in.
@@ -231,9 +232,9 @@ async def open_database(
                 "jit": "off",
             },
         )
-    except (*OUT_OF_REACH, asyncpg.PostgresError, ValueError) as error:
+    except (*ERRORS, ValueError) as error:
         raise DatabaseUnreachable(f"The database is out of reach: {_without_password(error, url)}") from error
-    return Database(pool, connect_timeout, on_failure)
+    return Database(pool, connect_timeout, Retrier(stop or asyncio.Event(), on_busy), on_away)
 
 
 async def _as_it_is(connection: asyncpg.Connection) -> None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import asyncpg
-
-from worker.db.pool import COLLIDED
+from worker.db.failures import ERRORS, classify
+from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -109,7 +108,9 @@ async def remove(session: Transaction, one: PartitionSet) -> None:
         try:
             statement = step["statement"]
             await session.connection.execute(statement)
-        except (*COLLIDED, asyncpg.QueryCanceledError):
+        except ERRORS as error:
+            if classify(error) is not Failure.BUSY:
+                raise
             tries += 1
             if tries == _TRIES:
                 raise StillInUse(await _in_use(session, step["partition"])) from None

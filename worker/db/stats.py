@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 
 from worker.db import accounts, deliveries
+from worker.lifecycle import beside
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -129,14 +130,10 @@ async def _count(
             await tx.connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
             return await _count_rest(tx, delivery_id)
 
-    beside = asyncio.create_task(count_beside(), name=f"count tracked recipients of {delivery_id}")
-    try:
+    async with beside(count_beside(), f"count tracked recipients of {delivery_id}") as counting:
         await session.execute("plan_recount", parallel=True)
         (counted,) = await session.fetch("recount", delivery_id=delivery_id)
-        return counted, *await beside
-    finally:
-        beside.cancel()
-        await asyncio.gather(beside, return_exceptions=True)
+        return counted, *await counting
 
 
 async def _count_rest(tx: Transaction, delivery_id: int) -> tuple[asyncpg.Record, dict[str, int]]:

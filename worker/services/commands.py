@@ -19,7 +19,7 @@ from contracts.commands import Confirm, Control, Reason, Reply, Status
 from contracts.states import State
 from worker.amqp.requests import reply_to, take_each
 from worker.db import accounts, commands, deliveries, pages
-from worker.db.outage import outlast
+from worker.db.retrying import Idempotent
 from worker.domain.authority import standing
 from worker.domain.confirmation import check_confirm, summary
 from worker.domain.deliveries import unknown_delivery, validity_end, words
@@ -75,7 +75,8 @@ class ConfirmService:
         await take_each(self._consumer, self._dead, self._handle, stop)
 
     async def _handle(self, message: Incoming) -> None:
-        reply = await outlast(lambda: self._answer(message), f"answering {message.routing_key}")
+        answering = Idempotent(lambda: self._answer(message))
+        reply = await self._db.until_done(answering, "answering a command")
         log.info(
             "command",
             command=message.routing_key,

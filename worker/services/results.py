@@ -6,6 +6,7 @@ A batch is acknowledged after its commit. It may come again: facts are set once,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -15,7 +16,8 @@ from worker.amqp.batches import take_batches
 from worker.db import breaker, deliveries
 from worker.db.audiences import Audiences, nobody
 from worker.db.halves import ROWS_AT_ONCE, write_by_halves
-from worker.db.outage import outlast
+from worker.db.retrying import Idempotent
+from worker.domain.failures import Busy
 from worker.domain.outcomes import fold
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ class ResultsService:
         self._age = age
         self._limits = limits
         self._retries = retries
-        self._audiences = Audiences(accounts)
+        self._audiences = Audiences(accounts, db)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Records results until `stop`."""
@@ -94,7 +96,11 @@ class ResultsService:
         for (delivery_id, recipient), known in fold(decoded).items():
             by_delivery.setdefault(delivery_id, {})[recipient] = known
         for delivery_id, facts in sorted(by_delivery.items()):
-            size = await self._audiences.size(delivery_id)
+            try:
+                size = await self._audiences.size(delivery_id)
+            except Busy as busy:
+                await self._bury(batch, delivery_id, facts.keys(), str(busy))
+                continue
             strangers = {r for r in facts if r > size}
             if strangers:
                 await self._bury(batch, delivery_id, strangers, nobody(size))
@@ -115,9 +121,11 @@ class ResultsService:
         order = sorted(facts)
         for start in range(0, len(order), ROWS_AT_ONCE):
             rows = order[start : start + ROWS_AT_ONCE]
-            moved += await write_by_halves(rows, write, bury, "recording results")
+            moved += await write_by_halves(self._db, rows, write, bury, "recording results")
         if moved:
-            await outlast(lambda: self._look(delivery_id), "looking how far a delivery is")
+            looking = Idempotent(lambda: self._look(delivery_id))
+            with contextlib.suppress(Busy):  # the next batch looks again, and so does the scheduler
+                await self._db.until_done(looking, "looking how far a delivery is")
         log.debug("results recorded", delivery_id=delivery_id, results=len(facts), moved=moved)
 
     async def _look(self, delivery_id: int) -> None:

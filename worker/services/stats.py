@@ -13,11 +13,12 @@ from contracts import routing
 from contracts.base import explain
 from contracts.commands import ComputeStats, Reason, Reply, Status
 from contracts.stats import Stats
+from worker.amqp.consuming import consuming
 from worker.amqp.requests import reply_to
 from worker.db import stats
-from worker.db.outage import outlast
+from worker.db.retrying import Idempotent
 from worker.domain.deliveries import unknown_delivery
-from worker.lifecycle import on_stop
+from worker.domain.failures import NO_MESSAGES_FAULT, Busy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -76,12 +77,10 @@ class StatsService:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answers requests until `stop`."""
-        await self._consumer.start()
-        async with asyncio.TaskGroup() as group, on_stop(stop, self._consumer.stop):
+        async with consuming(self._consumer, stop), asyncio.TaskGroup() as group:
             while batch := await self._consumer.batch(_AT_ONCE):
                 for message in batch:
                     self._take(message, group)
-        await self._consumer.close()
 
     def _take(self, message: Incoming, group: asyncio.TaskGroup) -> None:
         try:
@@ -106,6 +105,11 @@ class StatsService:
     async def _settle(self, asking: list[Incoming], answering: Awaitable[None]) -> None:
         try:
             await answering
+        except NO_MESSAGES_FAULT:
+            raise
+        except Busy as busy:
+            for message in asking:
+                await self._dead.bury(message, str(busy))
         except Exception as error:
             # A fault of ours with one delivery must not end the service for all others.
             log.exception("request failed", routing_key=routing.COMPUTE_STATS, requests=len(asking))
@@ -140,13 +144,14 @@ class StatsService:
 
     async def _compute(self, number: int) -> Stats | None:
         try:
-            found = await outlast(
-                lambda: stats.recount(self._db, number, deadline=self._deadline),
+            found = await self._db.until_done(
+                Idempotent(lambda: stats.recount(self._db, number, deadline=self._deadline)),
                 "computing stats",
             )
-        except stats.TookTooLong:
+        except (stats.TookTooLong, Busy):
             log.warning("a recount took too long: the live counters are the answer", delivery_id=number)
-            found = await outlast(lambda: stats.live(self._db, number), "reading the live counters")
+            live = Idempotent(lambda: stats.live(self._db, number))
+            found = await self._db.until_done(live, "reading the live counters")
         if found is None:
             return None
         if found.drift:

@@ -15,13 +15,14 @@ from worker.amqp.batches import take_batches
 from worker.db import tracking
 from worker.db.audiences import Audiences, nobody
 from worker.db.halves import write_by_halves
+from worker.domain.failures import Busy
 from worker.domain.machines import RulesInvalid, own_rules, read_rules
 from worker.domain.tracking import fold, judge
 from worker.settings import SettingsError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from contracts.tracking import TrackingEvent
     from worker.amqp.dead import DeadQueue
@@ -91,7 +92,7 @@ class TrackingService:
         self._machines = machines
         self._batch = batch
         self._age = age
-        self._audiences = Audiences(accounts)
+        self._audiences = Audiences(accounts, db)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Records events until `stop`."""
@@ -108,16 +109,19 @@ class TrackingService:
                 sources.setdefault((event.delivery_id, event.event_id), message)
             events += content.results
         for delivery_id, by_id in sorted(fold(events).items()):
-            size = await self._audiences.size(delivery_id)
-            strangers: dict[Incoming, list[TrackingEvent]] = {}
+            try:
+                size = await self._audiences.size(delivery_id)
+            except Busy as busy:
+                await self._bury(delivery_id, by_id.values(), sources, str(busy))
+                continue
+            strangers: list[TrackingEvent] = []
             tracked: list[Tracked] = []
             for event in by_id.values():
                 if event.recipient > size:
-                    strangers.setdefault(sources[delivery_id, event.event_id], []).append(event)
+                    strangers.append(event)
                 else:
                     tracked.append(judge(event, self._machines))
-            for message, unknown in strangers.items():
-                await self._dead.bury(message, nobody(size), wire.encode(unknown))
+            await self._bury(delivery_id, strangers, sources, nobody(size))
             if tracked:
                 await self._record_delivery(delivery_id, tracked, sources)
 
@@ -128,15 +132,10 @@ class TrackingService:
             return await self._write(delivery_id, rows)
 
         async def bury(rows: Sequence[Tracked], reason: str) -> None:
-            refused: dict[Incoming, list[TrackingEvent]] = {}
-            for row in rows:
-                refused.setdefault(sources[delivery_id, row.event.event_id], []).append(row.event)
-            for message, events in refused.items():
-                await self._dead.bury(
-                    message, f"The tracking event cannot be stored: {reason}", wire.encode(events)
-                )
+            sentence = f"The tracking event cannot be stored: {reason}"
+            await self._bury(delivery_id, [row.event for row in rows], sources, sentence)
 
-        new = await write_by_halves(tracked, write, bury, "recording tracking events")
+        new = await write_by_halves(self._db, tracked, write, bury, "recording tracking events")
         unheeded = {t.machine_rule for t in tracked if t.event.kind is TrackingKind.OPTOUT and not t.heeded}
         if unheeded:
             log.warning(
@@ -153,3 +152,16 @@ class TrackingService:
         self._metrics.tracking_repeated.inc(len(rows) - done.events)
         self._metrics.optouts.inc(done.opted_out)
         return done.events
+
+    async def _bury(
+        self,
+        delivery_id: int,
+        events: Iterable[TrackingEvent],
+        sources: dict[tuple[int, str], Incoming],
+        reason: str,
+    ) -> None:
+        by_message: dict[Incoming, list[TrackingEvent]] = {}
+        for event in events:
+            by_message.setdefault(sources[delivery_id, event.event_id], []).append(event)
+        for message, bad in by_message.items():
+            await self._dead.bury(message, reason, wire.encode(bad))

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import aio_pika
 import aiormq.exceptions
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from worker.amqp.errors import RECONNECT_INTERVAL, BrokerUnreachable
 from worker.amqp.pika import properties
+from worker.amqp.pika.failures import ERRORS
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractRobustConnection
-
-OUT_OF_REACH: Final = (*CONNECTION_EXCEPTIONS, TimeoutError)
-"""What aio-pika raises when the broker is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +84,6 @@ async def _connect(url: str, name: str, timeout: float) -> AbstractRobustConnect
         raise BrokerUnreachable(
             f"The broker refuses the user or password of SENDOFF_AMQP_URL: {error}"
         ) from error
-    except (*OUT_OF_REACH, ValueError) as error:
+    except (*ERRORS, ValueError) as error:
         reason = str(error) or type(error).__name__
         raise BrokerUnreachable(f"The broker is out of reach: {reason}") from error

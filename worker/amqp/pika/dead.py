@@ -7,7 +7,6 @@ this at the same time do not see each other's messages, and lose none.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,8 +18,9 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.routing import DEAD_QUEUE, HEADER_EXCHANGE, HEADER_REASON, HEADER_ROUTING_KEY
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
-from worker.amqp.pika.connection import OUT_OF_REACH
+from worker.amqp.pika.failures import ERRORS, classify, forgiving
 from worker.amqp.topology import TopologyMismatch
+from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -183,7 +183,9 @@ async def open_dead_letters(
                 await _give_back(reading, timeout)
     except ChannelAccessRefused as error:
         raise BrokerForbids(error) from error
-    except OUT_OF_REACH as error:
+    except ERRORS as error:
+        if classify(error) is Failure.BROKEN:
+            raise
         raise BrokerUnreachable(
             f"The broker went out of reach: {str(error) or type(error).__name__}."
             " What was not dealt with is still in the dead queue."
@@ -196,7 +198,7 @@ async def _give_back(channel: AbstractRobustChannel, timeout: float) -> None:  #
     Closing the channel would do the same, but only some time after the broker has said that it is closed: who
     looks again at once would find the rest in front.
     """
-    with contextlib.suppress(*OUT_OF_REACH):
+    with forgiving():
         async with asyncio.timeout(timeout):
             underlay = await channel.get_underlay_channel()
             await underlay.basic_nack(0, multiple=True, requeue=True)

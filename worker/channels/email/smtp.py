@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 import aiosmtplib
 
+from worker.channels.email.failures import ERRORS, classify
 from worker.channels.email.session import ConnectionLost, Session, in_words
 from worker.channels.email.url import SmtpUrl
 from worker.channels.protocol import ChannelUnreachable
+from worker.domain.failures import Failure
 from worker.domain.verdicts import Failed, Unsure
 
 if TYPE_CHECKING:
@@ -85,7 +87,8 @@ class SmtpPool:
         except TimeoutError as error:
             raise ChannelUnreachable(
                 f"No connection to the SMTP server {self._url} came free within {self._timeouts.connect:g} s:"
-                f" it answers slowly, or not any more."
+                f" it answers slowly, or not any more.",
+                Failure.BUSY,
             ) from error
         try:
             yield
@@ -179,17 +182,13 @@ class SmtpPool:
         except BaseException as error:
             smtp.close()
             self._heard_at = _NEVER
+            if not isinstance(error, ERRORS):
+                raise
+            what, advice = "cannot be used", "it runs and that the SMTP URL is right"
             if isinstance(error, aiosmtplib.SMTPAuthenticationError):
-                raise ChannelUnreachable(
-                    f"The SMTP server {self._url} refused the login: {in_words(error)}; "
-                    f"check the user and the password in the SMTP URL."
-                ) from error
-            if isinstance(error, aiosmtplib.SMTPException | OSError | ConnectionLost):
-                raise ChannelUnreachable(
-                    f"The SMTP server {self._url} cannot be used: {in_words(error)}; "
-                    f"check that it runs and that the SMTP URL is right."
-                ) from error
-            raise
+                what, advice = "refused the login", "the user and the password in the SMTP URL are right"
+            sentence = f"The SMTP server {self._url} {what}: {in_words(error)}; check that {advice}."
+            raise ChannelUnreachable(sentence, classify(error)) from error
         self._heard()
         return session
 
