@@ -33,6 +33,11 @@ def test_the_window_shrinks_when_the_channel_sends_no_more() -> None:
     assert window.free(0, now + 60) == 20
 
 
+def test_where_nothing_is_sent_nothing_is_claimed_ahead() -> None:
+    window = ClaimWindow(20, 500)
+    assert [window.free(0, tenths / 10) for tenths in range(5)] == [20] * 5
+
+
 def test_the_window_waits_until_half_of_it_is_free() -> None:
     window = ClaimWindow(20, 500)
     assert [window.free(claimed, 0) for claimed in (0, 9, 10, 11, 20)] == [20, 11, 10, 0, 0]

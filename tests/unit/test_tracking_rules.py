@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from contracts.tracking import TrackingEvent, TrackingKind
 from worker.domain.machines import RulesInvalid, Sort, own_rules, read_rules
@@ -208,6 +209,8 @@ def test_a_rule_within_its_bounds_is_read_in_its_order() -> None:
     rules = read_rules(RULE.format(**GOOD | longest))
     assert (rules.version, [rule.name for rule in rules.rules]) == ("v" * 40, ["x" * 40])
     assert [rules.judge(text) is None for text in ("A", "-b-", "c")] == [False, False, True]
+    with pytest.raises(ValidationError, match="frozen"):
+        rules.rules[0].name = "y"  # type: ignore[misc]
 
 
 def test_faults_of_a_file_of_rules_are_sentences() -> None:
