@@ -7,7 +7,7 @@ import os
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -30,7 +30,7 @@ from worker.db.pool import SchemaMismatch, open_database
 from worker.domain.breaker import Limits
 from worker.domain.failures import Failure
 from worker.domain.retry import Retries
-from worker.lifecycle import run_services, stop_on_signals, watched
+from worker.lifecycle import Watching, run_services, stop_on_signals
 from worker.services.commands import ConfirmService
 from worker.services.events import EventsService
 from worker.services.fanout import FanoutService
@@ -43,7 +43,7 @@ from worker.telemetry.health import serving
 from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from worker.amqp.messages import Consumer, Publisher
     from worker.amqp.pika.connection import Broker
@@ -94,7 +94,7 @@ class Worker:
     def background(self) -> list[Service]:
         """Returns what runs beside the services, whichever they are, and stops the process if it dies."""
         if isinstance(self.bulk_publisher, BulkPublisher):
-            return [_Watched("the connection that publishes", self.bulk_publisher.watch)]
+            return [Watching("the connection that publishes", self.bulk_publisher.watch)]
         return []
 
     def probes(self, stop: asyncio.Event) -> dict[str, Probe]:
@@ -260,18 +260,6 @@ class Worker:
             redelivery_after=s.redelivery_after,
             alert_interval=s.alert_interval,
         )
-
-
-class _Watched:
-    """A service that only watches a task."""
-
-    def __init__(self, name: str, watch: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self.name = name
-        self._watch = watch
-
-    async def run(self, stop: asyncio.Event) -> None:
-        async with watched(self._watch):
-            await stop.wait()
 
 
 @asynccontextmanager

@@ -150,6 +150,20 @@ async def watched(watch: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterat
         watching.cancel()
 
 
+class Watching:
+    """A service that does nothing but watch a task which several services need."""
+
+    def __init__(self, name: str, watch: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Takes its name, and what raises what the task died of."""
+        self.name = name
+        self._watch = watch
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Watches until `stop`."""
+        async with watched(self._watch):
+            await stop.wait()
+
+
 @asynccontextmanager
 async def on_stop(stop: asyncio.Event, action: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     """Runs an action as soon as `stop` is set, while the block goes on.

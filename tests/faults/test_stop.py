@@ -27,7 +27,7 @@ SECONDS = 20
     ("server", "transport", "said"),
     [
         ("database", "bulk", "database out of reach, waiting"),
-        ("amqp", "bulk", "publishing again"),
+        ("amqp", "bulk", "connection to the broker lost"),
         ("amqp", "aio-pika", "publishing again"),
     ],
 )

@@ -21,7 +21,7 @@ from worker.domain.deliveries import unknown_delivery
 from worker.domain.failures import NO_MESSAGES_FAULT, Busy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Iterable
 
     from worker.amqp.dead import DeadQueue
     from worker.amqp.messages import Consumer, Incoming, Publisher
@@ -129,12 +129,12 @@ class StatsService:
         if answer is None:
             unknown = unknown_delivery(number)
             refusals = (_refusal(m, Status.REFUSED, unknown.reason, unknown.message, number) for m in asking)
-            await asyncio.gather(*map(self._reply, asking, refusals))
+            await _all(map(self._reply, asking, refusals))
             return
         body = answer.model_dump_json().encode()
         self._metrics.commands.labels(routing.COMPUTE_STATS, answer.status.value, "").inc(len(asking))
         told = [m for m in asking if m.reply_to]
-        await asyncio.gather(*(reply_to(self._publisher, m, body, routing.TYPE_STATS) for m in told))
+        await _all(reply_to(self._publisher, m, body, routing.TYPE_STATS) for m in told)
 
     async def _reply(self, message: Incoming, refusal: Reply) -> None:
         self._metrics.commands.labels(routing.COMPUTE_STATS, refusal.status.value, refusal.reason).inc()
@@ -173,6 +173,13 @@ class StatsService:
 def _plain(value: object) -> object:
     # A percentage is a numeric of two decimals in the database.
     return float(value) if isinstance(value, Decimal) else value
+
+
+async def _all(answers: Iterable[Awaitable[None]]) -> None:
+    """Waits for all of them, and then raises what the first died of: none is left to run by itself."""
+    for died in await asyncio.gather(*answers, return_exceptions=True):
+        if died is not None:
+            raise died
 
 
 def _refusal(
