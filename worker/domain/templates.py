@@ -251,19 +251,21 @@ class _Filling:
 
     def fill_in(self, template: Template, longest: int) -> list[str]:
         """Renders as `Template.render` does, but leaves the pieces apart, and ends at a limit."""
-        longest = min(longest, self._budget.characters)
+        room = min(longest, self._budget.characters)
         context = self._context(template)
         try:
             stream = template.root_render_func(context)
             # Looked at a few at a time, which takes a third of the time of one by one.
             pieces = batch = list(islice(stream, _AT_A_TIME))
             size = sum(map(len, batch))
-            while size <= longest and len(batch) == _AT_A_TIME:
+            while size <= room and len(batch) == _AT_A_TIME:
                 batch = list(islice(stream, _AT_A_TIME))
                 size += sum(map(len, batch))
                 pieces += batch
-            if size > longest:
-                self._tell_where(template, longest)
+            if size > room:
+                alone = room < self._budget.characters
+                what, most = ("it", longest) if alone else ("the message", LONGEST_MESSAGE)
+                self._tell_where(template, room, f"{what} becomes longer than {most:,} characters")
             if not self._encodable:
                 for piece in pieces:
                     piece.encode()
@@ -283,14 +285,14 @@ class _Filling:
             context.vars = {}  # what another part has set
         return context
 
-    def _tell_where(self, template: Template, longest: int) -> NoReturn:
+    def _tell_where(self, template: Template, room: int, words: str) -> NoReturn:
         """Fills in once more, piece by piece, and fails in the template's line where it becomes too long."""
         self._budget.steps = MOST_STEPS
         stream = cast("Generator[str, None, None]", template.root_render_func(self._context(template)))
-        error = SecurityError(f"it becomes longer than {longest:,} characters")
+        error = SecurityError(words)
         for piece in stream:
-            longest -= len(piece)
-            if longest < 0:
+            room -= len(piece)
+            if room < 0:
                 stream.throw(error)
         raise error
 
