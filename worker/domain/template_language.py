@@ -1,9 +1,10 @@
 """What may stand in a template: a part of Jinja, listed here name by name.
 
 A template is looked at before it is compiled. What is not listed is refused, with its line; what is, is
-rewritten, so that whatever can take time or memory goes through `worker.domain.template_operations`. Nothing
-is worked out at compile time, and no attribute or method of a Python object is ever reached: a dot reads a
-mapping's item or a value of `loop`, and a call that is listed becomes an operation of ours.
+rewritten, so that whatever can take time or memory goes through `worker.domain.template_operations`. All of
+that takes the context of a message, so Jinja cannot work it out at compile time. No attribute or method of a
+Python object is ever reached: a dot reads a mapping's item or a value of `loop`, and a call that is listed
+becomes an operation of ours.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import math
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from jinja2 import StrictUndefined, Template, TemplateSyntaxError, nodes
-from jinja2.compiler import CodeGenerator
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import LoopContext, Undefined
 from jinja2.sandbox import SandboxedEnvironment
@@ -69,19 +69,9 @@ class Refused(Exception):  # noqa: N818 - named for what happened, as a verdict 
         self.faults: Final = faults
 
 
-class _Generator(CodeGenerator):
-    """Writes code that works everything out when a template is filled in, and nothing before."""
-
-    def _output_child_to_const(self, node: nodes.Expr, *rest: Any) -> str:  # noqa: ANN401 - Jinja's own
-        if isinstance(node, nodes.TemplateData):
-            return super()._output_child_to_const(node, *rest)
-        raise nodes.Impossible
-
-
 class Sandbox(SandboxedEnvironment):
     """Jinja with nothing but what is listed."""
 
-    code_generator_class = _Generator
     context_class = BudgetedContext
     intercepted_binops = operations.OPERATORS
 
