@@ -154,3 +154,8 @@ def test_every_call_gives_the_parameters_of_its_query() -> None:
 def test_every_query_that_is_there_is_used() -> None:
     mentioned = {name for node in _trees() if isinstance(node, ast.Constant) for name in _strings(node)}
     assert sql.queries().keys() - mentioned == set()
+
+
+def test_no_query_moves_a_counter_by_itself() -> None:
+    """What moves them is sendoff.count_moves, and what sums them is the view deployment."""
+    assert [name for name, query in sql.queries().items() if "delivery_counter" in query.text] == []
