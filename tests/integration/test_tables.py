@@ -137,7 +137,7 @@ async def test_the_services_look_outcomes_up_by_the_key(connection: Any, db: Dat
     async with db.session() as session:
         for name, query in sql.queries().items():
             statement = re.sub(r"--.*", "", query.text).strip().rstrip(";")
-            if not re.search(r"\bsendoff\.(outcome|sending_log)\b", statement):
+            if not re.search(r"\bsendoff\.(outcome|sending_log|recount)\b", statement):
                 continue
             await session.connection.execute(f"PREPARE planned AS {statement}")
             nulls = f"({', '.join(['NULL'] * len(query.parameters))})"
