@@ -33,7 +33,7 @@ from worker.db.accounts import Accounts
 from worker.domain.outcomes import fold
 from worker.domain.retry import Retries
 from worker.domain.settlement import Settlement
-from worker.domain.states import MOVES
+from worker.domain.states import MOVES, OVER, RUNNING, UNDER_WAY
 from worker.operations import settle
 from worker.operations.prepare import PreparationRefused
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from contracts.commands import Reply
     from tests.support.stack import Stack
     from worker.bootstrap import Worker
+    from worker.db.pool import Database
 
 RECIPIENTS = 6
 EXAMPLES = 60
@@ -269,3 +270,15 @@ def test_no_sequence_of_commands_and_losses_breaks_a_rule(
         max_examples=EXAMPLES, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
     )
     run_state_machine_as_test(Deliveries, settings=profile)
+
+
+async def test_the_database_groups_states_as_the_code_does(db: Database) -> None:
+    groups = {"running": RUNNING, "under_way": UNDER_WAY, "over": OVER}
+    async with db.session() as session:
+        rows = await session.connection.fetch(
+            "INSERT INTO sendoff.delivery_record (state, paused_in)"
+            " SELECT s, CASE s WHEN 'paused' THEN 'in_progress' END FROM unnest($1::text[]) AS s RETURNING *",
+            list(State),
+        )
+    found = {name: {State(row["state"]) for row in rows if row[name]} for name in groups}
+    assert found == {name: set(states) for name, states in groups.items()}
