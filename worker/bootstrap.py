@@ -25,6 +25,7 @@ from worker.auth.tokens import open_verifier
 from worker.channels.registry import CHANNELS
 from worker.db import listen
 from worker.db.accounts import Accounts
+from worker.db.deliveries import DeliveryContents
 from worker.db.failures import ERRORS, classify
 from worker.db.pool import SchemaMismatch, open_database
 from worker.domain.breaker import Limits
@@ -36,7 +37,7 @@ from worker.services.events import EventsService
 from worker.services.fanout import FanoutService
 from worker.services.results import ResultsService
 from worker.services.schedule import ScheduleService
-from worker.services.send import SendService
+from worker.services.send import SendLimits, SendParts, SendService
 from worker.services.stats import StatsService
 from worker.services.tracking import TrackingService, open_machines
 from worker.telemetry.health import serving
@@ -76,6 +77,7 @@ class Worker:
     channels: Mapping[str, Kind]
     consumers: list[Consumer] = field(default_factory=list)
     """Those of the services that were built: the broker must know every one of them."""
+    senders: list[SendService] = field(default_factory=list)
 
     def build(self, name: str) -> list[Service]:
         """Builds the services of a name: one, or for *send* one per channel."""
@@ -109,7 +111,11 @@ class Worker:
 
         async def consumers() -> str:
             absent = [c.queue for c in self.consumers if not await c.present()]
+            absent += [s.name for s in self.senders if not s.unreachable and not await s.consuming()]
             return f"The broker does not deliver from: {', '.join(absent)}." if absent else ""
+
+        async def channels() -> str:
+            return " ".join(s.unreachable for s in self.senders if s.unreachable)
 
         async def database() -> str:
             try:
@@ -121,7 +127,13 @@ class Worker:
                 return f"The database {what}: {str(error) or type(error).__name__}."
             return ""
 
-        return {"process": process, "broker": broker, "consumers": consumers, "database": database}
+        return {
+            "process": process,
+            "broker": broker,
+            "consumers": consumers,
+            "channels": channels,
+            "database": database,
+        }
 
     def _consumer(self, queue: str, prefetch: int) -> Consumer:
         consumer = PikaConsumer(self.broker.consuming, self.names.queue(queue), prefetch=prefetch)
@@ -130,18 +142,21 @@ class Worker:
 
     def _bulk_consumer(self, queue: str, prefetch: int) -> Consumer:
         """Returns a consumer for what there is one of for every recipient."""
+        consumer = self._open_bulk_consumer(queue, prefetch)
+        self.consumers.append(consumer)
+        return consumer
+
+    def _open_bulk_consumer(self, queue: str, prefetch: int) -> Consumer:
         s = self.settings
         if s.transport == "aio-pika":
-            return self._consumer(queue, prefetch)
-        consumer = BulkConsumer(
+            return PikaConsumer(self.broker.consuming, self.names.queue(queue), prefetch=prefetch)
+        return BulkConsumer(
             s.amqp_url,
             self.names.queue(queue),
             name=f"sendoff {self.owner} consume",
             prefetch=prefetch,
             connect_timeout=s.connect_timeout,
         )
-        self.consumers.append(consumer)
-        return consumer
 
     def _dead(self) -> DeadQueue:
         return DeadQueue(self.publisher, self.names, self.metrics)
@@ -180,19 +195,29 @@ class Worker:
         channel = self.channels[channel_name].open(s)
         # A channel that waits is given no more than it will soon need: the rest is for other processes.
         prefetch = min(2 * s.send_batch, 2_000) if channel.concurrency is None else s.send_batch
-        return SendService(
-            channel_name,
-            channel,
-            self._bulk_consumer(routing.send_queue(channel_name), prefetch),
-            self.bulk_publisher,
-            self._dead(),
-            self.db,
-            self.names,
-            self.metrics,
-            accounts=self.accounts,
-            batch=s.send_batch,
-            age=s.send_batch_age,
+        sender = SendService(
+            SendParts(
+                channel_name=channel_name,
+                channel=channel,
+                open_consumer=lambda: self._open_bulk_consumer(routing.send_queue(channel_name), prefetch),
+                publisher=self.bulk_publisher,
+                exchange=self.names.exchange(routing.RESULTS),
+                dead=self._dead(),
+                claims=self.accounts,
+                contents=DeliveryContents(self.db),
+                database=self.db,
+                metrics=self.metrics,
+            ),
+            SendLimits(
+                batch=s.send_batch,
+                age=s.send_batch_age,
+                claim_lease=s.claim_lease,
+                result_lease=s.result_lease,
+                patience=s.relay_patience,
+            ),
         )
+        self.senders.append(sender)
+        return sender
 
     def _results(self) -> Service:
         s = self.settings
@@ -255,7 +280,8 @@ class Worker:
             self.names,
             self.metrics,
             tick=s.tick,
-            claim_lease=s.claim_lease,
+            result_lease=s.result_lease,
+            own_channels=self.channels.keys(),
             look_after=s.page_look_after,
             redelivery_after=s.redelivery_after,
             alert_interval=s.alert_interval,

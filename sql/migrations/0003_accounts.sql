@@ -133,6 +133,42 @@ CREATE FUNCTION sendoff.recount_tracking(delivery bigint) RETURNS TABLE (
     WHERE t.delivery_id = delivery
 $$;
 
+-- The lease of claims that were granted together: who holds the token may hand them over until it expires, and then
+-- waits for their results. A row for each batch of claims, and not a column of each claim, so that what has expired is
+-- found without a look at the outcomes. It goes when none of its claims is open.
+CREATE TABLE sendoff.claim_lease (
+    token        bigint PRIMARY KEY,
+    delivery_id  bigint NOT NULL,
+    recipients   integer[] NOT NULL,
+    expires_at   timestamptz NOT NULL
+);
+CREATE INDEX claim_lease_expired ON sendoff.claim_lease (expires_at);
+CREATE INDEX claim_lease_delivery ON sendoff.claim_lease (delivery_id);
+
+-- Marks claims as handed over, just before a relay can have the message, and answers with the recipients that it
+-- marked. The others must not be sent to: the lease is about to expire, the claim is somebody else's by now, or the
+-- delivery does not run. Repeated it marks the same: the answer to a commit may have been lost. A function, because the lock must be held before the statement after it looks whether the
+-- delivery runs: after a stop is answered nothing is handed over. One round trip instead of four.
+CREATE FUNCTION sendoff.hand_over(delivery bigint, numbers integer[], tokens bigint[], margin interval)
+RETURNS integer[] LANGUAGE plpgsql AS $$
+DECLARE
+    marked integer[];
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(delivery);
+    WITH handed AS (
+        UPDATE sendoff.outcome o
+        SET handed_over_at = coalesce(o.handed_over_at, now())
+        WHERE o.delivery_id = delivery AND o.recipient = ANY (numbers) AND o.status = 'sending'
+          AND o.claim_token = tokens[array_position(numbers, o.recipient)]
+          AND (SELECT l.expires_at > now() + margin FROM sendoff.claim_lease l WHERE l.token = o.claim_token)
+          AND (SELECT d.running AND d.cancelled_at IS NULL AND d.valid_until > now()
+               FROM sendoff.delivery_record d WHERE d.delivery_id = delivery)
+        RETURNING o.recipient
+    )
+    SELECT array_agg(recipient) INTO marked FROM handed;
+    RETURN coalesce(marked, '{}');
+END $$;
+
 -- What becomes of somebody who waits for a retry that will not come: the fact that the precedence stands for
 -- (worker/domain/outcomes.py) is the outcome now, as it is for a result that comes later. A bare expression, as the
 -- next one is, so that it becomes part of the plan.

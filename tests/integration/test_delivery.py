@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from contracts import routing
 from contracts.sends import Send
 from sql import queries
 from tests.support.channels import Counting
+from tests.support.claims import claim
 from tests.support.stack import until
 from worker.amqp import topology
 from worker.db import pages
-from worker.db.accounts import Accounts
 
 if TYPE_CHECKING:
     from tests.support.stack import Stack
@@ -111,7 +112,7 @@ async def test_a_stop_cancels_the_rest_for_good(stack: Stack) -> None:
     async with stack.running("confirm", "fanout", "results", "schedule"):
         await stack.confirm(number)
         await until(lambda: _all_published(stack, 1_000))
-        await Accounts(stack.db).claim(number, {7: (1, "user7@example.org")})
+        await claim(stack.db, number, {7: (1, "user7@example.org")})
         answer = await stack.control(routing.STOP, number)
         assert (answer["status"], answer["state"]) == ("accepted", "stopped")
         assert (await stack.deployment(number))["cancelled"] == 999
@@ -161,7 +162,7 @@ async def test_messages_that_come_twice_are_sent_once(stack: Stack) -> None:
 async def test_a_claim_without_a_result_becomes_unknown_and_a_late_result_settles_it(stack: Stack) -> None:
     number = await stack.prepare(10)
     channel = Counting(unsure=frozenset({3, 4}))
-    limits: dict[str, Any] = {"claim_lease": 0.4, "page_look_after": 0.2, "tick": 0.05}
+    limits: dict[str, Any] = {"claim_lease": 0.4, "result_lease": 0.4, "page_look_after": 0.2, "tick": 0.05}
     async with stack.running(channel=channel, **limits):
         await stack.confirm(number)
         row = await stack.finished(number)
@@ -248,6 +249,9 @@ async def test_a_claim_looks_everything_up_by_key(stack: Stack) -> None:
             "recipients": [1, 2],
             "attempts": [1, 1],
             "address_keys": ["a@example.org", "b@example.org"],
+            "token": 1,
+            "lease": timedelta(seconds=60),
+            "handed_over": False,
         }
     )
     async with stack.db.transaction() as tx:

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contracts import routing
+from tests.support.claims import claim, expire
 from tests.support.reports import MAX_ATTEMPTS, NOON, RANKS, RETRIES, STATUS, Report, snapshot
 from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
@@ -122,13 +123,13 @@ class Trial:
 
     async def claim(self, attempt: int) -> None:
         asked = {r: (attempt, f"user{r}@example.org") for r in range(1, RECIPIENTS + 1)}
-        for recipient in await Accounts(self.stack.db).claim(self.number, asked):
+        for recipient in await claim(self.stack.db, self.number, asked):
             assert (recipient, attempt) not in self.model.granted, "granted twice"
             self.model.granted[recipient, attempt] = self.round
 
     async def expire(self, _: int) -> None:
         self.model.expiries.add(self.round)
-        await Accounts(self.stack.db).expire(self.number, 1, RECIPIENTS, lease=0)
+        await expire(self.stack.db, self.number)
 
     async def finish(self, _: int) -> None:
         await deliveries.finish(self.stack.db, self.number)

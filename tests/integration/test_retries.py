@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from contracts import results, routing
 from contracts.results import Bounce, BounceKind, BounceReason, Error, Fault, Sent
 from tests.support.channels import Counting
+from tests.support.claims import claim
 from tests.support.deliveries import LATER, SOON, agrees, confirmed, counted, log, states
 from tests.support.results import bounced, drained, result
 from tests.support.stack import until
@@ -23,6 +24,7 @@ from worker.domain.verdicts import Accepted, Bounced, Failed
 if TYPE_CHECKING:
     from contracts.sends import Send
     from tests.support.stack import Stack
+    from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
 
 FULL = Bounced(BounceKind.SOFT, BounceReason.MAILBOX_FULL, "4.2.2", "452 full", Fault.RECIPIENT)
@@ -37,9 +39,9 @@ class Failing(Counting):
         self.verdicts = verdicts
         self.attempts: list[tuple[int, int]] = []
 
-    async def send(self, compiled: None, send: Send) -> Verdict:
+    async def send(self, compiled: None, send: Send, hand_over: HandOver) -> Verdict:
         self.attempts.append((send.recipient, send.attempt))
-        await super().send(compiled, send)
+        await super().send(compiled, send, hand_over)
         own = self.verdicts.get(send.recipient, [Accepted("fine")])
         return own[min(send.attempt, len(own)) - 1]
 
@@ -225,7 +227,7 @@ async def test_every_order_of_results_and_claims_ends_alike_and_balances(stack: 
             if place % 20 == 0:
                 rows = await log(stack, number)
                 wanted = {r: (f["attempt"] + 1, f["address"]) for r, f in rows.items()}
-                await Accounts(stack.db).claim(number, wanted)
+                await claim(stack.db, number, wanted)
                 await stack.deployment(number)
         await until(lambda: drained(stack))
         assert await agrees(stack, number)

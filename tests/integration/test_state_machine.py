@@ -26,6 +26,7 @@ from hypothesis.stateful import (
 from contracts import routing
 from contracts.results import Bounce, BounceKind, BounceReason, Error, Fault, Sent
 from contracts.states import State
+from tests.support.claims import claim, expire
 from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
 from worker.db import deliveries, pages
@@ -136,7 +137,7 @@ class Deliveries(RuleBasedStateMachine):
     @rule(first=st.integers(1, RECIPIENTS), last=st.integers(1, RECIPIENTS), attempt=st.integers(1, 3))
     def claim(self, first: int, last: int, attempt: int) -> None:
         wanted = {r: (attempt, f"user{r}@example.org") for r in range(first, last + 1)}
-        granted = self.do(Accounts(self.stack.db).claim(self.number, wanted)) if wanted else set()
+        granted = self.do(claim(self.stack.db, self.number, wanted)) if wanted else set()
         if granted:
             assert self.state() in {State.IN_PROGRESS, State.RETRY_PENDING}
 
@@ -155,7 +156,7 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule()
     def claims_run_out(self) -> None:
-        self.do(Accounts(self.stack.db).expire(self.number, 1, RECIPIENTS, lease=0))
+        self.do(expire(self.stack.db, self.number))
 
     @rule(how=st.sampled_from(Settlement), operator=MOSTLY_ANA)
     def settle_unknown(self, *, how: Settlement, operator: str) -> None:

@@ -7,10 +7,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from contracts import routing
+from tests.support.claims import claim
 from tests.support.database import change
 from tests.support.stack import until
 from worker.db import pages
-from worker.db.accounts import Accounts
 
 if TYPE_CHECKING:
     from tests.support.stack import Stack
@@ -46,9 +46,9 @@ async def an_hour_passes(stack: Stack) -> None:
     await change(stack, "UPDATE sendoff.delivery_pace SET next_at = next_at - interval '1 hour'")
 
 
-async def claim(stack: Stack, page: Page) -> None:
+async def claim_page(stack: Stack, page: Page) -> None:
     wanted = {r: (1, f"user{r}@example.org") for r in range(page.first, page.last + 1)}
-    assert len(await Accounts(stack.db).claim(page.delivery_id, wanted)) == len(wanted)
+    assert len(await claim(stack.db, page.delivery_id, wanted)) == len(wanted)
 
 
 async def confirmed(stack: Stack, recipients: int, extra: str = LIMIT, page_size: int = PAGE) -> int:
@@ -97,7 +97,7 @@ async def test_nothing_piles_up_while_the_senders_are_down(stack: Stack) -> None
             await pages.published(stack.db, page, "me", 30)
         taken += leased
         await an_hour_passes(stack)
-    await claim(stack, taken[0])
+    await claim_page(stack, taken[0])
     assert [p.first for p in await lease(stack)] == [21]
     assert (await stack.deployment(number))["sending"] == PAGE
 
@@ -106,7 +106,7 @@ async def test_a_turn_is_taken_once_and_time_is_not_saved_up(stack: Stack) -> No
     await confirmed(stack, 100)
     await an_hour_passes(stack)
     ((page,),) = [leased for leased in await asyncio.gather(*(lease(stack) for _ in range(8))) if leased]
-    await claim(stack, page)
+    await claim_page(stack, page)
     assert await lease(stack) == []
     left = await pages.seconds_to_next_turn(stack.db)
     assert left is not None
@@ -120,7 +120,7 @@ async def test_only_the_retries_of_a_page_published_again_count_against_the_limi
     number = await confirmed(stack, 2 * PAGE)
     (page,) = await lease(stack)
     await pages.published(stack.db, page, "me", 30)
-    await claim(stack, page)
+    await claim_page(stack, page)
     await change(
         stack,
         "UPDATE sendoff.outcome SET status = CASE WHEN recipient <= 4 THEN 'retrying' ELSE 'sent' END,"

@@ -116,10 +116,17 @@ async def now(tx: Transaction) -> datetime:
     return moment
 
 
-async def content(db: Database, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
-    """Reads a delivery's channel and content; None where it was never prepared."""
-    row = await db.fetchrow("read_content", delivery_id=delivery_id)
-    return (row["channel"], json.loads(row["content"])) if row else None
+class DeliveryContents:
+    """What deliveries say."""
+
+    def __init__(self, db: Database) -> None:
+        """Takes the database."""
+        self._db = db
+
+    async def content(self, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
+        """Reads a delivery's channel and content; None where it was never prepared."""
+        row = await self._db.fetchrow("read_content", delivery_id=delivery_id)
+        return (row["channel"], json.loads(row["content"])) if row else None
 
 
 async def finish(db: Database, delivery_id: int) -> bool:

@@ -52,13 +52,10 @@ class Inspected:
     """A published page, and what has become of its recipients."""
 
     page: int
-    first: int
-    last: int
     age: float
     """Seconds since it was published."""
     unclaimed: int
     """Who was to be tried then and has not been claimed."""
-    sending: int
 
 
 async def create(tx: Transaction, delivery_id: int, page_size: int, messages_per_hour: int | None) -> None:

@@ -24,7 +24,7 @@ from worker.domain.states import Move
 from worker.lifecycle import pause
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Collection, Coroutine
     from typing import Any
 
     import asyncpg
@@ -57,7 +57,8 @@ class ScheduleService:
         metrics: Metrics,
         *,
         tick: float,
-        claim_lease: float,
+        result_lease: float,
+        own_channels: Collection[str],
         look_after: float,
         redelivery_after: float,
         alert_interval: float,
@@ -71,7 +72,9 @@ class ScheduleService:
             names: The installation's names.
             metrics: Where to count.
             tick: Seconds between two looks.
-            claim_lease: Seconds after which a claim without a result is `unknown`.
+            result_lease: Seconds after its hand-over at which a claim without a result is `unknown`.
+            own_channels: Those that we send over. Of the others, what is not claimed may be in the hands of a
+                sender that does not ask for claims.
             look_after: Seconds between two looks at a published page.
             redelivery_after: Seconds after which an unclaimed page is published again in any case.
             alert_interval: Seconds between two looks for alerts.
@@ -82,7 +85,8 @@ class ScheduleService:
         self._names = names
         self._metrics = metrics
         self._tick = tick
-        self._claim_lease = claim_lease
+        self._result_lease = result_lease
+        self._own_channels = own_channels
         self._look_after = look_after
         self._redelivery_after = redelivery_after
         self._alert_interval = alert_interval
@@ -101,6 +105,7 @@ class ScheduleService:
 
     async def _keep_looking(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
+            await self._expire_claims()
             await self._cancel_expired()
             await self._open_retries()
             await self._look_after_pages()
@@ -170,6 +175,28 @@ class ScheduleService:
             await pages.start(tx, delivery_id)
         log.info("delivery started", delivery_id=delivery_id)
 
+    async def _expire_claims(self) -> None:
+        doing = "ending expired claims"
+        with contextlib.suppress(Busy):
+            for number in await self._db.until_done(Idempotent(self._accounts.expired), doing):
+                await self._do(partial(self._expire_claims_of, number), doing)
+
+    async def _expire_claims_of(self, delivery_id: int) -> None:
+        """Ends claims by their leases alone, whatever their pages say."""
+        ended = await self._accounts.expire(delivery_id, result_lease=self._result_lease)
+        self._metrics.claims_expired.inc(ended.unknown)
+        self._metrics.claims_given_back.inc(ended.given_back)
+        if ended.unknown:
+            log.warning(
+                "claims without a result are unknown now", delivery_id=delivery_id, recipients=ended.unknown
+            )
+        if ended.given_back:
+            log.info(
+                "claims of a sender that is gone are given to others",
+                delivery_id=delivery_id,
+                recipients=ended.given_back,
+            )
+
     async def _cancel_expired(self) -> None:
         doing = "cancelling what is over"
         for row in await self._read("read_expired_deliveries", doing):
@@ -206,13 +233,6 @@ class ScheduleService:
 
     async def _look_after_page(self, due: PagesDue, page: Inspected) -> None:
         delivery_id = due.delivery_id
-        if page.sending:
-            lost = await self._accounts.expire(delivery_id, page.first, page.last, lease=self._claim_lease)
-            self._metrics.claims_expired.inc(lost)
-            if lost:
-                log.warning(
-                    "claims without a result are unknown now", delivery_id=delivery_id, recipients=lost
-                )
         if due.running and page.unclaimed and await self._is_lost(due.channel, page):
             log.warning(
                 "page to be published again",
@@ -222,7 +242,7 @@ class ScheduleService:
             )
             await pages.reopen(self._db, delivery_id, [page.page])
             self._metrics.pages_reopened.labels("lost").inc()
-        elif not page.sending and (due.over or not page.unclaimed):
+        elif due.over or not page.unclaimed:
             await pages.close(self._db, delivery_id, [page.page])
 
     async def _is_lost(self, channel: str, page: Inspected) -> bool:
@@ -230,8 +250,11 @@ class ScheduleService:
 
         Published again though they still wait, they are merely refused: claims decide.
         """
-        waiting = await self._depth.ready(self._names.queue(routing.send_queue(channel)))
-        return waiting is not None and (waiting == 0 or page.age > self._redelivery_after)
+        if page.age > self._redelivery_after:
+            return True
+        if channel not in self._own_channels:
+            return False
+        return await self._depth.ready(self._names.queue(routing.send_queue(channel))) == 0
 
     async def _finish_done(self) -> None:
         doing = "finishing what is done"
