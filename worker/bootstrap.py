@@ -25,6 +25,7 @@ from worker.auth.tokens import open_verifier
 from worker.channels.registry import CHANNELS
 from worker.db import listen
 from worker.db.accounts import Accounts
+from worker.db.events import Outbox
 from worker.db.failures import ERRORS, classify
 from worker.db.pool import SchemaMismatch, open_database
 from worker.domain.breaker import Limits
@@ -32,7 +33,7 @@ from worker.domain.failures import Failure
 from worker.domain.retry import Retries
 from worker.lifecycle import Watching, run_services, stop_on_signals
 from worker.services.commands import ConfirmService
-from worker.services.events import EventsService
+from worker.services.events import EventsLimits, EventsParts, EventsService
 from worker.services.fanout import FanoutService
 from worker.services.results import ResultsService
 from worker.services.schedule import ScheduleService
@@ -236,15 +237,15 @@ class Worker:
 
     def _events(self) -> Service:
         s = self.settings
-        return EventsService(
-            self.publisher,
-            listen.Wakener(s.database_url, listen.EVENTS, timeout=s.connect_timeout),
-            self.db,
-            self.names,
-            self.metrics,
-            idle=s.tick,
-            lease=s.event_lease,
+        parts = EventsParts(
+            outbox=Outbox(self.db),
+            wakener=listen.Wakener(s.database_url, listen.EVENTS, timeout=s.connect_timeout),
+            retrying=self.db,
+            publisher=self.publisher,
+            names=self.names,
+            metrics=self.metrics,
         )
+        return EventsService(parts, EventsLimits(idle=s.tick, lease=s.event_lease))
 
     def _schedule(self) -> Service:
         s = self.settings
