@@ -28,6 +28,7 @@ from worker.db.accounts import Accounts
 from worker.db.events import Outbox
 from worker.db.failures import ERRORS, classify
 from worker.db.pool import SchemaMismatch, open_database
+from worker.db.stats import Statistics
 from worker.domain.breaker import Limits
 from worker.domain.failures import Failure
 from worker.domain.retry import Retries
@@ -38,7 +39,7 @@ from worker.services.fanout import FanoutService
 from worker.services.results import ResultsService
 from worker.services.schedule import ScheduleService
 from worker.services.send import SendService
-from worker.services.stats import StatsService
+from worker.services.stats import StatsLimits, StatsParts, StatsService
 from worker.services.tracking import TrackingService, open_machines
 from worker.telemetry.health import serving
 from worker.telemetry.metrics import Metrics
@@ -225,15 +226,18 @@ class Worker:
 
     def _stats(self) -> Service:
         s = self.settings
-        return StatsService(
-            self._consumer(routing.STATS_QUEUE, 1_000),
-            self.publisher,
-            self._dead(),
-            self.db,
-            self.metrics,
-            deadline=min(s.stats_deadline, s.command_timeout),
-            at_once=max(s.database_pool // 4, 1),
+        parts = StatsParts(
+            consumer=self._consumer(routing.STATS_QUEUE, 1_000),
+            publisher=self.publisher,
+            dead=self._dead(),
+            statistics=Statistics(self.db),
+            retrying=self.db,
+            metrics=self.metrics,
         )
+        limits = StatsLimits(
+            deadline=min(s.stats_deadline, s.command_timeout), at_once=max(s.database_pool // 4, 1)
+        )
+        return StatsService(parts, limits)
 
     def _events(self) -> Service:
         s = self.settings
