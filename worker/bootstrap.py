@@ -26,6 +26,7 @@ from worker.channels.registry import CHANNELS
 from worker.db import listen
 from worker.db.accounts import Accounts
 from worker.db.events import Outbox
+from worker.db.executions import Executions
 from worker.db.failures import ERRORS, classify
 from worker.db.pool import SchemaMismatch, open_database
 from worker.db.stats import Statistics
@@ -33,7 +34,7 @@ from worker.domain.breaker import Limits
 from worker.domain.failures import Failure
 from worker.domain.retry import Retries
 from worker.lifecycle import Watching, run_services, stop_on_signals
-from worker.services.commands import ConfirmService
+from worker.services.commands import ConfirmLimits, ConfirmParts, ConfirmService
 from worker.services.events import EventsLimits, EventsParts, EventsService
 from worker.services.fanout import FanoutService
 from worker.services.results import ResultsService
@@ -149,16 +150,16 @@ class Worker:
         return DeadQueue(self.publisher, self.names, self.metrics)
 
     def _confirm(self) -> Service:
-        consumer = self._consumer(routing.COMMANDS_QUEUE, 10)
-        return ConfirmService(
-            consumer,
-            self.publisher,
-            self._dead(),
-            self.db,
-            self.metrics,
-            Authority(frozenset(self.settings.publishers), open_verifier(self.settings)),
-            page_size=self.settings.page_size,
+        parts = ConfirmParts(
+            consumer=self._consumer(routing.COMMANDS_QUEUE, 10),
+            publisher=self.publisher,
+            dead=self._dead(),
+            executions=Executions(self.db),
+            retrying=self.db,
+            authority=Authority(frozenset(self.settings.publishers), open_verifier(self.settings)),
+            metrics=self.metrics,
         )
+        return ConfirmService(parts, ConfirmLimits(page_size=self.settings.page_size))
 
     def _fanout(self) -> Service:
         s = self.settings

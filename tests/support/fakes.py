@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from prometheus_client import Counter
-    from pydantic import BaseModel
 
     from worker.amqp.messages import Outgoing
     from worker.db.retrying import Idempotent
@@ -23,12 +22,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def incoming(body: bytes | BaseModel = b"", routing_key: str = "", **properties: Any) -> Incoming:
+def incoming(body: bytes = b"", routing_key: str = "", **properties: Any) -> Incoming:
     """A message as a consumer delivers it."""
-    raw = body if isinstance(body, bytes) else body.model_dump_json().encode()
     absent = dict.fromkeys(("message_id", "correlation_id", "reply_to", "user_id"))
     defaults = {"exchange": "", "headers": {}, "tag": 1, "channel": None}
-    return Incoming(body=raw, routing_key=routing_key, **(absent | defaults | properties))
+    return Incoming(body=body, routing_key=routing_key, **(absent | defaults | properties))
 
 
 def metrics() -> Metrics:
