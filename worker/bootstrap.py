@@ -26,19 +26,22 @@ from worker.channels.registry import CHANNELS
 from worker.db import listen
 from worker.db.accounts import Accounts
 from worker.db.deliveries import DeliveryContents
+from worker.db.events import Outbox
+from worker.db.executions import Executions
 from worker.db.failures import ERRORS, classify
 from worker.db.pool import SchemaMismatch, open_database
+from worker.db.stats import Statistics
 from worker.domain.breaker import Limits
 from worker.domain.failures import Failure
 from worker.domain.retry import Retries
 from worker.lifecycle import Watching, run_services, stop_on_signals
-from worker.services.commands import ConfirmService
-from worker.services.events import EventsService
+from worker.services.commands import ConfirmLimits, ConfirmParts, ConfirmService
+from worker.services.events import EventsLimits, EventsParts, EventsService
 from worker.services.fanout import FanoutService
 from worker.services.results import ResultsService
 from worker.services.schedule import ScheduleService
 from worker.services.send import SendLimits, SendParts, SendService
-from worker.services.stats import StatsService
+from worker.services.stats import StatsLimits, StatsParts, StatsService
 from worker.services.tracking import TrackingService, open_machines
 from worker.telemetry.health import serving
 from worker.telemetry.metrics import Metrics
@@ -162,16 +165,16 @@ class Worker:
         return DeadQueue(self.publisher, self.names, self.metrics)
 
     def _confirm(self) -> Service:
-        consumer = self._consumer(routing.COMMANDS_QUEUE, 10)
-        return ConfirmService(
-            consumer,
-            self.publisher,
-            self._dead(),
-            self.db,
-            self.metrics,
-            Authority(frozenset(self.settings.publishers), open_verifier(self.settings)),
-            page_size=self.settings.page_size,
+        parts = ConfirmParts(
+            consumer=self._consumer(routing.COMMANDS_QUEUE, 10),
+            publisher=self.publisher,
+            dead=self._dead(),
+            executions=Executions(self.db),
+            retrying=self.db,
+            authority=Authority(frozenset(self.settings.publishers), open_verifier(self.settings)),
+            metrics=self.metrics,
         )
+        return ConfirmService(parts, ConfirmLimits(page_size=self.settings.page_size))
 
     def _fanout(self) -> Service:
         s = self.settings
@@ -249,27 +252,30 @@ class Worker:
 
     def _stats(self) -> Service:
         s = self.settings
-        return StatsService(
-            self._consumer(routing.STATS_QUEUE, 1_000),
-            self.publisher,
-            self._dead(),
-            self.db,
-            self.metrics,
-            deadline=min(s.stats_deadline, s.command_timeout),
-            at_once=max(s.database_pool // 4, 1),
+        parts = StatsParts(
+            consumer=self._consumer(routing.STATS_QUEUE, 1_000),
+            publisher=self.publisher,
+            dead=self._dead(),
+            statistics=Statistics(self.db),
+            retrying=self.db,
+            metrics=self.metrics,
         )
+        limits = StatsLimits(
+            deadline=min(s.stats_deadline, s.command_timeout), at_once=max(s.database_pool // 4, 1)
+        )
+        return StatsService(parts, limits)
 
     def _events(self) -> Service:
         s = self.settings
-        return EventsService(
-            self.publisher,
-            listen.Wakener(s.database_url, listen.EVENTS, timeout=s.connect_timeout),
-            self.db,
-            self.names,
-            self.metrics,
-            idle=s.tick,
-            lease=s.event_lease,
+        parts = EventsParts(
+            outbox=Outbox(self.db),
+            wakener=listen.Wakener(s.database_url, listen.EVENTS, timeout=s.connect_timeout),
+            retrying=self.db,
+            publisher=self.publisher,
+            names=self.names,
+            metrics=self.metrics,
         )
+        return EventsService(parts, EventsLimits(idle=s.tick, lease=s.event_lease))
 
     def _schedule(self) -> Service:
         s = self.settings

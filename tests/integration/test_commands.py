@@ -126,7 +126,7 @@ async def test_a_command_without_a_message_id_is_invalid(stack: Stack) -> None:
     nameless = Incoming(body, "", routing.CONFIRM, None, None, None, None, {}, 1, None)  # type: ignore[arg-type]
     async with open_worker(stack.settings) as worker:
         (service,) = worker.build("confirm")
-        answer = await service._answer(nameless)  # type: ignore[attr-defined] # noqa: SLF001
+        answer = await service.handle(nameless)  # type: ignore[attr-defined]
     assert (answer.status, answer.reason) == ("invalid", "malformed")
     assert "message_id" in answer.message
     assert (await stack.deployment(number))["state"] == "ready"

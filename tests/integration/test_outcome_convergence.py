@@ -138,7 +138,7 @@ class Trial:
         body = json.dumps({"delivery_id": self.number, "operator": "ana", "reason": "a test"}).encode()
         name = f"{self.number}-{self.round}-{id(body)}"
         message = Incoming(body, "", routing.STOP, name, None, None, None, {}, 1, None)
-        await self.commands._answer(message)  # type: ignore[attr-defined]  # noqa: SLF001 - what the consumer calls
+        await self.commands.handle(message)  # type: ignore[attr-defined]
 
     async def watch(self, over: asyncio.Event) -> None:
         """At every look, rows and counters agree in one snapshot, and the accounts balance."""

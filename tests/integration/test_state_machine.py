@@ -126,7 +126,7 @@ class Deliveries(RuleBasedStateMachine):
 
     def deliver_it(self, command: Incoming) -> None:
         before = self.state()
-        reply = self.do(self.confirming._answer(command))  # noqa: SLF001 - what the consumer calls
+        reply = self.do(self.confirming.handle(command))
         known = self.answers.setdefault(str(command.message_id), reply)
         assert reply == known
         if reply.status != "accepted":

@@ -17,7 +17,7 @@ from dev import draw_tables
 from tests.bench.examples import blocks, examples, views
 from tests.bench.filling import Shape, fill
 from tests.bench.tables import Tables, show
-from worker.db import stats
+from worker.db.stats import Statistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -228,7 +228,7 @@ async def test_the_bench_measures_every_example_and_shows_its_plan(
 
 async def test_compute_stats_counts_what_was_filled_in(db: Database, deliveries: list[int]) -> None:
     for number in deliveries[:4]:
-        found = await stats.recount(db, number, deadline=20)
+        found = await Statistics(db).recount(number, deadline=20)
         assert found is not None
         assert found.drift == {}
         assert found.deployment["sent"] > 0

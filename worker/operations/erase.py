@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from contracts.commands import Reply, Status
 from worker.db import commands, deliveries, profiles
-from worker.domain.authority import standing
+from worker.domain.authority import acting_operator
 from worker.domain.erasure import check_erasure, fingerprint
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ async def erase(db: Database, request: Request) -> Erased:
 
 async def _allow(db: Database, request: Request, *, record: bool) -> profiles.Held:
     async with db.transaction() as tx:
-        operator = standing(await commands.read_operator(tx, request.operator), request.bearer)
+        operator = acting_operator(await commands.read_operator(tx, request.operator), request.bearer)
         refused = check_erasure(operator, request.operator)
         held = await profiles.held(tx, request.profile_id)
         if refused is not None or (record and held.erasable):
