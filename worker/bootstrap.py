@@ -25,6 +25,9 @@ from worker.auth.tokens import open_verifier
 from worker.channels.registry import CHANNELS
 from worker.db import listen
 from worker.db.accounts import Accounts
+from worker.db.audiences import Audiences
+from worker.db.breaker import Breaker
+from worker.db.deliveries import Deliveries
 from worker.db.failures import ERRORS, classify
 from worker.db.pool import SchemaMismatch, open_database
 from worker.domain.breaker import Limits
@@ -34,7 +37,7 @@ from worker.lifecycle import Watching, run_services, stop_on_signals
 from worker.services.commands import ConfirmService
 from worker.services.events import EventsService
 from worker.services.fanout import FanoutService
-from worker.services.results import ResultsService
+from worker.services.results import ResultsLimits, ResultsParts, ResultsService
 from worker.services.schedule import ScheduleService
 from worker.services.send import SendService
 from worker.services.stats import StatsService
@@ -197,17 +200,23 @@ class Worker:
     def _results(self) -> Service:
         s = self.settings
         queues = (routing.SENT_QUEUE, routing.BOUNCE_QUEUE, routing.ERROR_QUEUE)
-        return ResultsService(
-            [self._bulk_consumer(q, min(2 * s.result_batch, 2_000)) for q in queues],
-            self._dead(),
-            self.db,
-            self.accounts,
-            self.metrics,
+        parts = ResultsParts(
+            consumers=[self._bulk_consumer(q, min(2 * s.result_batch, 2_000)) for q in queues],
+            dead=self._dead(),
+            retrying=self.db,
+            recorder=self.accounts,
+            sizes=Audiences(self.accounts, self.db),
+            breaker=Breaker(self.db),
+            finisher=Deliveries(self.db),
+            metrics=self.metrics,
+        )
+        limits = ResultsLimits(
             batch=s.result_batch,
             age=s.result_batch_age,
-            limits=Limits(s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct),
+            breaker=Limits(s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct),
             retries=Retries(s.retry_delays, s.max_attempts),
         )
+        return ResultsService(parts, limits)
 
     def _tracking(self) -> Service:
         s = self.settings

@@ -14,8 +14,9 @@ from tests.support.channels import Counting
 from tests.support.deliveries import LATER, SOON, agrees, confirmed, counted, log, states
 from tests.support.results import bounced, drained, result
 from tests.support.stack import until
-from worker.db import deliveries, pages
+from worker.db import pages
 from worker.db.accounts import Accounts
+from worker.db.deliveries import Deliveries
 from worker.domain.outcomes import facts
 from worker.domain.retry import Retries
 from worker.domain.verdicts import Accepted, Bounced, Failed
@@ -179,7 +180,7 @@ async def test_a_retry_that_is_being_planned_keeps_a_delivery_from_finishing(sta
         soft = Bounce(delivery_id=number, recipient=1, attempt=1, at=at, kind=BounceKind.SOFT)
         recording = asyncio.create_task(record(soft))
         await until(lambda: _waiting(stack, "transactionid"))
-        finishing = asyncio.create_task(deliveries.finish(stack.db, number))
+        finishing = asyncio.create_task(Deliveries(stack.db).finish(number))
         await until(lambda: _waiting(stack, "advisory"))
     assert (await recording, await finishing) == (1, False)
     row = await stack.deployment(number)

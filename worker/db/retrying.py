@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 import structlog
 
@@ -44,6 +44,13 @@ class Idempotent(Generic[T]):
     """
 
     action: Callable[[], Coroutine[Any, Any, T]]
+
+
+class Retrying(Protocol):
+    """What a service carries transactions out by."""
+
+    async def until_done(self, transaction: Idempotent[T], doing: str) -> T:
+        """Carries a transaction out as `Retrier.until_done` does, with what it raises."""
 
 
 class Retrier:

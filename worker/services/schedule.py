@@ -17,6 +17,7 @@ import structlog
 from contracts import routing
 from contracts.states import State
 from worker.db import accounts, alerts, commands, deliveries, pages
+from worker.db.deliveries import Deliveries
 from worker.db.retrying import Idempotent
 from worker.domain.authority import check_start
 from worker.domain.failures import Busy
@@ -239,5 +240,5 @@ class ScheduleService:
             await self._do(partial(self._finish, row["delivery_id"]), doing)
 
     async def _finish(self, delivery_id: int) -> None:
-        if await deliveries.finish(self._db, delivery_id):
+        if await Deliveries(self._db).finish(delivery_id):
             log.info("delivery finished", delivery_id=delivery_id)

@@ -13,7 +13,7 @@ from contracts import tracking as wire
 from contracts.tracking import TrackingKind
 from worker.amqp.batches import take_batches
 from worker.db import tracking
-from worker.db.audiences import Audiences, nobody
+from worker.db.audiences import Audiences, why_absent
 from worker.db.halves import write_by_halves
 from worker.domain.failures import Busy
 from worker.domain.machines import RulesInvalid, own_rules, read_rules
@@ -121,7 +121,7 @@ class TrackingService:
                     strangers.append(event)
                 else:
                     tracked.append(judge(event, self._machines))
-            await self._bury(delivery_id, strangers, sources, nobody(size))
+            await self._bury(delivery_id, strangers, sources, why_absent(size))
             if tracked:
                 await self._record_delivery(delivery_id, tracked, sources)
 
