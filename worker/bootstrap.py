@@ -30,6 +30,7 @@ from worker.db.breaker import Breaker
 from worker.db.deliveries import Deliveries
 from worker.db.failures import ERRORS, classify
 from worker.db.pool import SchemaMismatch, open_database
+from worker.db.tracking import TrackingLog
 from worker.domain.breaker import Limits
 from worker.domain.failures import Failure
 from worker.domain.retry import Retries
@@ -41,7 +42,7 @@ from worker.services.results import ResultsLimits, ResultsParts, ResultsService
 from worker.services.schedule import ScheduleService
 from worker.services.send import SendService
 from worker.services.stats import StatsService
-from worker.services.tracking import TrackingService, open_machines
+from worker.services.tracking import TrackingLimits, TrackingParts, TrackingService, open_machines
 from worker.telemetry.health import serving
 from worker.telemetry.metrics import Metrics
 
@@ -220,16 +221,16 @@ class Worker:
 
     def _tracking(self) -> Service:
         s = self.settings
-        return TrackingService(
-            self._bulk_consumer(routing.TRACKING_QUEUE, min(2 * s.tracking_batch, 2_000)),
-            self._dead(),
-            self.db,
-            self.accounts,
-            self.metrics,
-            open_machines(s),
-            batch=s.tracking_batch,
-            age=s.tracking_batch_age,
+        parts = TrackingParts(
+            consumer=self._bulk_consumer(routing.TRACKING_QUEUE, min(2 * s.tracking_batch, 2_000)),
+            dead=self._dead(),
+            retrying=self.db,
+            recorder=TrackingLog(self.db),
+            sizes=Audiences(self.accounts, self.db),
+            machines=open_machines(s),
+            metrics=self.metrics,
         )
+        return TrackingService(parts, TrackingLimits(batch=s.tracking_batch, age=s.tracking_batch_age))
 
     def _stats(self) -> Service:
         s = self.settings
