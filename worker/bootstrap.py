@@ -29,6 +29,7 @@ from worker.db.audiences import Audiences
 from worker.db.breaker import Breaker
 from worker.db.deliveries import Deliveries
 from worker.db.failures import ERRORS, classify
+from worker.db.pages import Pages
 from worker.db.pool import SchemaMismatch, open_database
 from worker.db.tracking import TrackingLog
 from worker.domain.breaker import Limits
@@ -37,7 +38,7 @@ from worker.domain.retry import Retries
 from worker.lifecycle import Watching, run_services, stop_on_signals
 from worker.services.commands import ConfirmService
 from worker.services.events import EventsService
-from worker.services.fanout import FanoutService
+from worker.services.fanout import FanoutLimits, FanoutParts, FanoutService
 from worker.services.results import ResultsLimits, ResultsParts, ResultsService
 from worker.services.schedule import ScheduleService
 from worker.services.send import SendService
@@ -164,13 +165,16 @@ class Worker:
 
     def _fanout(self) -> Service:
         s = self.settings
-        return FanoutService(
-            self.bulk_publisher,
-            topology.QueueDepth(self.broker.consuming),
-            listen.Wakener(s.database_url, listen.PAGES, timeout=s.connect_timeout),
-            self.db,
-            self.names,
-            self.metrics,
+        parts = FanoutParts(
+            publisher=self.bulk_publisher,
+            depth=topology.QueueDepth(self.broker.consuming),
+            wakener=listen.Wakener(s.database_url, listen.PAGES, timeout=s.connect_timeout),
+            retrying=self.db,
+            pages=Pages(self.db),
+            names=self.names,
+            metrics=self.metrics,
+        )
+        limits = FanoutLimits(
             channels=s.channels,
             owner=self.owner,
             lease=s.page_lease,
@@ -178,6 +182,7 @@ class Worker:
             high_water=s.send_queue_high_water,
             idle=s.tick,
         )
+        return FanoutService(parts, limits)
 
     def _send(self, channel_name: str) -> Service:
         s = self.settings

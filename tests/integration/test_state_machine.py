@@ -28,9 +28,9 @@ from contracts.results import Bounce, BounceKind, BounceReason, Error, Fault, Se
 from contracts.states import State
 from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
-from worker.db import pages
 from worker.db.accounts import Accounts
 from worker.db.deliveries import Deliveries
+from worker.db.pages import Pages
 from worker.domain.outcomes import fold
 from worker.domain.retry import Retries
 from worker.domain.settlement import Settlement
@@ -188,10 +188,10 @@ class DeliveryMachine(RuleBasedStateMachine):
     @rule()
     def fan_out(self) -> None:
         leased = self.do(
-            pages.lease(self.stack.db, after=0, limit=50, seconds=60, owner="me", channels=["email", "null"])
+            Pages(self.stack.db).lease(after=0, limit=50, seconds=60, owner="me", channels=["email", "null"])
         )
         for page in leased:
-            self.do(pages.published(self.stack.db, page, "me", 60))
+            self.do(Pages(self.stack.db).published(page, "me", 60))
 
     @invariant()
     def the_accounts_balance(self) -> None:

@@ -18,6 +18,7 @@ from contracts import routing
 from contracts.states import State
 from worker.db import accounts, alerts, commands, deliveries, pages
 from worker.db.deliveries import Deliveries
+from worker.db.pages import Pages
 from worker.db.retrying import Idempotent
 from worker.domain.authority import check_start
 from worker.domain.failures import Busy
@@ -185,11 +186,11 @@ class ScheduleService:
     async def _open_retries(self) -> None:
         doing = "opening due retries"
         with contextlib.suppress(Busy):
-            for left in await self._db.until_done(Idempotent(lambda: pages.with_retries(self._db)), doing):
+            for left in await self._db.until_done(Idempotent(lambda: Pages(self._db).with_retries()), doing):
                 await self._do(partial(self._open_retries_of, left), doing)
 
     async def _open_retries_of(self, left: RetriesLeft) -> None:
-        opened = await pages.open_due_retries(self._db, left.delivery_id)
+        opened = await Pages(self._db).open_due_retries(left.delivery_id)
         self._metrics.pages_reopened.labels("retry").inc(opened)
         if left.only_retries:
             async with self._db.transaction() as tx:
@@ -198,11 +199,11 @@ class ScheduleService:
     async def _look_after_pages(self) -> None:
         doing = "looking after pages"
         with contextlib.suppress(Busy):
-            for due in await self._db.until_done(Idempotent(lambda: pages.to_inspect(self._db)), doing):
+            for due in await self._db.until_done(Idempotent(lambda: Pages(self._db).to_inspect()), doing):
                 await self._do(partial(self._look_after_pages_of, due), doing)
 
     async def _look_after_pages_of(self, due: PagesDue) -> None:
-        for page in await pages.inspect(self._db, due.delivery_id, self._look_after, _PAGES_AT_ONCE):
+        for page in await Pages(self._db).inspect(due.delivery_id, self._look_after, _PAGES_AT_ONCE):
             await self._look_after_page(due, page)
 
     async def _look_after_page(self, due: PagesDue, page: Inspected) -> None:
@@ -221,10 +222,10 @@ class ScheduleService:
                 page=page.page,
                 unclaimed=page.unclaimed,
             )
-            await pages.reopen(self._db, delivery_id, [page.page])
+            await Pages(self._db).reopen(delivery_id, [page.page])
             self._metrics.pages_reopened.labels("lost").inc()
         elif not page.sending and (due.over or not page.unclaimed):
-            await pages.close(self._db, delivery_id, [page.page])
+            await Pages(self._db).close(delivery_id, [page.page])
 
     async def _is_lost(self, channel: str, page: Inspected) -> bool:
         """Says whether a page's messages are gone: none waits in the queue, or they have waited too long.
