@@ -25,12 +25,14 @@ from worker.auth.tokens import open_verifier
 from worker.channels.registry import CHANNELS
 from worker.db import listen
 from worker.db.accounts import Accounts
+from worker.db.alerts import Alerts
 from worker.db.audiences import Audiences
 from worker.db.breaker import Breaker
 from worker.db.deliveries import Deliveries
 from worker.db.failures import ERRORS, classify
 from worker.db.pages import Pages
 from worker.db.pool import SchemaMismatch, open_database
+from worker.db.starts import Starts
 from worker.db.tracking import TrackingLog
 from worker.domain.breaker import Limits
 from worker.domain.failures import Failure
@@ -40,7 +42,7 @@ from worker.services.commands import ConfirmService
 from worker.services.events import EventsService
 from worker.services.fanout import FanoutLimits, FanoutParts, FanoutService
 from worker.services.results import ResultsLimits, ResultsParts, ResultsService
-from worker.services.schedule import ScheduleService
+from worker.services.schedule import ScheduleLimits, ScheduleParts, ScheduleService
 from worker.services.send import SendService
 from worker.services.stats import StatsService
 from worker.services.tracking import TrackingLimits, TrackingParts, TrackingService, open_machines
@@ -263,18 +265,25 @@ class Worker:
 
     def _schedule(self) -> Service:
         s = self.settings
-        return ScheduleService(
-            topology.QueueDepth(self.broker.consuming),
-            self.db,
-            self.accounts,
-            self.names,
-            self.metrics,
+        parts = ScheduleParts(
+            retrying=self.db,
+            deliveries=Deliveries(self.db),
+            starts=Starts(self.db),
+            accounts=self.accounts,
+            pages=Pages(self.db),
+            alerts=Alerts(self.db),
+            depth=topology.QueueDepth(self.broker.consuming),
+            names=self.names,
+            metrics=self.metrics,
+        )
+        limits = ScheduleLimits(
             tick=s.tick,
             claim_lease=s.claim_lease,
             look_after=s.page_look_after,
             redelivery_after=s.redelivery_after,
             alert_interval=s.alert_interval,
         )
+        return ScheduleService(parts, limits)
 
 
 @asynccontextmanager

@@ -182,8 +182,8 @@ class DeliveryMachine(RuleBasedStateMachine):
 
     @rule()
     def tick(self) -> None:
-        for duty in ("_start_due", "_cancel_expired", "_open_retries", "_finish_done"):
-            self.do(getattr(self.clock, duty)())
+        self.do(self.clock.start_due())
+        self.do(self.clock.handle())
 
     @rule()
     def fan_out(self) -> None:
