@@ -25,24 +25,30 @@ from worker.auth.tokens import open_verifier
 from worker.channels.registry import CHANNELS
 from worker.db import listen
 from worker.db.accounts import Accounts
-from worker.db.deliveries import DeliveryContents
+from worker.db.alerts import Alerts
+from worker.db.audiences import Audiences
+from worker.db.breaker import Breaker
+from worker.db.deliveries import Deliveries, DeliveryContents
 from worker.db.events import Outbox
 from worker.db.executions import Executions
 from worker.db.failures import ERRORS, classify
+from worker.db.pages import Pages
 from worker.db.pool import SchemaMismatch, open_database
+from worker.db.starts import Starts
 from worker.db.stats import Statistics
+from worker.db.tracking import TrackingLog
 from worker.domain.breaker import Limits
 from worker.domain.failures import Failure
 from worker.domain.retry import Retries
 from worker.lifecycle import Watching, run_services, stop_on_signals
 from worker.services.commands import ConfirmLimits, ConfirmParts, ConfirmService
 from worker.services.events import EventsLimits, EventsParts, EventsService
-from worker.services.fanout import FanoutService
-from worker.services.results import ResultsService
-from worker.services.schedule import ScheduleService
+from worker.services.fanout import FanoutLimits, FanoutParts, FanoutService
+from worker.services.results import ResultsLimits, ResultsParts, ResultsService
+from worker.services.schedule import ScheduleLimits, ScheduleParts, ScheduleService
 from worker.services.send import SendLimits, SendParts, SendService
 from worker.services.stats import StatsLimits, StatsParts, StatsService
-from worker.services.tracking import TrackingService, open_machines
+from worker.services.tracking import TrackingLimits, TrackingParts, TrackingService, open_machines
 from worker.telemetry.health import serving
 from worker.telemetry.metrics import Metrics
 
@@ -178,13 +184,16 @@ class Worker:
 
     def _fanout(self) -> Service:
         s = self.settings
-        return FanoutService(
-            self.bulk_publisher,
-            topology.QueueDepth(self.broker.consuming),
-            listen.Wakener(s.database_url, listen.PAGES, timeout=s.connect_timeout),
-            self.db,
-            self.names,
-            self.metrics,
+        parts = FanoutParts(
+            publisher=self.bulk_publisher,
+            depth=topology.QueueDepth(self.broker.consuming),
+            wakener=listen.Wakener(s.database_url, listen.PAGES, timeout=s.connect_timeout),
+            retrying=self.db,
+            pages=Pages(self.db),
+            names=self.names,
+            metrics=self.metrics,
+        )
+        limits = FanoutLimits(
             channels=s.channels,
             owner=self.owner,
             lease=s.page_lease,
@@ -192,6 +201,7 @@ class Worker:
             high_water=s.send_queue_high_water,
             idle=s.tick,
         )
+        return FanoutService(parts, limits)
 
     def _send(self, channel_name: str) -> Service:
         s = self.settings
@@ -225,30 +235,36 @@ class Worker:
     def _results(self) -> Service:
         s = self.settings
         queues = (routing.SENT_QUEUE, routing.BOUNCE_QUEUE, routing.ERROR_QUEUE)
-        return ResultsService(
-            [self._bulk_consumer(q, min(2 * s.result_batch, 2_000)) for q in queues],
-            self._dead(),
-            self.db,
-            self.accounts,
-            self.metrics,
+        parts = ResultsParts(
+            consumers=[self._bulk_consumer(q, min(2 * s.result_batch, 2_000)) for q in queues],
+            dead=self._dead(),
+            retrying=self.db,
+            recorder=self.accounts,
+            sizes=Audiences(self.accounts, self.db),
+            breaker=Breaker(self.db),
+            finisher=Deliveries(self.db),
+            metrics=self.metrics,
+        )
+        limits = ResultsLimits(
             batch=s.result_batch,
             age=s.result_batch_age,
-            limits=Limits(s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct),
+            breaker=Limits(s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct),
             retries=Retries(s.retry_delays, s.max_attempts),
         )
+        return ResultsService(parts, limits)
 
     def _tracking(self) -> Service:
         s = self.settings
-        return TrackingService(
-            self._bulk_consumer(routing.TRACKING_QUEUE, min(2 * s.tracking_batch, 2_000)),
-            self._dead(),
-            self.db,
-            self.accounts,
-            self.metrics,
-            open_machines(s),
-            batch=s.tracking_batch,
-            age=s.tracking_batch_age,
+        parts = TrackingParts(
+            consumer=self._bulk_consumer(routing.TRACKING_QUEUE, min(2 * s.tracking_batch, 2_000)),
+            dead=self._dead(),
+            retrying=self.db,
+            recorder=TrackingLog(self.db),
+            sizes=Audiences(self.accounts, self.db),
+            machines=open_machines(s),
+            metrics=self.metrics,
         )
+        return TrackingService(parts, TrackingLimits(batch=s.tracking_batch, age=s.tracking_batch_age))
 
     def _stats(self) -> Service:
         s = self.settings
@@ -279,12 +295,18 @@ class Worker:
 
     def _schedule(self) -> Service:
         s = self.settings
-        return ScheduleService(
-            topology.QueueDepth(self.broker.consuming),
-            self.db,
-            self.accounts,
-            self.names,
-            self.metrics,
+        parts = ScheduleParts(
+            retrying=self.db,
+            deliveries=Deliveries(self.db),
+            starts=Starts(self.db),
+            accounts=self.accounts,
+            pages=Pages(self.db),
+            alerts=Alerts(self.db),
+            depth=topology.QueueDepth(self.broker.consuming),
+            names=self.names,
+            metrics=self.metrics,
+        )
+        limits = ScheduleLimits(
             tick=s.tick,
             result_lease=s.result_lease,
             own_channels=self.channels.keys(),
@@ -292,6 +314,7 @@ class Worker:
             redelivery_after=s.redelivery_after,
             alert_interval=s.alert_interval,
         )
+        return ScheduleService(parts, limits)
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from tests.support.channels import Counting
 from tests.support.claims import claim
 from tests.support.stack import until
 from worker.amqp import topology
-from worker.db import pages
+from worker.db.pages import Pages
 
 if TYPE_CHECKING:
     from tests.support.stack import Stack
@@ -48,8 +48,8 @@ async def test_the_bodies_made_in_sql_are_send_messages(stack: Stack) -> None:
     number = await stack.prepare(['"quo\\"te"@example.org', "ünï@exämple.org"], "email", 'valid_for = "2h"')
     async with stack.running("confirm"):
         await stack.confirm(number)
-    (page,) = await pages.lease(stack.db, after=0, limit=5, seconds=5, owner="me", channels=["email", "null"])
-    sends = [Send.model_validate_json(s["body"]) for s in await pages.read_sends(stack.db, page)]
+    (page,) = await Pages(stack.db).lease(after=0, limit=5, seconds=5, owner="me", channels=["email", "null"])
+    sends = [Send.model_validate_json(s["body"]) for s in await Pages(stack.db).read_sends(page)]
     (row,) = await stack.rows("SELECT valid_until FROM sendoff.delivery")
     assert [(s.delivery_id, s.recipient, s.attempt, s.channel) for s in sends] == [
         (number, i, 1, "email") for i in range(1, len(sends) + 1)
@@ -79,14 +79,14 @@ async def test_a_page_that_is_being_published_over_a_pause_is_published_again(st
     number = await stack.prepare(3)
     async with stack.running("confirm"):
         await stack.confirm(number)
-        (page,) = await pages.lease(
-            stack.db, after=0, limit=5, seconds=60, owner="me", channels=["email", "null"]
+        (page,) = await Pages(stack.db).lease(
+            after=0, limit=5, seconds=60, owner="me", channels=["email", "null"]
         )
         await stack.control(routing.PAUSE, number)
         # Here the senders refuse what was published of it.
         await stack.control(routing.RESUME, number)
-    assert not await pages.published(stack.db, page, "me", 30)
-    again = await pages.lease(stack.db, after=0, limit=5, seconds=60, owner="you", channels=["email", "null"])
+    assert not await Pages(stack.db).published(page, "me", 30)
+    again = await Pages(stack.db).lease(after=0, limit=5, seconds=60, owner="you", channels=["email", "null"])
     assert [p.page for p in again] == [page.page]
 
 
@@ -147,10 +147,10 @@ async def test_messages_that_come_twice_are_sent_once(stack: Stack) -> None:
     channel = Counting()
     async with stack.running("confirm"):
         await stack.confirm(number)
-    (page,) = await pages.lease(
-        stack.db, after=0, limit=5, seconds=60, owner="me", channels=["email", "null"]
+    (page,) = await Pages(stack.db).lease(
+        after=0, limit=5, seconds=60, owner="me", channels=["email", "null"]
     )
-    for send in [s for s in await pages.read_sends(stack.db, page) for _ in range(3)]:
+    for send in [s for s in await Pages(stack.db).read_sends(page) for _ in range(3)]:
         await stack.publish(routing.SENDS, "null", send["body"].encode())
     async with stack.running("send", "results", "schedule", channel=channel, send_batch=50):
         row = await stack.finished(number)

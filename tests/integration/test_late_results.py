@@ -14,8 +14,8 @@ from tests.support.deliveries import agrees, confirmed, counted, log
 from tests.support.reports import NOON, RETRIES, Report, snapshot
 from tests.support.results import bounced, drained, result
 from tests.support.stack import until
-from worker.db import deliveries
 from worker.db.accounts import Accounts
+from worker.db.deliveries import Deliveries
 from worker.domain.outcomes import REPLY_LIMIT, facts
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ async def test_what_comes_days_later_is_recorded_like_any_other(stack: Stack) ->
     assert await claim(db, number, {2: (2, "a")}) == {2}
     await Accounts(db).record(number, _reported(number, 2, "sent", 2), RETRIES)
     await expire(db, number)
-    assert await deliveries.finish(db, number)
+    assert await Deliveries(db).finish(number)
     async with db.transaction() as tx:
         for change in (
             "outcome SET claimed_at = claimed_at - interval '9 days', sent_at = sent_at - interval '9 days'",

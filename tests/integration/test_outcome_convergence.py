@@ -22,8 +22,8 @@ from tests.support.claims import claim, expire
 from tests.support.reports import MAX_ATTEMPTS, NOON, RANKS, RETRIES, STATUS, Report, snapshot
 from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
-from worker.db import deliveries
 from worker.db.accounts import Accounts
+from worker.db.deliveries import Deliveries
 from worker.domain.outcomes import fold
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class Trial:
         await expire(self.stack.db, self.number)
 
     async def finish(self, _: int) -> None:
-        await deliveries.finish(self.stack.db, self.number)
+        await Deliveries(self.stack.db).finish(self.number)
 
     async def stop(self, _: int) -> None:
         body = json.dumps({"delivery_id": self.number, "operator": "ana", "reason": "a test"}).encode()

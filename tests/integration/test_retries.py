@@ -15,8 +15,9 @@ from tests.support.claims import claim
 from tests.support.deliveries import LATER, SOON, agrees, confirmed, counted, log, states
 from tests.support.results import bounced, drained, result
 from tests.support.stack import until
-from worker.db import deliveries, pages
 from worker.db.accounts import Accounts
+from worker.db.deliveries import Deliveries
+from worker.db.pages import Pages
 from worker.domain.outcomes import facts
 from worker.domain.retry import Retries
 from worker.domain.verdicts import Accepted, Bounced, Failed
@@ -181,7 +182,7 @@ async def test_a_retry_that_is_being_planned_keeps_a_delivery_from_finishing(sta
         soft = Bounce(delivery_id=number, recipient=1, attempt=1, at=at, kind=BounceKind.SOFT)
         recording = asyncio.create_task(record(soft))
         await until(lambda: _waiting(stack, "transactionid"))
-        finishing = asyncio.create_task(deliveries.finish(stack.db, number))
+        finishing = asyncio.create_task(Deliveries(stack.db).finish(number))
         await until(lambda: _waiting(stack, "advisory"))
     assert (await recording, await finishing) == (1, False)
     row = await stack.deployment(number)
@@ -207,7 +208,7 @@ async def test_who_waits_in_the_queue_is_not_published_at_every_tick(stack: Stac
         async with stack.running("send", channel=Failing({1: [FULL]})):
             await until(lambda: counted(stack, number, retrying=1))
         await until(lambda: _queued(stack))
-        assert await pages.open_due_retries(worker.db, number) == 0
+        assert await Pages(worker.db).open_due_retries(number) == 0
         (page,) = await stack.rows("SELECT state FROM sendoff.delivery_page")
     assert page["state"] == "published"
 

@@ -29,8 +29,9 @@ from contracts.states import State
 from tests.support.claims import claim, expire
 from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
-from worker.db import deliveries, pages
 from worker.db.accounts import Accounts
+from worker.db.deliveries import Deliveries
+from worker.db.pages import Pages
 from worker.domain.outcomes import fold
 from worker.domain.retry import Retries
 from worker.domain.settlement import Settlement
@@ -56,7 +57,7 @@ MOSTLY_FALSE = st.sampled_from([False, False, False, True])
 MOSTLY_ANA = st.sampled_from(["ana", "ana", "ana", "paul"])
 
 
-class Deliveries(RuleBasedStateMachine):
+class DeliveryMachine(RuleBasedStateMachine):
     """One delivery, and everything that may happen to it."""
 
     stack: Stack
@@ -152,7 +153,7 @@ class Deliveries(RuleBasedStateMachine):
         facts = fold([_result(self.number, recipient, kind, attempt)])
         known = {r: f for (_, r), f in facts.items()}
         self.do(Accounts(self.stack.db).record(self.number, known, RETRIES))
-        self.do(deliveries.finish(self.stack.db, self.number))
+        self.do(Deliveries(self.stack.db).finish(self.number))
 
     @rule()
     def claims_run_out(self) -> None:
@@ -182,16 +183,16 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule()
     def tick(self) -> None:
-        for duty in ("_start_due", "_cancel_expired", "_open_retries", "_finish_done"):
-            self.do(getattr(self.clock, duty)())
+        self.do(self.clock.start_due())
+        self.do(self.clock.handle())
 
     @rule()
     def fan_out(self) -> None:
         leased = self.do(
-            pages.lease(self.stack.db, after=0, limit=50, seconds=60, owner="me", channels=["email", "null"])
+            Pages(self.stack.db).lease(after=0, limit=50, seconds=60, owner="me", channels=["email", "null"])
         )
         for page in leased:
-            self.do(pages.published(self.stack.db, page, "me", 60))
+            self.do(Pages(self.stack.db).published(page, "me", 60))
 
     @invariant()
     def the_accounts_balance(self) -> None:
@@ -266,11 +267,11 @@ async def worker(stack: Stack) -> AsyncIterator[Worker]:
 def test_no_sequence_of_commands_and_losses_breaks_a_rule(
     stack: Stack, worker: Worker, loop: asyncio.AbstractEventLoop
 ) -> None:
-    Deliveries.stack, Deliveries.worker, Deliveries.loop = stack, worker, loop
+    DeliveryMachine.stack, DeliveryMachine.worker, DeliveryMachine.loop = stack, worker, loop
     profile = settings(
         max_examples=EXAMPLES, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
     )
-    run_state_machine_as_test(Deliveries, settings=profile)
+    run_state_machine_as_test(DeliveryMachine, settings=profile)
 
 
 async def test_the_database_groups_states_as_the_code_does(db: Database) -> None:

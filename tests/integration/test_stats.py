@@ -18,10 +18,11 @@ from tests.support.results import result
 from tests.support.stack import until
 from tests.support.tracking import event
 from worker.cli import app
-from worker.db import accounts, stats, tracking
+from worker.db import accounts, stats
 from worker.db.accounts import Accounts
 from worker.db.pool import open_database
 from worker.db.stats import Statistics
+from worker.db.tracking import TrackingLog
 from worker.domain.machines import own_rules
 from worker.domain.outcomes import facts
 from worker.domain.tracking import judge
@@ -226,7 +227,7 @@ async def test_two_connections_see_one_moment(stack: Stack, monkeypatch: pytest.
         opened = judge(
             TrackingEvent.model_validate_json(json.dumps(event(number, 1, "open", "a"))), own_rules()
         )
-        await tracking.record(stack.db, number, [opened], "1")
+        await TrackingLog(stack.db).record(number, [opened], "1")
     found = await recounting
     await db.close()
     assert found is not None

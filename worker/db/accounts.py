@@ -204,6 +204,12 @@ class Accounts:
         )
         return {row["recipient"] for row in rows}
 
+    async def cancel(self, delivery_id: int) -> None:
+        """Counts what was not tried of a delivery as cancelled, and ends its retries."""
+        async with self._db.transaction() as tx:
+            await close_claims(tx, delivery_id)
+            await cancel_remaining(tx, delivery_id)
+
 
 def _sparse(column: tuple[object, ...]) -> tuple[object, ...]:
     """Leaves out a column of nothing but NULL, as most are: unnest fills it up."""

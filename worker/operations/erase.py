@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from contracts.commands import Reply, Status
-from worker.db import commands, deliveries, profiles
+from worker.db import commands, profiles
+from worker.db.deliveries import Deliveries
 from worker.domain.authority import acting_operator
 from worker.domain.erasure import check_erasure, fingerprint
 
@@ -77,7 +78,7 @@ async def erase(db: Database, request: Request) -> Erased:
             messages, kept = done
             erased, kept_from = erased + messages, kept_from + kept
             if kept:
-                await deliveries.finish(db, number)
+                await Deliveries(db).finish(number)
     while count := await profiles.erase_exclusions(db, request.profile_id):
         exclusions += count
     return Erased(erased, exclusions, kept_from)
