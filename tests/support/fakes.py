@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +13,7 @@ from worker.amqp.messages import Incoming
 from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
     from prometheus_client import Counter
 
@@ -141,3 +142,45 @@ class FakeRetrying:
         for _ in range(self.times - 1):
             await transaction.action()
         return await transaction.action()
+
+
+class FakeDepth:
+    """Tells how many messages wait in queues, by their full names; None for the others."""
+
+    def __init__(self, waiting: Mapping[str, int] | None = None) -> None:
+        self.waiting = dict(waiting or {})
+
+    async def ready(self, queue: str) -> int | None:
+        return self.waiting.get(queue)
+
+
+class FakeSizes:
+    """Tells how many recipients deliveries have; for one that is given an exception, raises it."""
+
+    def __init__(self, sizes: Mapping[int, int | Exception]) -> None:
+        self._sizes = sizes
+
+    async def size(self, delivery_id: int) -> int:
+        size = self._sizes.get(delivery_id, 0)
+        if isinstance(size, Exception):
+            raise size
+        return size
+
+
+class FakeWakener:
+    """Stops the service at its first wait."""
+
+    def __init__(self) -> None:
+        self.listens = False
+        self.waited: list[float] = []
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[None]:
+        self.listens = True
+        yield
+        self.listens = False
+
+    async def wait(self, stop: asyncio.Event, seconds: float) -> None:
+        assert self.listens
+        self.waited.append(seconds)
+        stop.set()

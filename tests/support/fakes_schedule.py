@@ -14,6 +14,7 @@ from worker.domain.operators import Operator, Role
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from worker.db.accounts import Expired
     from worker.db.alerts import Raised
     from worker.db.pages import Inspected, PagesDue, RetriesLeft
     from worker.domain.states import Move
@@ -123,14 +124,17 @@ class FakeStart:
 
 class FakeAccounts:
     def __init__(self) -> None:
-        self.lost = 0
-        self.asked: list[tuple[int, int, int, float]] = []
+        self.leases: dict[int, Expired] = {}
+        self.asked: list[tuple[int, float]] = []
         self.cancelled: list[int] = []
         self.busy: set[int] = set()
 
-    async def expire(self, delivery_id: int, first: int, last: int, *, lease: float) -> int:
-        self.asked.append((delivery_id, first, last, lease))
-        return self.lost
+    async def expired(self) -> list[int]:
+        return list(self.leases)
+
+    async def expire(self, delivery_id: int, *, result_lease: float) -> Expired:
+        self.asked.append((delivery_id, result_lease))
+        return self.leases[delivery_id]
 
     async def cancel(self, delivery_id: int) -> None:
         if delivery_id in self.busy:

@@ -360,11 +360,11 @@ class ScheduleService:
 
         Published again though they still wait, they are merely refused: claims decide.
         """
-        if page.age > self._limits.redelivery_after:
-            return True
+        too_old = page.age > self._limits.redelivery_after
         if channel not in self._limits.own_channels:
-            return False
-        return await self._parts.depth.ready(self._parts.names.queue(routing.send_queue(channel))) == 0
+            return too_old
+        waiting = await self._parts.depth.ready(self._parts.names.queue(routing.send_queue(channel)))
+        return waiting is not None and (waiting == 0 or too_old)
 
     async def _finish(self, delivery_id: int) -> None:
         if await self._parts.deliveries.finish(delivery_id):

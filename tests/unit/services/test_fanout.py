@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contracts import routing
-from tests.support.fakes_b import (
+from tests.support.fakes import (
     FakeDepth,
     FakePublisher,
     FakeRetrying,

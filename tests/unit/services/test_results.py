@@ -11,7 +11,7 @@ import pytest
 
 from contracts import routing
 from contracts.events import Figures
-from tests.support.fakes_b import (
+from tests.support.fakes import (
     FakeConsumer,
     FakeDead,
     FakeRetrying,

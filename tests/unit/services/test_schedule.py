@@ -12,7 +12,7 @@ import pytest
 from contracts import routing
 from contracts.events import Criterion
 from contracts.states import State
-from tests.support.fakes_b import FakeDepth, FakeRetrying, counts, metrics
+from tests.support.fakes import FakeDepth, FakeRetrying, counts, metrics
 from tests.support.fakes_schedule import (
     ANA,
     CONFIRMED,
@@ -23,6 +23,7 @@ from tests.support.fakes_schedule import (
     FakePages,
     FakeStarts,
 )
+from worker.db.accounts import Expired
 from worker.db.alerts import Raised
 from worker.db.pages import Inspected, PagesDue, RetriesLeft
 from worker.domain.failures import Broken, Busy
@@ -41,8 +42,8 @@ PAUSED = PagesDue(1, "null", running=False, over=False)
 OVER = PagesDue(1, "null", running=False, over=True)
 
 
-def inspected(*, unclaimed: int = 0, sending: int = 0, age: float = 60, page: int = 1) -> Inspected:
-    return Inspected(page, first=1, last=100, age=age, unclaimed=unclaimed, sending=sending)
+def inspected(*, unclaimed: int = 0, age: float = 60, page: int = 1) -> Inspected:
+    return Inspected(page, age=age, unclaimed=unclaimed)
 
 
 class Setup:
@@ -68,7 +69,12 @@ class Setup:
             metrics=self.metrics,
         )
         limits = ScheduleLimits(
-            tick=1, claim_lease=300, look_after=30, redelivery_after=3_600, alert_interval=60
+            tick=1,
+            result_lease=900,
+            look_after=30,
+            redelivery_after=3_600,
+            alert_interval=60,
+            own_channels={"null"},
         )
         self.service = ScheduleService(parts, limits)
 
@@ -176,11 +182,8 @@ async def test_every_running_delivery_is_finished_but_those_for_which_the_databa
         (RUNNING, inspected(), False, True),
         (PAUSED, inspected(), False, True),
         (RUNNING, inspected(unclaimed=1), True, False),
-        (RUNNING, inspected(unclaimed=1, sending=1), True, False),
         (PAUSED, inspected(unclaimed=1), False, False),
         (OVER, inspected(unclaimed=1), False, True),
-        (RUNNING, inspected(sending=1), False, False),
-        (OVER, inspected(sending=1), False, False),
     ],
 )
 async def test_a_page_is_opened_again_where_it_is_lost_and_closed_where_nothing_is_left_to_do(
@@ -209,19 +212,30 @@ async def test_an_unclaimed_page_is_lost_where_its_messages_are_gone(
     assert bool(setup.pages.reopened) == lost
 
 
-async def test_claims_of_a_page_run_out_only_where_some_are_being_sent() -> None:
+async def test_unclaimed_pages_of_somebody_elses_channel_wait_for_their_age_and_not_for_an_empty_queue() -> (
+    None
+):
     setup = Setup()
-    setup.accounts.lost = 2
-    setup.pages.due = {RUNNING: [inspected(page=1), inspected(page=2, sending=3)]}
+    setup.depth.waiting = {NAMES.queue(routing.send_queue("sms")): 0}
+    foreign = PagesDue(1, "sms", running=True, over=False)
+    setup.pages.due = {foreign: [inspected(unclaimed=1, page=1), inspected(unclaimed=1, page=2, age=3_601)]}
     await setup.service.handle()
-    assert setup.pages.looked == [(1, 30, 200)]
-    assert setup.accounts.asked == [(1, 1, 100, 300)]
+    assert setup.pages.reopened == [(1, [2])]
+
+
+async def test_expired_claims_are_undone_or_unknown_whatever_their_pages_say() -> None:
+    setup = Setup()
+    setup.accounts.leases = {1: Expired(given_back=3, unknown=2), 4: Expired(given_back=0, unknown=0)}
+    await setup.service.handle()
+    assert setup.accounts.asked == [(1, 900), (4, 900)]
     assert counts(setup.metrics.claims_expired) == {(): 2}
+    assert counts(setup.metrics.claims_given_back) == {(): 3}
 
 
 @pytest.mark.parametrize(
     "doing",
     [
+        "ending expired claims",
         "cancelling what is over",
         "opening due retries",
         "looking after pages",
@@ -230,10 +244,12 @@ async def test_claims_of_a_page_run_out_only_where_some_are_being_sent() -> None
 )
 async def test_a_duty_for_which_the_database_is_too_busy_leaves_the_others_to_be_done(doing: str) -> None:
     setup = Setup(fails={doing: Busy("too busy")})
+    setup.accounts.leases = {1: Expired(given_back=0, unknown=1)}
     setup.deliveries.over, setup.deliveries.under_way = [3], [5]
     setup.pages.retries, setup.pages.due = [RetriesLeft(7, only_retries=True)], {RUNNING: [inspected()]}
     await setup.service.handle()
     done = {
+        "ending expired claims": setup.accounts.asked == [(1, 900)],
         "cancelling what is over": setup.accounts.cancelled == [3],
         "opening due retries": setup.deliveries.retry_pending == [7],
         "looking after pages": setup.pages.closed == [(1, [1])],

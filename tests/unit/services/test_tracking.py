@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from contracts import routing
-from tests.support.fakes_b import (
+from tests.support.fakes import (
     FakeConsumer,
     FakeDead,
     FakeRetrying,
