@@ -28,7 +28,7 @@ from worker.domain.verdicts import Failed
 
 ROOT = Path(__file__).parents[2]
 MEMORY = 512 * 2**20
-PROCESSOR_SECONDS = 20
+PROCESSOR_SECONDS = 15
 VARIABLES: dict[str, Any] = {
     "a": "a" * 1000,
     "long": "é " * 60_000,
