@@ -116,7 +116,11 @@ ATTACKS: dict[str, tuple[str, str]] = {
     "longest range": ("{{ range(10 ** 30)|length }}", "too large to convert"),
     "work in a loop": ("{% for i in range(999) %}{% set q = long|upper %}{% endfor %}", STEPS),
     "sort in a loop": ("{% for i in range(999) %}{% set q = long.split()|sort %}{% endfor %}", STEPS),
-    "sum in a loop": ("{% for i in range(999) %}{% set q = range(99999)|sum %}{% endfor %}", STEPS),
+    "sums": ("{% for i in range(20) %}{% set q = range(9999)|sum %}{% endfor %}", STEPS),
+    "greatest": ("{% for i in range(20) %}{% set q = range(9999)|max %}{% endfor %}", STEPS),
+    "least": ("{% for i in range(20) %}{% set q = range(9999)|min %}{% endfor %}", STEPS),
+    "sorts": ("{% for i in range(5) %}{% set q = range(2999)|sort %}{% endfor %}", STEPS),
+    "titles": ("{% for i in range(2) %}{% set q = long|title %}{% endfor %}", STEPS),
     "compare in a loop": (
         "{% for i in range(9999) %}{% if long.lower() == long %}{% endif %}{% endfor %}",
         STEPS,
