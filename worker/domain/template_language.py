@@ -115,11 +115,8 @@ class Sandbox(SandboxedEnvironment):
             return tree, self.from_string(tree)
         except TemplateSyntaxError as error:
             raise Refused((error.lineno, error.message or "it is not a template")) from error
-        except (
-            RecursionError,
-            MemoryError,
-            SyntaxError,
-        ):  # Python's own limits, should they be met before ours
+        except (RecursionError, MemoryError, SyntaxError):
+            # Python's own limits, should they be met before ours.
             raise Refused((1, "it is nested too deeply")) from None
 
     def _check_tokens(self, source: str) -> None:
