@@ -19,7 +19,7 @@ from jinja2.sandbox import SandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from worker.domain import template_operations as operations
-from worker.domain.template_operations import BudgetedContext
+from worker.domain.template_budget import OPERATORS, BudgetedContext, calculate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,7 +73,7 @@ class Sandbox(SandboxedEnvironment):
     """Jinja with nothing but what is listed."""
 
     context_class = BudgetedContext
-    intercepted_binops = operations.OPERATORS
+    intercepted_binops = OPERATORS
 
     def __init__(self, *, autoescape: bool) -> None:
         """Makes one for parts whose values are escaped as HTML, or not."""
@@ -115,11 +115,8 @@ class Sandbox(SandboxedEnvironment):
             return tree, self.from_string(tree)
         except TemplateSyntaxError as error:
             raise Refused((error.lineno, error.message or "it is not a template")) from error
-        except (
-            RecursionError,
-            MemoryError,
-            SyntaxError,
-        ):  # Python's own limits, should they be met before ours
+        except (RecursionError, MemoryError, SyntaxError):
+            # Python's own limits, should they be met before ours.
             raise Refused((1, "it is nested too deeply")) from None
 
     def _check_tokens(self, source: str) -> None:
@@ -139,7 +136,7 @@ class Sandbox(SandboxedEnvironment):
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401 - Jinja's own
         """Does arithmetic within the budget."""
-        return operations.calculate(context.budget, operator, left, right)
+        return calculate(context.budget, operator, left, right)
 
     def getattr(self, obj: Any, attribute: str) -> Any:  # noqa: ANN401 - Jinja's own
         """Reads what stands behind a dot: a mapping's item, or a value of `loop`."""
@@ -255,7 +252,7 @@ class _Rewriter(NodeTransformer):
         self.generic_visit(node)
         searches = [operand for operand in node.ops if operand.op in {"in", "notin"}]
         if not searches:
-            node.expr = _counted(node.expr)
+            # The right side alone, as the shorter one is what takes time.
             for operand in node.ops:
                 operand.expr = _counted(operand.expr)
             return node

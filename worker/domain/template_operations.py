@@ -1,13 +1,7 @@
-"""What a template can do while it is filled in, each thing within the budget of one message.
-
-Every operation counts the size of what it is given and of what it makes, in characters and items, all the way
-down. One that makes much of little works out the size before it begins. So a message takes at most
-`MOST_STEPS`, whatever its templates hold, and time and memory follow from that.
-"""
+"""What a template can do while it is filled in: filters, tests, methods and operators, within the budget."""
 
 from __future__ import annotations
 
-import operator
 import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
@@ -15,160 +9,24 @@ from typing import TYPE_CHECKING, Any, Final
 from jinja2 import filters, pass_context
 from jinja2 import tests as jinja_tests
 from jinja2.exceptions import SecurityError, UndefinedError
-from jinja2.runtime import Context, LoopContext, Undefined, markup_join, str_join
+from jinja2.runtime import LoopContext, Undefined, markup_join, str_join
 from jinja2.sandbox import safe_range
 from jinja2.utils import object_type_repr
 from markupsafe import Markup, escape, soft_str
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+from worker.domain.template_budget import CONTAINERS, NUMBERS, PER_STEP, check_size, measure
 
-MOST_STEPS: Final = 100_000
-"""For one message. A newsletter with a loop over fifty lines takes about a thousand."""
-LARGEST_VALUE: Final = 200_000
-"""Characters and items of one value; a row of the recipients file has at most 131,072."""
-_LARGEST_NUMBER: Final = 4096
-"""Bits of a whole number: beyond that, one expression could keep a process busy for hours."""
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from worker.domain.template_budget import BudgetedContext
+
 _FINEST: Final = 15
 """Places after the point to which a number is rounded: a float has no more."""
-_PER_OPERATION: Final = 4
-"""Steps of an operation, beside those for the size of its values."""
-_PER_STEP: Final = 8
-"""Characters or items that count as one step: the slowest, `urlencode`, needs 0.1 µs for each."""
-_SEARCHED_PER_STEP: Final = 1_000
-"""Comparisons of characters that count as one step, where one text is looked for in another."""
 _FORMAT: Final = re.compile(r"(?:[^%]|%%|%[-+ 0#]{0,5}\d{0,2}(?:\.\d{0,2})?[sdifeEgGx])*")
 """A printf format whose fields are at most 99 wide and 99 fine."""
 _FIELD: Final = 512
 """Characters that a field of such a format may add to a text: a float may have 309 digits and 99 more."""
-
-_CONTAINERS: Final = (list, tuple, dict, range)
-_NUMBERS: Final = (int, float)
-
-
-class Budget:
-    """What is left for one message."""
-
-    __slots__ = ("characters", "steps")
-
-    def __init__(self, characters: int) -> None:
-        """Starts with all steps, and so many characters of output."""
-        self.steps = MOST_STEPS
-        self.characters = characters
-
-    def spend(self, steps: int) -> None:
-        """Counts steps.
-
-        Raises:
-            SecurityError: There are not so many left.
-        """
-        self.steps -= steps
-        if self.steps < 0:
-            raise SecurityError(f"the message takes more than {MOST_STEPS:,} steps")
-
-    def take(self, values: Iterable[Any]) -> int:
-        """Counts an operation on values, and returns their size.
-
-        Raises:
-            SecurityError: They are too large together, or the steps are used up.
-        """
-        size = 0
-        for value in values:
-            if isinstance(value, str):
-                size += len(value)
-            elif isinstance(value, _CONTAINERS):
-                size += _measure(value)
-        check_size(size)
-        self.spend(_PER_OPERATION + size // _PER_STEP)
-        return size
-
-    def search(self, text: Any, part: Any) -> None:  # noqa: ANN401 - any value of a template
-        """Counts a search for a part, at the worst: every character against every one."""
-        if isinstance(text, str) and isinstance(part, str):
-            self.spend(len(text) * len(part) // _SEARCHED_PER_STEP)
-
-
-class BudgetedContext(Context):
-    """The context of parts of a message, with the message's budget."""
-
-    budget: Budget
-
-
-def check_size(size: int) -> None:
-    """Refuses a value of a size.
-
-    Raises:
-        SecurityError: It is beyond `LARGEST_VALUE`.
-    """
-    if size > LARGEST_VALUE:
-        raise SecurityError(f"a value is larger than {LARGEST_VALUE:,} characters and items")
-
-
-def _measure(value: Any) -> int:  # noqa: ANN401 - any value of a template
-    """The size of a container with all that it holds; counts no further than the limit."""
-    size = 0
-    stack = [value]
-    while stack and size <= LARGEST_VALUE:
-        item = stack.pop()
-        if isinstance(item, str):
-            size += len(item)
-        elif isinstance(item, _CONTAINERS):
-            size += len(item)
-            if size > LARGEST_VALUE or isinstance(item, range):
-                continue
-            stack += item
-            if isinstance(item, dict):
-                stack += item.values()
-    return size
-
-
-def calculate(budget: Budget, sign: str, left: Any, right: Any) -> Any:  # noqa: ANN401 - any values of a template
-    """Applies an arithmetic operator, which also joins and repeats texts and lists.
-
-    Raises:
-        SecurityError: The result would be too large, or `%` would format a text.
-        Exception: Whatever Python raises for these operands.
-    """
-    if isinstance(left, _NUMBERS) and isinstance(right, _NUMBERS):
-        if sign == "**" and isinstance(left, int) and isinstance(right, int):
-            _bound(left.bit_length() * right, _LARGEST_NUMBER, sign)
-        result = _OPERATORS[sign](left, right)
-        if isinstance(result, int):
-            _bound(result.bit_length(), _LARGEST_NUMBER, sign)
-        return result
-    if sign == "%" and isinstance(left, str):
-        raise SecurityError("% is for numbers; the filter “format” fills in texts")
-    budget.take((left, right))
-    if sign == "*":
-        for many, times in ((left, right), (right, left)):
-            if isinstance(many, (str, list, tuple)) and isinstance(times, int):
-                _bound(len(many) * times, LARGEST_VALUE, sign)
-    return _kept(budget, _OPERATORS[sign](left, right))
-
-
-def _bound(size: int, limit: int, sign: str) -> None:
-    if size > limit:
-        raise SecurityError(f"the result of {sign} is too large")
-
-
-_OPERATORS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
-    "+": operator.add,
-    "-": operator.sub,
-    "*": operator.mul,
-    "/": operator.truediv,
-    "//": operator.floordiv,
-    "%": operator.mod,
-    "**": operator.pow,
-}
-OPERATORS: Final = frozenset(_OPERATORS)
-"""The arithmetic operators, all of which go through `calculate`."""
-
-
-def _kept(budget: Budget, result: Any) -> Any:  # noqa: ANN401 - any value of a template
-    if isinstance(result, int) and result.bit_length() > _LARGEST_NUMBER:
-        raise SecurityError("a number is too large")
-    budget.take((result,))
-    return result
 
 
 def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -178,7 +36,7 @@ def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
     def bounded(context: BudgetedContext, /, *values: Any, **options: Any) -> Any:  # noqa: ANN401 - Jinja's own
         budget = context.budget
         budget.take(chain(values, options.values()) if options else values)
-        return _kept(budget, function(context, *values, **options))
+        return budget.keep(function(context, *values, **options))
 
     return bounded
 
@@ -225,7 +83,7 @@ def _round(_: BudgetedContext, value: Any, precision: int = 0, method: Any = "co
 def _sort(context: BudgetedContext, items: Any, reverse: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - Jinja's order
     # Each item is compared once for each time that their number can be halved.
     halvings = len(items).bit_length()
-    context.budget.spend(len(items) * halvings + _measure(items) * halvings // _PER_STEP)
+    context.budget.spend(len(items) * halvings + measure(items) * halvings // PER_STEP)
     return filters.do_sort(context.environment, items, reverse)
 
 
@@ -255,7 +113,7 @@ def _numbers(*values: Any) -> None:  # noqa: ANN401 - any values of a template
     for value in values:
         if isinstance(value, Undefined):
             str(value)  # which raises its own error
-        if not isinstance(value, _NUMBERS):
+        if not isinstance(value, NUMBERS):
             raise TypeError(f"{object_type_repr(value)} is not a number; the filters int and float make one")
 
 
@@ -369,7 +227,7 @@ def each(context: BudgetedContext, items: Any, weight: int) -> Any:  # noqa: ANN
         items: What the loop goes over.
         weight: Steps of one turn.
     """
-    if not isinstance(items, (str, *_CONTAINERS)):
+    if not isinstance(items, (str, *CONTAINERS)):
         iter(items)  # Python's own words, where there are any
         raise SecurityError(f"{object_type_repr(items)} cannot be looped over")
     context.budget.spend(len(items) * weight)

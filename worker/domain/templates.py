@@ -15,8 +15,8 @@ from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 
 from worker.domain.content import control_character
+from worker.domain.template_budget import MOST_STEPS, Budget, BudgetedContext
 from worker.domain.template_language import Refused, Sandbox
-from worker.domain.template_operations import MOST_STEPS, Budget, BudgetedContext
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
