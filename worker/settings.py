@@ -49,8 +49,8 @@ class Settings(BaseSettings):
     """The relay that mail is handed to."""
     queue_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{0,40}$")] = ""
     """Put before every exchange and queue, so that several installations share a broker."""
-    channels: tuple[str, ...] = ("email", "null")
-    """The channels that this installation sends over, as a JSON list."""
+    channels: Annotated[tuple[str, ...], NoDecode] = ("email", "null")
+    """The channels that this installation sends over, as a JSON list or with commas."""
 
     publishers: Annotated[tuple[str, ...], NoDecode] = ()
     """The broker users that may publish commands, as a JSON list or with commas; none for everybody."""
@@ -183,7 +183,7 @@ class Settings(BaseSettings):
             read_age(value)
         return value
 
-    @field_validator("publishers", "auth_algorithms", "retry_delays", mode="before")
+    @field_validator("channels", "publishers", "auth_algorithms", "retry_delays", mode="before")
     @classmethod
     def _is_list(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -256,10 +256,14 @@ def read_settings() -> Settings:
     """Reads the settings.
 
     Raises:
-        SettingsError: one or more are wrong; the message names each by its variable.
+        SettingsError: one or more are wrong, the message names each by its variable; `.env` cannot be read.
     """
     try:
         return Settings()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"The file .env is not UTF-8 ({error}).") from None
+    except OSError as error:
+        raise SettingsError(f"The file .env cannot be read: {error.strerror}.") from None
     except ValidationError as error:
         faults = [
             (f"{_variable(str(e['loc'][0]))}: " if e["loc"] else "") + e["msg"].removeprefix("Value error, ")

@@ -115,10 +115,11 @@ async def _broker(settings: Settings) -> list[Finding]:
     broker = Finding("broker", Standing.OK, "It answers and lets us in.")
     async with connection:
         try:
-            async with asyncio.timeout(settings.connect_timeout):
-                await topology.check(connection, Names(settings.queue_prefix), settings.channels)
+            await topology.check(connection, Names(settings.queue_prefix), settings.channels)
         except topology.TopologyMismatch as error:
             return [broker, Finding("topology", Standing.WRONG, str(error))]
+        except BrokerUnreachable as error:
+            return [Finding(part, Standing.UNREACHABLE, str(error)) for part in ("broker", "topology")]
     return [broker, Finding("topology", Standing.OK, "Every exchange and queue is there.")]
 
 

@@ -11,7 +11,7 @@ import typer
 
 from worker.cli.common import CommandRefused, database
 from worker.cli.rows import CsvOption, Format, LinesOption, chosen, standing_status, standing_time, write
-from worker.cli.show import discard_output, plain
+from worker.cli.show import plain
 from worker.db import profiles
 from worker.settings import Settings, read_settings
 
@@ -66,11 +66,7 @@ async def _export(settings: Settings, profile_id: str) -> None:
         held = await profiles.held(db, profile_id)
         if not (held.erasable or held.denylisted):
             raise CommandRefused(f"Nothing is held of the profile “{plain(profile_id)}”.")
-        try:
-            await _write_all(db, profile_id)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            discard_output()
+        await _write_all(db, profile_id)
 
 
 async def _write_all(db: Database, profile_id: str) -> None:

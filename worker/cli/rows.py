@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.table import Table
 
-from worker.cli.show import console, discard_output, number, words
+from worker.cli.show import console, number, words
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -54,7 +54,7 @@ async def write(
     head: Sequence[str],
     cells: Callable[[Mapping[str, Any]], list[str]],
 ) -> None:
-    """Writes rows as they come; a reader that has seen enough ("| head") ends it.
+    """Writes rows as they come.
 
     Args:
         rows: The rows.
@@ -63,17 +63,13 @@ async def write(
         head: The header of the table for people.
         cells: Makes a row of that table.
     """
-    try:
-        if form is Format.CSV:
-            await _write_csv(rows, columns)
-        elif form is Format.JSON:
-            async for row in rows:
-                sys.stdout.write(json.dumps(values(row), ensure_ascii=False) + "\n")
-        else:
-            await _write_table(rows, head, cells)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        discard_output()
+    if form is Format.CSV:
+        await _write_csv(rows, columns)
+    elif form is Format.JSON:
+        async for row in rows:
+            sys.stdout.write(json.dumps(values(row), ensure_ascii=False) + "\n")
+    else:
+        await _write_table(rows, head, cells)
 
 
 def values(row: Mapping[str, Any]) -> dict[str, Any]:

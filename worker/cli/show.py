@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,23 +50,12 @@ _OF: Final = {
 }
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        discard_output()
-        raise SystemExit(0)
-
-
 def console(*, stderr: bool = False) -> Console:
     """Returns a console on standard output or error, as they are at this moment."""
     stream = sys.stderr if stderr else sys.stdout
     # Piped on ("| head") it mostly ends in the terminal all the same: Rich asks stderr for the width then.
     width = None if stream.isatty() or sys.stderr.isatty() else _WIDTH_ELSEWHERE
-    return _Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
-
-
-def discard_output() -> None:
-    """Sends what is still to be written nowhere: its reader has seen enough ("| head"), which is no error."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
 
 
 def plain(text: str) -> str:
