@@ -6,7 +6,7 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 # The backend that builds the project is in the development lock, with its hashes like everything else.
 COPY requirements-dev.lock ./
 RUN python -m pip install --require-hashes --only-binary :all: -r requirements-dev.lock
-COPY pyproject.toml README.md CHANGELOG.md ./
+COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
 COPY contracts contracts
 COPY sql sql
 COPY worker worker

@@ -95,5 +95,22 @@ class Names:
         """Names a queue of this installation."""
         return self._prefixed(name)
 
+    def queue_behind(self, exchange: str, routing_key: str) -> str | None:
+        """Returns the one queue of ours that takes what is published there, by its full name.
+
+        Args:
+            exchange: Its full name.
+            routing_key: The routing key.
+
+        Returns:
+            None where no queue of ours is meant to take it.
+        """
+        if exchange == self.exchange(SENDS):
+            return self.queue(send_queue(routing_key))
+        for queue, (source, keys) in BINDINGS.items():
+            if exchange == self.exchange(source) and routing_key in keys:
+                return self.queue(queue)
+        return None
+
     def _prefixed(self, name: str) -> str:
         return f"{self.prefix}.{name}" if self.prefix else name

@@ -94,7 +94,7 @@ _PROPERTIES: Final = {
     "reply_to": "AMQP property: the queue for the answer.",
     "app_id": "AMQP property: the program that published the message.",
     "user_id": "AMQP property: the broker user that published it; the broker checks it.",
-    routing.TRACEPARENT: "Header: the trace that the message belongs to (W3C Trace Context).",
+    routing.TRACEPARENT: "Header: the trace that the message belongs to (W3C Trace Context); not read yet.",
 }
 
 _PREAMBLE: Final = (

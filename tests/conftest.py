@@ -6,14 +6,13 @@ import asyncio
 import os
 import secrets
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import aio_pika
-import asyncpg
 import hypothesis
 import pytest
 
-from tests.stack import Stack
+from tests.support.database import SECONDS, administer, created, renamed
+from tests.support.stack import Stack
 from worker.db.migrate import migrate
 from worker.db.pool import Database, open_database
 from worker.settings import Settings, read_settings
@@ -22,25 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
-SECONDS = 20
-
 # How long an example takes says how busy the machine is, and nothing about the code.
 hypothesis.settings.register_profile(
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("any machine")
-
-
-def _renamed(url: str, name: str) -> str:
-    return urlsplit(url)._replace(path=f"/{name}").geturl()
-
-
-async def _administer(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url, timeout=SECONDS)
-    try:
-        await connection.execute(statement, timeout=SECONDS)
-    finally:
-        await connection.close(timeout=SECONDS)
 
 
 @pytest.fixture(scope="session")
@@ -56,24 +41,20 @@ def template_database(server_settings: Settings) -> Iterator[str]:
     """The name of a database that was migrated once, for the others to be copied from."""
     name = f"sendoff_test_{secrets.token_hex(6)}"
     url = server_settings.database_url
-    asyncio.run(_administer(url, f"CREATE DATABASE {name}"))
+    asyncio.run(administer(url, f"CREATE DATABASE {name}"))
     try:
-        asyncio.run(migrate(_renamed(url, name), timeout=SECONDS))
+        asyncio.run(migrate(renamed(url, name), timeout=SECONDS))
         yield name
     finally:
-        asyncio.run(_administer(url, f"DROP DATABASE {name} WITH (FORCE)"))
+        asyncio.run(administer(url, f"DROP DATABASE {name} WITH (FORCE)"))
 
 
 @pytest.fixture
 async def database_url(server_settings: Settings, template_database: str) -> AsyncIterator[str]:
     """The address of a migrated database of the test's own."""
     name = f"{template_database}_{secrets.token_hex(4)}"
-    url = server_settings.database_url
-    await _administer(url, f"CREATE DATABASE {name} TEMPLATE {template_database}")
-    try:
-        yield _renamed(url, name)
-    finally:
-        await _administer(url, f"DROP DATABASE {name} WITH (FORCE)")
+    async with created(server_settings.database_url, name, f"TEMPLATE {template_database}") as url:
+        yield url
 
 
 @pytest.fixture

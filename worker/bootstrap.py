@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -25,10 +24,13 @@ from worker.auth.authority import Authority
 from worker.auth.tokens import open_verifier
 from worker.channels.registry import CHANNELS
 from worker.db import listen
-from worker.db.pool import OUT_OF_REACH, SchemaMismatch, open_database
+from worker.db.accounts import Accounts
+from worker.db.failures import ERRORS, classify
+from worker.db.pool import SchemaMismatch, open_database
 from worker.domain.breaker import Limits
+from worker.domain.failures import Failure
 from worker.domain.retry import Retries
-from worker.lifecycle import run_services, stop_on_signals
+from worker.lifecycle import Watching, run_services, stop_on_signals
 from worker.services.commands import ConfirmService
 from worker.services.events import EventsService
 from worker.services.fanout import FanoutService
@@ -56,8 +58,6 @@ log = structlog.get_logger(__name__)
 SERVICES: Final = ("confirm", "fanout", "send", "results", "tracking", "stats", "schedule", "events")
 """The services by name, as `sendoff run` takes them."""
 
-_SHARDS: Final = 16
-
 
 @dataclass(frozen=True, slots=True)
 class Worker:
@@ -69,10 +69,10 @@ class Worker:
     publisher: Publisher
     bulk_publisher: Publisher
     db: Database
+    accounts: Accounts
     registry: CollectorRegistry
     metrics: Metrics
     owner: str
-    shard: int
     channels: Mapping[str, Kind]
     consumers: list[Consumer] = field(default_factory=list)
     """Those of the services that were built: the broker must know every one of them."""
@@ -91,6 +91,12 @@ class Worker:
         }
         return builders[name]()
 
+    def background(self) -> list[Service]:
+        """Returns what runs beside the services, whichever they are, and stops the process if it dies."""
+        if isinstance(self.bulk_publisher, BulkPublisher):
+            return [Watching("the connection that publishes", self.bulk_publisher.watch)]
+        return []
+
     def probes(self, stop: asyncio.Event) -> dict[str, Probe]:
         """Returns what the readiness of the process hangs on, by part."""
 
@@ -98,7 +104,8 @@ class Worker:
             return "The process is stopping." if stop.is_set() else ""
 
         async def broker() -> str:
-            return "" if self.broker.connected else "The connection to the broker is lost."
+            connected = self.broker.connected and self.bulk_publisher.connected
+            return "" if connected else "The connection to the broker is lost."
 
         async def consumers() -> str:
             absent = [c.queue for c in self.consumers if not await c.present()]
@@ -109,8 +116,9 @@ class Worker:
                 await self.db.check_version()
             except SchemaMismatch as error:
                 return str(error)
-            except OUT_OF_REACH as error:
-                return f"The database is out of reach: {str(error) or type(error).__name__}."
+            except ERRORS as error:
+                what = "is out of reach" if classify(error) is Failure.AWAY else "does not do it"
+                return f"The database {what}: {str(error) or type(error).__name__}."
             return ""
 
         return {"process": process, "broker": broker, "consumers": consumers, "database": database}
@@ -148,7 +156,6 @@ class Worker:
             self.metrics,
             Authority(frozenset(self.settings.publishers), open_verifier(self.settings)),
             page_size=self.settings.page_size,
-            shard=self.shard,
         )
 
     def _fanout(self) -> Service:
@@ -182,9 +189,9 @@ class Worker:
             self.db,
             self.names,
             self.metrics,
+            accounts=self.accounts,
             batch=s.send_batch,
             age=s.send_batch_age,
-            shard=self.shard,
         )
 
     def _results(self) -> Service:
@@ -194,12 +201,12 @@ class Worker:
             [self._bulk_consumer(q, min(2 * s.result_batch, 2_000)) for q in queues],
             self._dead(),
             self.db,
+            self.accounts,
             self.metrics,
             batch=s.result_batch,
             age=s.result_batch_age,
             limits=Limits(s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct),
             retries=Retries(s.retry_delays, s.max_attempts),
-            shard=self.shard,
         )
 
     def _tracking(self) -> Service:
@@ -208,11 +215,11 @@ class Worker:
             self._bulk_consumer(routing.TRACKING_QUEUE, min(2 * s.tracking_batch, 2_000)),
             self._dead(),
             self.db,
+            self.accounts,
             self.metrics,
             open_machines(s),
             batch=s.tracking_batch,
             age=s.tracking_batch_age,
-            shard=self.shard,
         )
 
     def _stats(self) -> Service:
@@ -225,7 +232,6 @@ class Worker:
             self.metrics,
             deadline=min(s.stats_deadline, s.command_timeout),
             at_once=max(s.database_pool // 4, 1),
-            shard=self.shard,
         )
 
     def _events(self) -> Service:
@@ -245,6 +251,7 @@ class Worker:
         return ScheduleService(
             topology.QueueDepth(self.broker.consuming),
             self.db,
+            self.accounts,
             self.names,
             self.metrics,
             tick=s.tick,
@@ -252,17 +259,19 @@ class Worker:
             look_after=s.page_look_after,
             redelivery_after=s.redelivery_after,
             alert_interval=s.alert_interval,
-            shard=self.shard,
         )
 
 
 @asynccontextmanager
-async def open_worker(settings: Settings, channels: Mapping[str, Kind] = CHANNELS) -> AsyncIterator[Worker]:
+async def open_worker(
+    settings: Settings, channels: Mapping[str, Kind] = CHANNELS, stop: asyncio.Event | None = None
+) -> AsyncIterator[Worker]:
     """Connects to everything, checks that it is as this code needs it, and closes it all in the end.
 
     Args:
         settings: The settings.
         channels: Those that we send over; a test puts in its own.
+        stop: Once it is set, nobody waits for a database or a broker that is away.
 
     Raises:
         DatabaseUnreachable, BrokerUnreachable: there is nothing at the address.
@@ -273,6 +282,7 @@ async def open_worker(settings: Settings, channels: Mapping[str, Kind] = CHANNEL
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     metrics = Metrics.create(registry)
+    stop = stop or asyncio.Event()
     async with AsyncExitStack() as stack:
         db = await open_database(
             settings.database_url,
@@ -280,17 +290,18 @@ async def open_worker(settings: Settings, channels: Mapping[str, Kind] = CHANNEL
             connect_timeout=settings.connect_timeout,
             command_timeout=settings.command_timeout,
             application=name,
-            on_failure=metrics.database_failures.inc,
+            stop=stop,
+            on_away=metrics.database_failures.inc,
+            on_busy=lambda doing: metrics.database_busy.labels(doing).inc(),
         )
         stack.push_async_callback(db.close)
         await db.check()
         broker = await open_broker(settings.amqp_url, name=name, timeout=settings.connect_timeout)
         stack.push_async_callback(broker.close)
-        metrics.broker_connected.set_function(lambda: broker.connected)
         names = routing.Names(settings.queue_prefix)
         await topology.check(broker.consuming, names, settings.channels)
         publisher = PikaPublisher(
-            broker.publishing, window=settings.publish_window, timeout=settings.command_timeout
+            broker.publishing, window=settings.publish_window, timeout=settings.command_timeout, stop=stop
         )
         await publisher.start()
         bulk_publisher: Publisher = publisher
@@ -301,13 +312,24 @@ async def open_worker(settings: Settings, channels: Mapping[str, Kind] = CHANNEL
                 window=settings.publish_window,
                 timeout=settings.command_timeout,
                 connect_timeout=settings.connect_timeout,
+                stop=stop,
             )
             await bulk.start()
             stack.push_async_callback(bulk.close)
             bulk_publisher = bulk
-        shard = random.randrange(_SHARDS)  # noqa: S311 - spreads the counters' rows, nothing secret
+        metrics.broker_connected.set_function(lambda: broker.connected and bulk_publisher.connected)
         yield Worker(
-            settings, names, broker, publisher, bulk_publisher, db, registry, metrics, owner, shard, channels
+            settings,
+            names,
+            broker,
+            publisher,
+            bulk_publisher,
+            db,
+            Accounts(db),
+            registry,
+            metrics,
+            owner,
+            channels,
         )
 
 
@@ -325,11 +347,11 @@ async def run(settings: Settings, services: Sequence[str], stop: asyncio.Event |
     stop = stop or asyncio.Event()
     stop_on_signals(stop)
     async with AsyncExitStack() as stack:
-        worker = await stack.enter_async_context(open_worker(settings))
+        worker = await stack.enter_async_context(open_worker(settings, stop=stop))
         running = [service for name in services for service in worker.build(name)]
         if settings.http_port:
             served = serving(settings.http_host, settings.http_port, worker.registry, worker.probes(stop))
             await stack.enter_async_context(served)
         log.info("running", services=[s.name for s in running], owner=worker.owner)
-        await run_services(running, stop, grace=settings.shutdown_grace)
+        await run_services([*running, *worker.background()], stop, grace=settings.shutdown_grace)
     log.info("stopped")

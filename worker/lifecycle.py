@@ -1,4 +1,8 @@
-"""Starting and stopping: every service is one task; a dead one stops the process, a signal stops them all."""
+"""Starting and stopping: every service is one task; a dead one stops the process, a signal stops them all.
+
+Every task is somebody's. Outside of this module there are only those of a TaskGroup; what no group fits is
+made here, and its owner awaits it.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,18 @@ import asyncio
 import contextlib
 import signal
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import structlog
 
+from worker.domain.failures import Stopped
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 
 class ServiceDied(Exception):  # noqa: N818 - the name is the sentence
@@ -31,6 +39,8 @@ class Service(Protocol):
 
 async def run_services(services: Sequence[Service], stop: asyncio.Event, *, grace: float) -> None:
     """Runs services until `stop` is set or one of them dies.
+
+    A service that ends with `Stopped` after `stop` was set waited for a server that is away: it ended well.
 
     Args:
         services: What to run, each in a task of its own.
@@ -51,12 +61,19 @@ async def run_services(services: Sequence[Service], stop: asyncio.Event, *, grac
         task.cancel()
     if late:
         await asyncio.wait(late, timeout=5)
-    failed = {tasks[t]: t.exception() for t in done if not t.cancelled() and t.exception() is not None}
-    for name, fault in failed.items():
-        log.error("service died", service=name, exc_info=fault)
+    failed = {}
+    for task in done:
+        fault = None if task.cancelled() else task.exception()
+        if fault is not None and _only_stopped(fault):
+            log.info(
+                "stopped while a server is away: what was in hand is taken up later", service=tasks[task]
+            )
+        elif fault is not None:
+            failed[tasks[task]] = fault
+            log.error("service died", service=tasks[task], exc_info=fault)
     if failed:
         name, fault = next(iter(failed.items()))
-        raise ServiceDied(f"The service “{name}” died: {fault!r}.") from fault
+        raise ServiceDied(f"The service “{name}” died: {_first(fault)!r}.") from fault
     if early:
         raise ServiceDied(f"The service “{tasks[early[0]]}” ended by itself.")
     if late:
@@ -64,22 +81,129 @@ async def run_services(services: Sequence[Service], stop: asyncio.Event, *, grac
         raise ServiceDied(f"Cut off after {grace:g} s: {names}. What was in flight is taken up by others.")
 
 
+def _only_stopped(fault: BaseException) -> bool:
+    if isinstance(fault, BaseExceptionGroup):
+        return fault.split(Stopped)[1] is None
+    return isinstance(fault, Stopped)
+
+
+def _first(fault: BaseException) -> BaseException:
+    """Returns what is to blame: of a group, the first that is not a mere end of waiting."""
+    while isinstance(fault, BaseExceptionGroup):
+        fault = next((f for f in fault.exceptions if not _only_stopped(f)), fault.exceptions[0])
+    return fault
+
+
+class Background:
+    """A task that runs beside its owner until the owner ends it; whoever watches it learns of its death."""
+
+    def __init__(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Starts it.
+
+        Args:
+            work: What it does.
+            name: Of the task, for whoever looks at the process.
+        """
+        self._task = asyncio.create_task(work, name=name)
+        self._ending = False
+
+    async def watch(self) -> None:
+        """Returns once it has ended, and raises what it died of.
+
+        Raises:
+            ServiceDied: it was cancelled, and not by its owner.
+        """
+        await self.wait()
+        if not self._task.cancelled():
+            self._task.result()
+        elif not self._ending:
+            raise ServiceDied(f"The task “{self._task.get_name()}” was cancelled.")
+
+    async def wait(self) -> None:
+        """Returns once it has ended, however it did: what it died of is for who watches."""
+        await asyncio.wait([self._task])
+
+    async def end(self) -> None:
+        """Ends it now, and waits."""
+        self._ending = True
+        self._task.cancel()
+        await self.wait()
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, T], name: str) -> AsyncIterator[asyncio.Task[T]]:
+    """Runs something while the block runs, which may await it; what is left of it then is cancelled."""
+    task = asyncio.create_task(work, name=name)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def watched(watch: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Ends the block with an exception as soon as `watch` raises one; an ExceptionGroup, as TaskGroup's."""
+    async with asyncio.TaskGroup() as group:
+        watching = group.create_task(watch())
+        yield
+        watching.cancel()
+
+
+class Watching:
+    """A service that does nothing but watch a task which several services need."""
+
+    def __init__(self, name: str, watch: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Takes its name, and what raises what the task died of."""
+        self.name = name
+        self._watch = watch
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Watches until `stop`."""
+        async with watched(self._watch):
+            await stop.wait()
+
+
 @asynccontextmanager
 async def on_stop(stop: asyncio.Event, action: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
-    """Runs an action as soon as `stop` is set, while the block goes on."""
+    """Runs an action as soon as `stop` is set, while the block goes on.
+
+    Where the action raises, the block is ended by it, in an ExceptionGroup.
+    """
 
     async def watch() -> None:
         await stop.wait()
         await action()
 
-    watcher = asyncio.create_task(watch(), name="on stop")
-    try:
+    async with asyncio.TaskGroup() as group:
+        watcher = group.create_task(watch())
         yield
-    finally:
         if not stop.is_set():
             watcher.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watcher
+
+
+async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
+    """Returns what some work returns, which waits for a server that may be away.
+
+    Raises:
+        Stopped: `stop` is set, and the work was cancelled.
+    """
+    async with beside(work, "work") as task, beside(stop.wait(), "stop") as stopping:
+        await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise Stopped("The process stops.")
+        return task.result()
+
+
+async def wait_any(*events: asyncio.Event, seconds: float | None = None) -> None:
+    """Waits until one of some events is set, or the seconds are over."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
 
 
 async def pause(stop: asyncio.Event, seconds: float) -> bool:

@@ -120,7 +120,15 @@ class Settings(BaseSettings):
     smtp_connections: Annotated[int, Field(ge=1, le=500)] = 10
     """Connections to the relay per process."""
     smtp_timeout: Annotated[float, Field(gt=0, le=600)] = 60
-    """How long one SMTP command may take, and how long a message waits for a connection."""
+    """How long connecting to the relay may take, and how long a message waits for a free connection."""
+    smtp_command_timeout: Annotated[float, Field(gt=0, le=3600)] = 300
+    """How long the relay may take to answer MAIL or RCPT (RFC 5321, 4.5.3.2, as for the next three)."""
+    smtp_data_timeout: Annotated[float, Field(gt=0, le=3600)] = 120
+    """How long it may take to answer DATA."""
+    smtp_block_timeout: Annotated[float, Field(gt=0, le=3600)] = 180
+    """How long a body may take to leave."""
+    smtp_dot_timeout: Annotated[float, Field(gt=0, le=3600)] = 600
+    """How long it may take to answer the final dot; giving up before that leaves the outcome unknown."""
     result_batch: Annotated[int, Field(ge=1, le=5_000)] = 1_000
     """Result messages that are recorded together at most."""
     result_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.02

@@ -3,15 +3,10 @@
 -- name: sample_progress
 -- Once a minute for each delivery that runs without a limit, whoever comes first.
 INSERT INTO sendoff.delivery_sample (delivery_id, minute, processed)
-SELECT d.delivery_id, date_trunc('minute', now()), k.processed
+SELECT d.delivery_id, date_trunc('minute', now()), k.to_deliver - k.cancelled - k.pending - k.sending
 FROM sendoff.delivery_record d
-CROSS JOIN LATERAL (
-    SELECT coalesce(sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors + c.unknown
-                        + c.excluded_late + c.retrying), 0) AS processed
-    FROM sendoff.delivery_counter c
-    WHERE c.delivery_id = d.delivery_id
-) k
-WHERE d.state = 'in_progress' AND d.messages_per_hour IS NULL
+JOIN sendoff.deployment k ON k.delivery_id = d.delivery_id
+WHERE d.running AND d.state = 'in_progress' AND d.messages_per_hour IS NULL
 ORDER BY d.delivery_id
 ON CONFLICT DO NOTHING;
 
@@ -31,7 +26,7 @@ LIMIT 200;
 
 -- name: lock_delivery
 -- As a move does, so that schedulers take turns and the numbers of events rise in the order of their commits.
-SELECT delivery_id FROM sendoff.delivery_record WHERE delivery_id = $1 FOR NO KEY UPDATE;
+SELECT delivery_id FROM sendoff.delivery_record WHERE delivery_id = :delivery_id FOR NO KEY UPDATE;
 
 -- name: raise_alert
 -- Judged again, with the delivery locked. What was told, its event, and the wakening, in one statement.
@@ -39,7 +34,7 @@ WITH raised AS (
     INSERT INTO sendoff.delivery_alert (delivery_id, criterion, state, since, value, threshold, unit, sentence)
     SELECT a.delivery_id, a.criterion, a.state, a.since, a.value, a.threshold, a.unit, a.sentence
     FROM sendoff.alert a
-    WHERE a.delivery_id = $1 AND a.criterion = $2
+    WHERE a.delivery_id = :delivery_id AND a.criterion = :criterion
       AND NOT EXISTS (
           SELECT FROM sendoff.delivery_alert r
           WHERE r.delivery_id = a.delivery_id AND r.criterion = a.criterion
@@ -48,7 +43,7 @@ WITH raised AS (
     RETURNING delivery_id, number, criterion, sentence
 ), told AS (
     INSERT INTO sendoff.event (delivery_id, number, event)
-    SELECT delivery_id, number, $3 FROM raised
+    SELECT delivery_id, number, :event FROM raised
 )
 SELECT delivery_id, criterion, sentence, pg_notify('sendoff_events', '') FROM raised;
 
@@ -63,6 +58,7 @@ SELECT criterion, enabled, threshold, unit, minimum FROM sendoff.alert_threshold
 -- name: set_threshold
 -- What is null stays as it is.
 UPDATE sendoff.alert_threshold
-SET threshold = coalesce($2, threshold), minimum = coalesce($3, minimum), enabled = coalesce($4, enabled)
-WHERE criterion = $1
+SET threshold = coalesce(:threshold, threshold), minimum = coalesce(:minimum, minimum),
+    enabled = coalesce(:enabled, enabled)
+WHERE criterion = :criterion
 RETURNING criterion, enabled, threshold, unit, minimum;

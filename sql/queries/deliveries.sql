@@ -7,26 +7,26 @@ SELECT delivery_id, label, channel, state, preparation, to_deliver, contact_date
        confirmed_at, late_limit, messages_per_hour, purged_at,
        (SELECT max(due_at) FROM sendoff.delivery_wave w WHERE w.delivery_id = d.delivery_id) AS last_due_at
 FROM sendoff.delivery_record d
-WHERE delivery_id = $1
+WHERE delivery_id = :delivery_id
 FOR NO KEY UPDATE;
 
 -- name: move_delivery
--- The one guarded move: $2 are the states that it expects; no row back means that somebody else moved first.
+-- The one guarded move: :expected are the states that it expects; no row back means that somebody else moved first.
 -- A pause remembers where it was paused; a start or an end is dated when it first happens. The move is recorded,
--- and its event ($7, where it has one) put into the outbox, here and in finish_delivery alone.
+-- and its event (:event, where it has one) put into the outbox, here and in finish_delivery alone.
 WITH old AS (
     SELECT delivery_id, state
     FROM sendoff.delivery_record
-    WHERE delivery_id = $1 AND state = ANY ($2::text[])
+    WHERE delivery_id = :delivery_id AND state = ANY (:expected::text[])
     FOR NO KEY UPDATE
 ), moved AS (
     UPDATE sendoff.delivery_record d
-    SET state = $3,
-        state_reason = $5,
-        paused_in = CASE WHEN $3 = 'paused' THEN old.state END,
-        started_at = CASE WHEN $3 = 'in_progress' THEN coalesce(d.started_at, now()) ELSE d.started_at END,
-        finished_at = CASE WHEN $3 IN ('finished', 'stopped', 'failed') THEN now()
-                           WHEN $3 = 'in_progress' THEN NULL
+    SET state = :target,
+        state_reason = :reason,
+        paused_in = CASE WHEN :target = 'paused' THEN old.state END,
+        started_at = CASE WHEN :target = 'in_progress' THEN coalesce(d.started_at, now()) ELSE d.started_at END,
+        finished_at = CASE WHEN :over THEN now()
+                           WHEN :target = 'in_progress' THEN NULL
                            ELSE d.finished_at END,
         updated_at = now()
     FROM old
@@ -34,57 +34,51 @@ WITH old AS (
     RETURNING d.delivery_id, old.state AS from_state, d.state AS to_state
 ), recorded AS (
     INSERT INTO sendoff.delivery_transition (delivery_id, from_state, to_state, operator, reason, command_id, figures)
-    SELECT delivery_id, from_state, to_state, $4, $5, $6, $8::json
+    SELECT delivery_id, from_state, to_state, :operator, :reason, :command_id, :figures::json
     FROM moved
     RETURNING delivery_id, number, to_state
 ), told AS (
     INSERT INTO sendoff.event (delivery_id, number, event)
-    SELECT delivery_id, number, $7
+    SELECT delivery_id, number, :event
     FROM recorded
-    WHERE $7::text IS NOT NULL
+    WHERE :event::text IS NOT NULL
 )
 SELECT to_state, pg_notify('sendoff_events', '') FROM recorded;
 
 -- name: read_paused_in
-SELECT paused_in FROM sendoff.delivery_record WHERE delivery_id = $1 AND state = 'paused';
+SELECT paused_in FROM sendoff.delivery_record WHERE delivery_id = :delivery_id AND state = 'paused';
 
 -- name: confirm_delivery
 -- Freezes what the confirmation decides; the move to start_pending comes in the same transaction.
 UPDATE sendoff.delivery_record
-SET confirmed_at = now(), confirmed_by = $2, valid_until = $3
-WHERE delivery_id = $1;
+SET confirmed_at = now(), confirmed_by = :operator, valid_until = :valid_until
+WHERE delivery_id = :delivery_id;
 
 -- name: authorise_delivery
 -- By a confirm, and by a resume: the authority that it starts under.
-UPDATE sendoff.delivery_record SET authorised_by = $2, authorised_by_token = $3 WHERE delivery_id = $1;
+UPDATE sendoff.delivery_record
+SET authorised_by = :operator, authorised_by_token = :by_token
+WHERE delivery_id = :delivery_id;
 
 -- name: read_authority
-SELECT authorised_by, authorised_by_token FROM sendoff.delivery_record WHERE delivery_id = $1;
+SELECT authorised_by, authorised_by_token FROM sendoff.delivery_record WHERE delivery_id = :delivery_id;
 
 -- name: read_nothing_open
 -- What finish_delivery expects, asked first without its locks: the sum reads at most 16 short rows, so that it may
 -- be asked after every batch.
 SELECT delivery_id
-FROM sendoff.delivery_record d
-WHERE delivery_id = $1 AND state = ANY ($2::text[])
-  AND d.to_deliver <= (
-      SELECT sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors + c.unknown
-                 + c.excluded_late + c.cancelled)
-      FROM sendoff.delivery_counter c
-      WHERE c.delivery_id = d.delivery_id);
+FROM sendoff.deployment
+WHERE delivery_id = :delivery_id AND state = ANY (:expected::text[]) AND pending + sending + retrying <= 0;
 
 -- name: finish_delivery
--- Finished is computed: nothing is left open when the closed outcomes reach to_deliver. Asked with the claims
--- closed, so that no result plans a retry meanwhile.
+-- Finished is computed: nobody is pending, sending or retrying. Asked with the claims closed, so that no result plans a
+-- retry meanwhile.
 WITH old AS (
     SELECT delivery_id, state
-    FROM sendoff.delivery_record d
-    WHERE delivery_id = $1 AND state = ANY ($2::text[])
-      AND d.to_deliver <= (
-          SELECT sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors + c.unknown
-                     + c.excluded_late + c.cancelled)
-          FROM sendoff.delivery_counter c
-          WHERE c.delivery_id = d.delivery_id)
+    FROM sendoff.delivery_record
+    WHERE delivery_id = :delivery_id AND state = ANY (:expected::text[])
+      AND (SELECT k.pending + k.sending + k.retrying <= 0
+           FROM sendoff.deployment k WHERE k.delivery_id = :delivery_id)
     FOR NO KEY UPDATE
 ), moved AS (
     UPDATE sendoff.delivery_record d
@@ -99,7 +93,7 @@ WITH old AS (
     RETURNING delivery_id, number
 ), told AS (
     INSERT INTO sendoff.event (delivery_id, number, event)
-    SELECT delivery_id, number, $3
+    SELECT delivery_id, number, :event
     FROM recorded
 )
 SELECT delivery_id, pg_notify('sendoff_events', '') FROM recorded;
@@ -107,29 +101,22 @@ SELECT delivery_id, pg_notify('sendoff_events', '') FROM recorded;
 -- name: read_progress
 -- After a batch: is anything left open, and how many of those that were attempted went wrong? Reads at most 16
 -- short rows.
-SELECT d.state, s.closed >= d.to_deliver AS complete, d.breaker_tripped_at IS NOT NULL AS tripped,
-       coalesce(d.breaker_minimum, $2) AS minimum, coalesce(d.hard_bounce_pct, $3) AS hard_bounce_pct,
-       coalesce(d.error_pct, $4) AS error_pct, s.attempted, s.bounced_hard, s.errors
+SELECT d.running, k.pending + k.sending + k.retrying <= 0 AS complete, d.breaker_tripped_at IS NOT NULL AS tripped,
+       coalesce(d.breaker_minimum, :minimum) AS minimum,
+       coalesce(d.hard_bounce_pct, :hard_bounce_pct) AS hard_bounce_pct, coalesce(d.error_pct, :error_pct) AS error_pct,
+       (k.sent + k.bounced + k.errors)::int AS attempted, k.bounced_hard::int AS bounced_hard, k.errors::int AS errors
 FROM sendoff.delivery_record d
-CROSS JOIN LATERAL (
-    SELECT coalesce(sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors), 0)::int AS attempted,
-           coalesce(sum(c.sent + c.bounced_hard + c.bounced_soft + c.bounced_ignored + c.errors + c.unknown
-                        + c.excluded_late + c.cancelled), 0)::int AS closed,
-           coalesce(sum(c.bounced_hard), 0)::int AS bounced_hard,
-           coalesce(sum(c.errors), 0)::int AS errors
-    FROM sendoff.delivery_counter c
-    WHERE c.delivery_id = d.delivery_id
-) s
-WHERE d.delivery_id = $1;
+JOIN sendoff.deployment k ON k.delivery_id = d.delivery_id
+WHERE d.delivery_id = :delivery_id;
 
 -- name: trip_breaker
-UPDATE sendoff.delivery_record SET breaker_tripped_at = now() WHERE delivery_id = $1;
+UPDATE sendoff.delivery_record SET breaker_tripped_at = now() WHERE delivery_id = :delivery_id;
 
 -- name: read_due_deliveries
 -- Confirmed, and their contact date is reached.
 SELECT delivery_id
 FROM sendoff.delivery_record
-WHERE state = 'start_pending' AND (contact_date IS NULL OR contact_date <= now())
+WHERE under_way AND state = 'start_pending' AND (contact_date IS NULL OR contact_date <= now())
 ORDER BY contact_date NULLS FIRST, delivery_id
 LIMIT 100;
 
@@ -138,7 +125,7 @@ LIMIT 100;
 -- is waiting.
 SELECT extract(epoch FROM min(contact_date) - now())::float8
 FROM sendoff.delivery_record
-WHERE state = 'start_pending';
+WHERE under_way AND state = 'start_pending';
 
 -- name: read_clock
 SELECT clock_timestamp();
@@ -147,33 +134,32 @@ SELECT clock_timestamp();
 -- The first of them, as a person is shown them; how many there are comes with each.
 SELECT last - first + 1 AS recipients, due_at, due_after, count(*) OVER ()::int AS waves
 FROM sendoff.delivery_wave
-WHERE delivery_id = $1
+WHERE delivery_id = :delivery_id
 ORDER BY wave
-LIMIT $2;
+LIMIT :shown;
 
 -- name: read_expired_deliveries
 -- Under way, and their validity is over: what was not tried is to be cancelled.
 SELECT delivery_id
 FROM sendoff.delivery_record
-WHERE state IN ('start_pending', 'in_progress', 'retry_pending', 'paused') AND valid_until <= now()
-  AND cancelled_at IS NULL
+WHERE under_way AND valid_until <= now() AND cancelled_at IS NULL
 ORDER BY delivery_id
 LIMIT 100;
 
 -- name: read_active_deliveries
 SELECT delivery_id FROM sendoff.delivery_record
-WHERE state IN ('in_progress', 'retry_pending')
+WHERE running
 ORDER BY delivery_id;
 
 -- name: read_content
 SELECT c.content::text AS content, d.channel
 FROM sendoff.delivery_record d
 JOIN sendoff.delivery_content c ON c.delivery_id = d.delivery_id AND c.preparation = d.preparation
-WHERE d.delivery_id = $1;
+WHERE d.delivery_id = :delivery_id;
 
 -- name: read_excluded_by_cause
 SELECT cause, count(*)::int AS excluded
 FROM sendoff.exclusion
-WHERE delivery_id = $1
+WHERE delivery_id = :delivery_id
 GROUP BY cause
 ORDER BY cause;

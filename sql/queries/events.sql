@@ -10,11 +10,11 @@ WITH head AS (
     WHERE e.number = (SELECT min(first.number) FROM sendoff.event first WHERE first.delivery_id = e.delivery_id)
       AND (e.leased_until IS NULL OR e.leased_until < now())
     ORDER BY e.number
-    LIMIT $1
+    LIMIT :events
     FOR UPDATE SKIP LOCKED
 ), taken AS (
     UPDATE sendoff.event e
-    SET leased_until = now() + $2::interval
+    SET leased_until = now() + :lease::interval
     FROM head
     WHERE e.delivery_id = head.delivery_id AND e.number = head.number
     RETURNING e.delivery_id, e.number, e.event
@@ -31,11 +31,11 @@ ORDER BY taken.number;
 -- Gives leases back: the broker did not confirm.
 UPDATE sendoff.event e
 SET leased_until = NULL
-FROM unnest($1::bigint[], $2::bigint[]) AS held (delivery_id, number)
+FROM unnest(:delivery_ids::bigint[], :numbers::bigint[]) AS held (delivery_id, number)
 WHERE e.delivery_id = held.delivery_id AND e.number = held.number;
 
 -- name: drop_events
 -- The broker has them.
 DELETE FROM sendoff.event e
-USING unnest($1::bigint[], $2::bigint[]) AS told (delivery_id, number)
+USING unnest(:delivery_ids::bigint[], :numbers::bigint[]) AS told (delivery_id, number)
 WHERE e.delivery_id = told.delivery_id AND e.number = told.number;

@@ -3,34 +3,34 @@
 -- name: share_operator
 -- Before read_operator, as a statement of its own: a revocation waits for the command that relies on the role, or
 -- comes first. One that was waited for is seen only by a statement that begins afterwards.
-SELECT name FROM sendoff.operator WHERE name = $1 FOR SHARE;
+SELECT name FROM sendoff.operator WHERE name = :name FOR SHARE;
 
 -- name: read_operator
 SELECT o.name, o.active,
        ARRAY(SELECT r.role FROM sendoff.operator_role r WHERE r.operator = o.name ORDER BY r.role) AS roles
 FROM sendoff.operator o
-WHERE o.name = $1;
+WHERE o.name = :name;
 
 -- name: add_operator
-INSERT INTO sendoff.operator (name) VALUES ($1)
+INSERT INTO sendoff.operator (name) VALUES (:name)
 ON CONFLICT (name) DO NOTHING
 RETURNING name;
 
 -- name: lock_operator
 -- Taken by grant and revoke before they touch the roles: the other side of share_operator.
-SELECT name FROM sendoff.operator WHERE name = $1 FOR UPDATE;
+SELECT name FROM sendoff.operator WHERE name = :name FOR UPDATE;
 
 -- name: grant_role
-INSERT INTO sendoff.operator_role (operator, role) VALUES ($1, $2)
+INSERT INTO sendoff.operator_role (operator, role) VALUES (:name, :role)
 ON CONFLICT (operator, role) DO NOTHING
 RETURNING role;
 
 -- name: revoke_role
-DELETE FROM sendoff.operator_role WHERE operator = $1 AND role = $2
+DELETE FROM sendoff.operator_role WHERE operator = :name AND role = :role
 RETURNING role;
 
 -- name: set_operator_active
-UPDATE sendoff.operator SET active = $2 WHERE name = $1 AND active <> $2
+UPDATE sendoff.operator SET active = :active WHERE name = :name AND active <> :active
 RETURNING name;
 
 -- name: list_operators

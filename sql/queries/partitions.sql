@@ -1,7 +1,7 @@
 -- The sets of partitions that the big tables are made of.
 
 -- name: open_partition_set
-SELECT sendoff.open_partition_set($1);
+SELECT sendoff.open_partition_set(:period);
 
 -- name: read_missing_partitions
 -- What of a set is not there, or was to be detached and is so by half: rows cannot be put in. Retention removes sets

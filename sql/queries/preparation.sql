@@ -29,41 +29,43 @@ SELECT min(due_at) AS first, max(due_at) AS last FROM pg_temp.staged_target;
 -- name: lock_preparation
 -- One preparation of a delivery at a time; held by the session, so that it ends with the process. Below the
 -- ids of deliveries, which claims lock, and below the key of the migrations.
-SELECT pg_try_advisory_lock(-1000000000 - $1::bigint);
+SELECT pg_try_advisory_lock(-1000000000 - :delivery_id::bigint);
 
 -- name: keep_preparations_out
--- The same until the transaction ends; false while a preparation is under way, which locks recipients before the delivery.
-SELECT pg_try_advisory_xact_lock(-1000000000 - $1::bigint);
+-- The same until the transaction ends; false while a preparation is under way, which locks recipients before the
+-- delivery.
+SELECT pg_try_advisory_xact_lock(-1000000000 - :delivery_id::bigint);
 
 -- name: create_delivery
-INSERT INTO sendoff.delivery_record (label, channel, created_by) VALUES ($1, $2, $3)
+INSERT INTO sendoff.delivery_record (label, channel, created_by) VALUES (:label, :channel, :operator)
 RETURNING delivery_id;
 
 -- name: drop_audience
 -- What the preparation before has left. Outcomes there are only of people who were erased since.
 WITH recipients AS (
-    DELETE FROM sendoff.recipient WHERE delivery_id = $1
+    DELETE FROM sendoff.recipient WHERE delivery_id = :delivery_id
 ), exclusions AS (
-    DELETE FROM sendoff.exclusion WHERE delivery_id = $1
+    DELETE FROM sendoff.exclusion WHERE delivery_id = :delivery_id
 ), domains AS (
-    DELETE FROM sendoff.delivery_domain WHERE delivery_id = $1
+    DELETE FROM sendoff.delivery_domain WHERE delivery_id = :delivery_id
 ), domain_pages AS (
-    DELETE FROM sendoff.domain_page WHERE delivery_id = $1
+    DELETE FROM sendoff.domain_page WHERE delivery_id = :delivery_id
 ), waves AS (
-    DELETE FROM sendoff.delivery_wave WHERE delivery_id = $1
-), outcomes AS (
-    DELETE FROM sendoff.outcome WHERE delivery_id = $1
-), counters AS (
-    DELETE FROM sendoff.delivery_counter WHERE delivery_id = $1
+    DELETE FROM sendoff.delivery_wave WHERE delivery_id = :delivery_id
+), contents AS (
+    DELETE FROM sendoff.delivery_content WHERE delivery_id = :delivery_id
 ), erased AS (
-    DELETE FROM sendoff.erased_recipient WHERE delivery_id = $1
+    DELETE FROM sendoff.erased_recipient WHERE delivery_id = :delivery_id
+), outcomes AS (
+    DELETE FROM sendoff.outcome WHERE delivery_id = :delivery_id RETURNING status
 )
-DELETE FROM sendoff.delivery_content WHERE delivery_id = $1;
+SELECT sendoff.count_moves(:delivery_id, ARRAY(
+           SELECT (status, 'pending', count(*))::sendoff.move FROM outcomes GROUP BY status));
 
 -- name: exclude_duplicates
 -- The first line with an address wins. The sort is of keys and lines alone, not of whole rows.
 UPDATE pg_temp.staged_target t
-SET cause = $1, detail = 'the same address as in line ' || d.first
+SET cause = :cause, detail = 'the same address as in line ' || d.first
 FROM (
     SELECT line, min(line) OVER (PARTITION BY address_key) AS first
     FROM pg_temp.staged_target
@@ -73,19 +75,19 @@ WHERE t.line = d.line AND d.line > d.first;
 
 -- name: exclude_quarantined
 UPDATE pg_temp.staged_target t
-SET cause = $2, detail = q.cause
+SET cause = :cause, detail = q.cause
 FROM sendoff.quarantined_address q
-WHERE t.cause IS NULL AND q.channel = $1 AND q.address_key = t.address_key;
+WHERE t.cause IS NULL AND q.channel = :channel AND q.address_key = t.address_key;
 
 -- name: exclude_denylisted
 UPDATE pg_temp.staged_target t
-SET cause = $2, detail = x.cause
+SET cause = :cause, detail = x.cause
 FROM sendoff.denylisted_profile x
-WHERE t.cause IS NULL AND x.channel = $1 AND x.profile_id = t.profile_id;
+WHERE t.cause IS NULL AND x.channel = :channel AND x.profile_id = t.profile_id;
 
 -- name: insert_exclusions
 INSERT INTO sendoff.exclusion (delivery_id, line, address, profile_id, cause, detail)
-SELECT $1, line, address, profile_id, cause, detail
+SELECT :delivery_id, line, address, profile_id, cause, detail
 FROM pg_temp.staged_target
 WHERE cause IS NOT NULL
 ORDER BY line;
@@ -93,7 +95,7 @@ ORDER BY line;
 -- name: insert_recipients
 -- Numbered densely in the order of the file.
 INSERT INTO sendoff.recipient (delivery_id, recipient, profile_id, address, variables)
-SELECT $1, row_number() OVER (ORDER BY line), profile_id, address, variables::json
+SELECT :delivery_id, row_number() OVER (ORDER BY line), profile_id, address, variables::json
 FROM pg_temp.staged_target
 WHERE cause IS NULL
 ORDER BY line;
@@ -101,7 +103,7 @@ ORDER BY line;
 -- name: insert_recipients_by_time
 -- Numbered densely in the order in which they are due, then of the file; so that each wave is a range.
 INSERT INTO sendoff.recipient (delivery_id, recipient, profile_id, address, variables)
-SELECT $1, row_number() OVER (ORDER BY due_at NULLS FIRST, line), profile_id, address, variables::json
+SELECT :delivery_id, row_number() OVER (ORDER BY due_at NULLS FIRST, line), profile_id, address, variables::json
 FROM pg_temp.staged_target
 WHERE cause IS NULL
 ORDER BY due_at NULLS FIRST, line;
@@ -109,7 +111,7 @@ ORDER BY due_at NULLS FIRST, line;
 -- name: insert_waves_by_time
 -- Those who are due together are a wave; without a time of their own, at the start.
 INSERT INTO sendoff.delivery_wave (delivery_id, wave, first, last, due_at, due_after)
-SELECT $1, row_number() OVER due, sum(count(*)) OVER due - count(*) + 1, sum(count(*)) OVER due, due_at,
+SELECT :delivery_id, row_number() OVER due, sum(count(*)) OVER due - count(*) + 1, sum(count(*)) OVER due, due_at,
        CASE WHEN due_at IS NULL THEN interval '0' END
 FROM pg_temp.staged_target
 WHERE cause IS NULL
@@ -121,15 +123,17 @@ SELECT count(*)::int FROM pg_temp.staged_target WHERE cause IS NULL;
 
 -- name: insert_recipients_by_share
 -- Dealt by the hash of the delivery and the address: each share is like the whole, whatever order the file
--- has; another delivery deals otherwise, and the same one, prepared again, as before. $2 are the places at
+-- has; another delivery deals otherwise, and the same one, prepared again, as before. :starts are the places at
 -- which the waves after the first begin. Within its wave everybody keeps the order of the file.
 WITH dealt AS (
-    SELECT line, width_bucket(row_number() OVER (ORDER BY md5($1::bigint || ' ' || address_key) COLLATE "C"), $2::bigint[]) AS wave
+    SELECT line, width_bucket(
+               row_number() OVER (ORDER BY md5(:delivery_id::bigint || ' ' || address_key) COLLATE "C"),
+               :starts::bigint[]) AS wave
     FROM pg_temp.staged_target
     WHERE cause IS NULL
 )
 INSERT INTO sendoff.recipient (delivery_id, recipient, profile_id, address, variables)
-SELECT $1, row_number() OVER (ORDER BY d.wave, t.line), t.profile_id, t.address, t.variables::json
+SELECT :delivery_id, row_number() OVER (ORDER BY d.wave, t.line), t.profile_id, t.address, t.variables::json
 FROM dealt d
 JOIN pg_temp.staged_target t ON t.line = d.line
 ORDER BY d.wave, t.line;
@@ -137,8 +141,8 @@ ORDER BY d.wave, t.line;
 -- name: insert_waves_by_share
 -- A share of nobody is no wave.
 INSERT INTO sendoff.delivery_wave (delivery_id, wave, first, last, due_after)
-SELECT $1, row_number() OVER (ORDER BY last), first, last, due_after
-FROM unnest($2::int[], $3::int[], $4::interval[]) AS w (first, last, due_after)
+SELECT :delivery_id, row_number() OVER (ORDER BY last), first, last, due_after
+FROM unnest(:firsts::int[], :lasts::int[], :delays::interval[]) AS w (first, last, due_after)
 WHERE first <= last;
 
 -- name: insert_domains
@@ -147,35 +151,40 @@ WHERE first <= last;
 WITH numbered AS MATERIALIZED (
     SELECT recipient, domain, dense_rank() OVER (ORDER BY domain COLLATE "C") AS number
     FROM (
-        SELECT recipient, lower(split_part(address, '@', 2)) AS domain FROM sendoff.recipient WHERE delivery_id = $1
+        SELECT recipient, lower(split_part(address, '@', 2)) AS domain
+        FROM sendoff.recipient
+        WHERE delivery_id = :delivery_id
     ) r
 ), domains AS (
     INSERT INTO sendoff.delivery_domain (delivery_id, number, domain, to_deliver)
-    SELECT $1, number, min(domain), count(*) FROM numbered GROUP BY number
+    SELECT :delivery_id, number, min(domain), count(*) FROM numbered GROUP BY number
 )
 INSERT INTO sendoff.domain_page (delivery_id, page, numbers)
-SELECT $1, (recipient - 1) / 1000, array_agg(number::int ORDER BY recipient)
+SELECT :delivery_id, (recipient - 1) / 1000, array_agg(number::int ORDER BY recipient)
 FROM numbered
 GROUP BY (recipient - 1) / 1000;
 
 -- name: complete_preparation
 -- The next snapshot: what the confirmation shows, and what it will freeze. Where everybody's own clock decides
--- ($9), the contact date is that of the first.
+-- (:by_local_time), the contact date is that of the first.
 UPDATE sendoff.delivery_record d
-SET label = $2, channel = $3,
-    contact_date = coalesce(CASE WHEN $9 THEN (SELECT min(due_at) FROM sendoff.delivery_wave WHERE delivery_id = $1) END, $4),
-    time_zone = $5, valid_for = $6, late_limit = $7, messages_per_hour = $8, breaker_minimum = $10,
-    hard_bounce_pct = $11, error_pct = $12, max_attempts = $13, preparation = d.preparation + 1,
+SET label = :label, channel = :channel,
+    contact_date = coalesce(CASE WHEN :by_local_time THEN (SELECT min(due_at)
+                                                           FROM sendoff.delivery_wave
+                                                           WHERE delivery_id = :delivery_id) END, :contact_date),
+    time_zone = :time_zone, valid_for = :valid_for, late_limit = :late_limit, messages_per_hour = :messages_per_hour,
+    breaker_minimum = :breaker_minimum, hard_bounce_pct = :hard_bounce_pct, error_pct = :error_pct,
+    max_attempts = :max_attempts, preparation = d.preparation + 1,
     to_deliver = s.to_deliver, excluded = s.excluded, prepared_at = now(), updated_at = now()
 FROM (
     SELECT count(*) FILTER (WHERE cause IS NULL) AS to_deliver, count(cause) AS excluded
     FROM pg_temp.staged_target
 ) s
-WHERE d.delivery_id = $1;
+WHERE d.delivery_id = :delivery_id;
 
 -- name: insert_content
 INSERT INTO sendoff.delivery_content (delivery_id, preparation, content)
-SELECT delivery_id, preparation, $2::json FROM sendoff.delivery_record WHERE delivery_id = $1;
+SELECT delivery_id, preparation, :content::json FROM sendoff.delivery_record WHERE delivery_id = :delivery_id;
 
 -- name: read_preparation
-SELECT preparation, to_deliver FROM sendoff.delivery_record WHERE delivery_id = $1;
+SELECT preparation, to_deliver FROM sendoff.delivery_record WHERE delivery_id = :delivery_id;

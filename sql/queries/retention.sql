@@ -1,18 +1,18 @@
 -- Retention: sets of partitions that leave, and what holds them back.
 
 -- name: read_sets
--- A delivery leaves so long ($1) after its end; one that was never confirmed, so long after it was last touched; one
--- under way never. The newest set stays: new deliveries go into it. The five that hold a set for longest are named.
+-- A delivery leaves so long after its end; one that was never confirmed, so long after it was last touched; one under
+-- way never. The newest set stays: new deliveries go into it. The five that hold a set for longest are named.
 SELECT s.first_id, s.last_id, s.opened_at, s.leaving_at IS NOT NULL AS leaving,
        s.first_id = max(s.first_id) OVER () AS newest, d.deliveries, d.recipients, d.held, d.held_by, p.bytes
 FROM sendoff.partition_set s
 CROSS JOIN LATERAL (
     SELECT count(*)::int AS deliveries, coalesce(sum(r.to_deliver), 0) AS recipients,
-           count(*) FILTER (WHERE k.ended > now() - $1::interval)::int AS held,
+           count(*) FILTER (WHERE k.ended > now() - :older_than::interval)::int AS held,
            (array_agg(r.delivery_id ORDER BY k.ended DESC, r.delivery_id)
-            FILTER (WHERE k.ended > now() - $1::interval))[1:5] AS held_by
+            FILTER (WHERE k.ended > now() - :older_than::interval))[1:5] AS held_by
     FROM sendoff.delivery_record r
-    CROSS JOIN LATERAL (SELECT CASE WHEN r.state IN ('finished', 'stopped', 'failed') THEN coalesce(r.finished_at, r.updated_at)
+    CROSS JOIN LATERAL (SELECT CASE WHEN r.over THEN coalesce(r.finished_at, r.updated_at)
                                     WHEN r.confirmed_at IS NULL THEN r.updated_at
                                     ELSE 'infinity' END AS ended) k
     WHERE r.delivery_id BETWEEN s.first_id AND s.last_id
@@ -27,8 +27,8 @@ ORDER BY s.first_id;
 -- Deliveries that hold a set back, as a person is told of them.
 SELECT delivery_id, state, CASE WHEN confirmed_at IS NULL THEN updated_at ELSE finished_at END AS since
 FROM sendoff.delivery_record
-WHERE delivery_id = ANY ($1::bigint[])
-ORDER BY array_position($1, delivery_id);
+WHERE delivery_id = ANY (:delivery_ids::bigint[])
+ORDER BY array_position(:delivery_ids, delivery_id);
 
 -- name: lock_retention
 -- One at a time; held by the session, so that it ends with the process. Below the ids of deliveries.
@@ -36,30 +36,36 @@ SELECT pg_try_advisory_lock(-7365648);
 
 -- name: lock_set
 -- Before it is judged again: what a command moves meanwhile is seen by the next statement, or waits.
-SELECT delivery_id FROM sendoff.delivery_record WHERE delivery_id BETWEEN $1 AND $2 ORDER BY delivery_id FOR UPDATE;
+SELECT delivery_id
+FROM sendoff.delivery_record
+WHERE delivery_id BETWEEN :first_id AND :last_id
+ORDER BY delivery_id
+FOR UPDATE;
 
 -- name: mark_set
-UPDATE sendoff.partition_set SET leaving_at = coalesce(leaving_at, now()) WHERE first_id = $1;
+UPDATE sendoff.partition_set SET leaving_at = coalesce(leaving_at, now()) WHERE first_id = :first_id;
 
 -- name: mark_deliveries
 -- From here on nothing recounts them, and nothing is recorded for them.
-UPDATE sendoff.delivery_record SET purged_at = now() WHERE delivery_id BETWEEN $1 AND $2 AND purged_at IS NULL;
+UPDATE sendoff.delivery_record
+SET purged_at = now()
+WHERE delivery_id BETWEEN :first_id AND :last_id AND purged_at IS NULL;
 
 -- name: read_last_delivery
-SELECT max(delivery_id) FROM sendoff.delivery_record WHERE delivery_id BETWEEN $1 AND $2;
+SELECT max(delivery_id) FROM sendoff.delivery_record WHERE delivery_id BETWEEN :first_id AND :last_id;
 
 -- name: drop_plans
 -- What else is kept of an audience and of the way to it.
 WITH pages AS (
-    DELETE FROM sendoff.delivery_page WHERE delivery_id BETWEEN $1 AND $2
+    DELETE FROM sendoff.delivery_page WHERE delivery_id BETWEEN :first_id AND :last_id
 ), waves AS (
-    DELETE FROM sendoff.delivery_wave WHERE delivery_id BETWEEN $1 AND $2
+    DELETE FROM sendoff.delivery_wave WHERE delivery_id BETWEEN :first_id AND :last_id
 ), erased AS (
-    DELETE FROM sendoff.erased_recipient WHERE delivery_id BETWEEN $1 AND $2
+    DELETE FROM sendoff.erased_recipient WHERE delivery_id BETWEEN :first_id AND :last_id
 ), paces AS (
-    DELETE FROM sendoff.delivery_pace WHERE delivery_id BETWEEN $1 AND $2
+    DELETE FROM sendoff.delivery_pace WHERE delivery_id BETWEEN :first_id AND :last_id
 )
-DELETE FROM sendoff.delivery_content WHERE delivery_id BETWEEN $1 AND $2;
+DELETE FROM sendoff.delivery_content WHERE delivery_id BETWEEN :first_id AND :last_id;
 
 -- name: read_next_step
 -- The next statement that a leaving set needs, as the catalog shows it: what died between a detachment and a drop
@@ -70,7 +76,7 @@ SELECT p.name AS partition,
             ELSE format('ALTER TABLE sendoff.%I DETACH PARTITION sendoff.%I %s', t.name, p.name,
                         CASE WHEN i.inhdetachpending THEN 'FINALIZE' ELSE 'CONCURRENTLY' END) END AS statement
 FROM sendoff.partitioned_table t
-CROSS JOIN LATERAL (SELECT t.name || '_' || $1::bigint AS name) p
+CROSS JOIN LATERAL (SELECT t.name || '_' || :first_id::bigint AS name) p
 LEFT JOIN pg_inherits i ON i.inhrelid = to_regclass('sendoff.' || p.name)
 WHERE to_regclass('sendoff.' || p.name) IS NOT NULL
 ORDER BY t.name = 'recipient', t.name
@@ -78,7 +84,7 @@ LIMIT 1;
 
 -- name: be_patient
 -- A statement that waits for longer is tried again; the pool undoes this setting when the session is given back.
-SELECT set_config('lock_timeout', $1, false);
+SELECT set_config('lock_timeout', :patience, false);
 
 -- name: read_oldest_transaction
 -- Whom a detachment most likely waits for.
@@ -89,4 +95,4 @@ ORDER BY xact_start
 LIMIT 1;
 
 -- name: forget_set
-DELETE FROM sendoff.partition_set WHERE first_id = $1;
+DELETE FROM sendoff.partition_set WHERE first_id = :first_id;

@@ -3,23 +3,23 @@
 -- name: lock_stats
 -- One recount of a delivery at a time: two would both repair the same drift. Held by the session, because the
 -- snapshot must be taken after it; the key lies below those of deliveries and commands.
-SELECT pg_advisory_lock(-9000000000000000000 - $1 % 100000000000000000);
+SELECT pg_advisory_lock(-9000000000000000000 - :delivery_id % 100000000000000000);
 
 -- name: unlock_stats
-SELECT pg_advisory_unlock(-9000000000000000000 - $1 % 100000000000000000);
+SELECT pg_advisory_unlock(-9000000000000000000 - :delivery_id % 100000000000000000);
 
 -- name: read_deployment
-SELECT * FROM sendoff.deployment WHERE delivery_id = $1;
+SELECT * FROM sendoff.deployment WHERE delivery_id = :delivery_id;
 
 -- name: plan_recount
 -- For the rest of the transaction, what a count of a whole delivery wants and nothing else: a plan for this delivery,
 -- which may read the table from end to end. Where the key finds the rows, a bitmap of a million of them fits into the
--- memory. In parallel where $1 says that it is worth the workers, and then whatever the statistics say, which know
--- nothing yet of a delivery that was just sent.
+-- memory. In parallel where that is worth the workers, and then whatever the statistics say, which know nothing yet of
+-- a delivery that was just sent.
 SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_seqscan', 'on', true),
        set_config('work_mem', '64MB', true), set_config('effective_io_concurrency', '0', true),
        set_config('parallel_setup_cost', '0', true), set_config('min_parallel_table_scan_size', '0', true),
-       CASE WHEN NOT $1 THEN set_config('max_parallel_workers_per_gather', '0', true) END;
+       CASE WHEN NOT :parallel THEN set_config('max_parallel_workers_per_gather', '0', true) END;
 
 -- name: export_snapshot
 -- So that another connection can count in it.
@@ -44,7 +44,7 @@ CROSS JOIN (
                                     WHEN 'error' THEN 1e40 WHEN 'unknown' THEN 1e50 WHEN 'excluded' THEN 1e60
                                     WHEN 'retrying' THEN 1e70 END), 0) AS others
     FROM sendoff.outcome
-    WHERE delivery_id = $1
+    WHERE delivery_id = :delivery_id
 ) o
 CROSS JOIN LATERAL (
     SELECT (o.others % 1e10)::bigint AS sending, (div(o.others, 1e10) % 1e10)::bigint AS bounced_hard,
@@ -53,43 +53,11 @@ CROSS JOIN LATERAL (
            (div(o.others, 1e40) % 1e10)::bigint AS errors, (div(o.others, 1e50) % 1e10)::bigint AS unknown,
            (div(o.others, 1e60) % 1e10)::bigint AS excluded_late, div(o.others, 1e70)::bigint AS retrying
 ) c
-WHERE d.delivery_id = $1;
+WHERE d.delivery_id = :delivery_id;
 
 -- name: recount_tracking
 -- Reads what is known of every recipient that did anything once, wherever it lies (tracked_recipient_place).
 SELECT count(*) AS opened, count(clicked_at) AS clicked, count(optout_at) AS optout, count(mirror_at) AS mirror,
        count(human_opened_at) AS human_opened, count(human_clicked_at) AS human_clicked
 FROM sendoff.tracked_recipient
-WHERE delivery_id = $1;
-
--- name: repair_counters
--- Adds the drift that one snapshot showed. Outcomes, events and counters that moved since moved together, so that the
--- difference still holds; not so when what was left was cancelled, which is computed from the counters, drift and
--- all, nor when its rows are leaving by retention, which no snapshot is safe from: then no row comes back, and it is to
--- be counted again.
-INSERT INTO sendoff.delivery_counter AS c (
-    delivery_id, shard, sending, sent, bounced_hard, bounced_soft, bounced_ignored, errors, unknown, excluded_late,
-    cancelled, retrying, opened, clicked, optout, mirror, human_opened, human_clicked)
-SELECT $1, $2, $4::int, $5::int, $6::int, $7::int, $8::int, $9::int, $10::int, $11::int, $12::int, $13::int,
-       $14::int, $15::int, $16::int, $17::int, $18::int, $19::int
-FROM sendoff.delivery_record d
-WHERE d.delivery_id = $1 AND d.cancelled_at IS NOT DISTINCT FROM $3::timestamptz AND d.purged_at IS NULL
-ON CONFLICT (delivery_id, shard) DO UPDATE
-SET sending = c.sending + excluded.sending,
-    sent = c.sent + excluded.sent,
-    bounced_hard = c.bounced_hard + excluded.bounced_hard,
-    bounced_soft = c.bounced_soft + excluded.bounced_soft,
-    bounced_ignored = c.bounced_ignored + excluded.bounced_ignored,
-    errors = c.errors + excluded.errors,
-    unknown = c.unknown + excluded.unknown,
-    excluded_late = c.excluded_late + excluded.excluded_late,
-    cancelled = c.cancelled + excluded.cancelled,
-    retrying = c.retrying + excluded.retrying,
-    opened = c.opened + excluded.opened,
-    clicked = c.clicked + excluded.clicked,
-    optout = c.optout + excluded.optout,
-    mirror = c.mirror + excluded.mirror,
-    human_opened = c.human_opened + excluded.human_opened,
-    human_clicked = c.human_clicked + excluded.human_clicked,
-    updated_at = now()
-RETURNING c.delivery_id;
+WHERE delivery_id = :delivery_id;

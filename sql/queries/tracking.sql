@@ -9,16 +9,19 @@
 WITH event AS (
     SELECT e.event_id, e.recipient, e.kind, CASE WHEN k.kept THEN e.url END AS url, e.at,
            CASE WHEN k.kept THEN e.user_agent END AS user_agent, e.machine_rule
-    FROM unnest($2::text[], $3::int[], $4::text[], $5::text[], $6::timestamptz[], $7::text[], $8::text[])
+    FROM unnest(:event_ids::text[], :recipients::int[], :kinds::text[], :urls::text[], :times::timestamptz[],
+                :user_agents::text[], :machine_rules::text[])
          AS e (event_id, recipient, kind, url, at, user_agent, machine_rule)
-    JOIN sendoff.delivery_record d ON d.delivery_id = $1
-    CROSS JOIN (SELECT array_agg(x.recipient) AS recipients FROM sendoff.erased_recipient x WHERE x.delivery_id = $1) x
+    JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id
+    CROSS JOIN (
+        SELECT array_agg(x.recipient) AS recipients FROM sendoff.erased_recipient x WHERE x.delivery_id = :delivery_id
+    ) x
     CROSS JOIN LATERAL (SELECT coalesce(e.recipient <> ALL (x.recipients), true) AS kept) k
     WHERE d.confirmed_at IS NOT NULL AND e.recipient <= d.to_deliver
 ), new AS (
     INSERT INTO sendoff.tracking_event (
         delivery_id, event_id, recipient, kind, url, link, at, user_agent, machine_rule, rules)
-    SELECT $1, event_id, recipient, kind, url, md5(url)::uuid, at, user_agent, machine_rule, $9
+    SELECT :delivery_id, event_id, recipient, kind, url, md5(url)::uuid, at, user_agent, machine_rule, :rules
     FROM event
     ORDER BY event_id COLLATE "C"
     ON CONFLICT (delivery_id, event_id) DO NOTHING
@@ -26,8 +29,9 @@ WITH event AS (
 ), changed AS (
     INSERT INTO sendoff.tracked_recipient AS t (
         delivery_id, recipient, opened_at, clicked_at, mirror_at, optout_at, human_opened_at, human_clicked_at)
-    SELECT $1, recipient, min(at), min(at) FILTER (WHERE kind = 'click'), min(at) FILTER (WHERE kind = 'mirror'),
-           min(at) FILTER (WHERE kind = 'optout'), min(at) FILTER (WHERE machine_rule IS NULL),
+    SELECT :delivery_id, recipient, min(at), min(at) FILTER (WHERE kind = 'click'),
+           min(at) FILTER (WHERE kind = 'mirror'), min(at) FILTER (WHERE kind = 'optout'),
+           min(at) FILTER (WHERE machine_rule IS NULL),
            min(at) FILTER (WHERE kind = 'click' AND machine_rule IS NULL)
     FROM new
     GROUP BY recipient
@@ -49,47 +53,41 @@ WITH event AS (
        OR excluded.human_opened_at < coalesce(t.human_opened_at, 'infinity')
        OR excluded.human_clicked_at < coalesce(t.human_clicked_at, 'infinity')
     RETURNING t.was, t.clicked_at, t.mirror_at, t.optout_at, t.human_opened_at, t.human_clicked_at
-), counted AS (
-    INSERT INTO sendoff.delivery_counter AS c (
-        delivery_id, shard, opened, clicked, mirror, optout, human_opened, human_clicked)
-    SELECT $1, $10, m.*
-    FROM (
-        SELECT count(*) FILTER (WHERE was & 1 = 0) AS opened,
-               count(clicked_at) FILTER (WHERE was & 2 = 0) AS clicked,
-               count(mirror_at) FILTER (WHERE was & 4 = 0) AS mirror,
-               count(optout_at) FILTER (WHERE was & 8 = 0) AS optout,
-               count(human_opened_at) FILTER (WHERE was & 16 = 0) AS human_opened,
-               count(human_clicked_at) FILTER (WHERE was & 32 = 0) AS human_clicked
-        FROM changed
-    ) m
-    WHERE m.opened + m.clicked + m.mirror + m.optout + m.human_opened + m.human_clicked > 0
-    ON CONFLICT (delivery_id, shard) DO UPDATE
-    SET opened = c.opened + excluded.opened,
-        clicked = c.clicked + excluded.clicked,
-        mirror = c.mirror + excluded.mirror,
-        optout = c.optout + excluded.optout,
-        human_opened = c.human_opened + excluded.human_opened,
-        human_clicked = c.human_clicked + excluded.human_clicked,
-        updated_at = now()
+), first_known AS (
+    SELECT count(*) FILTER (WHERE was & 1 = 0) AS opened,
+           count(clicked_at) FILTER (WHERE was & 2 = 0) AS clicked,
+           count(mirror_at) FILTER (WHERE was & 4 = 0) AS mirror,
+           count(optout_at) FILTER (WHERE was & 8 = 0) AS optout,
+           count(human_opened_at) FILTER (WHERE was & 16 = 0) AS human_opened,
+           count(human_clicked_at) FILTER (WHERE was & 32 = 0) AS human_clicked
+    FROM changed
 )
 SELECT count(*)::int AS recorded, count(machine_rule)::int AS machines,
-       array_agg(event_id) FILTER (WHERE kind = 'optout') AS optouts
+       array_agg(event_id) FILTER (WHERE kind = 'optout') AS optouts,
+       sendoff.count_moves(:delivery_id, (
+           SELECT ARRAY[('nothing', 'opened', opened), ('nothing', 'clicked', clicked), ('nothing', 'mirror', mirror),
+                        ('nothing', 'optout', optout), ('nothing', 'human_opened', human_opened),
+                        ('nothing', 'human_clicked', human_clicked)]::sendoff.move[]
+           FROM first_known))
 FROM new;
 
 -- name: read_opted_out
 -- Each by the whole key: an opt-out is rare, a delivery is not read for it. Of who was erased nothing is known.
 SELECT r.profile_id, r.address
-FROM unnest($2::int[]) AS o (recipient)
+FROM unnest(:recipients::int[]) AS o (recipient)
 CROSS JOIN LATERAL (
-    SELECT k.profile_id, k.address FROM sendoff.recipient k WHERE k.delivery_id = $1 AND k.recipient = o.recipient OFFSET 0
+    SELECT k.profile_id, k.address
+    FROM sendoff.recipient k
+    WHERE k.delivery_id = :delivery_id AND k.recipient = o.recipient
+    OFFSET 0
 ) r
 WHERE r.address <> '';
 
 -- name: denylist_opted_out
 INSERT INTO sendoff.denylisted_profile (channel, profile_id, cause)
 SELECT d.channel, o.profile_id, 'optout'
-FROM unnest($2::text[]) AS o (profile_id)
-JOIN sendoff.delivery_record d ON d.delivery_id = $1
+FROM unnest(:profile_ids::text[]) AS o (profile_id)
+JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id
 ORDER BY o.profile_id
 ON CONFLICT (channel, profile_id) DO NOTHING;
 
@@ -97,7 +95,7 @@ ON CONFLICT (channel, profile_id) DO NOTHING;
 -- Those without a profile: their address is all that is known of them.
 INSERT INTO sendoff.quarantined_address (channel, address_key, address, cause)
 SELECT d.channel, o.address_key, o.address, 'optout'
-FROM unnest($2::text[], $3::text[]) AS o (address_key, address)
-JOIN sendoff.delivery_record d ON d.delivery_id = $1
+FROM unnest(:address_keys::text[], :addresses::text[]) AS o (address_key, address)
+JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id
 ORDER BY o.address_key
 ON CONFLICT (channel, address_key) DO NOTHING;

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.stack import Stack, until
+from tests.support.stack import Stack, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,7 +17,7 @@ from tests.bench.installation import DELIVERY, SECONDS, opened
 from tests.bench.machine import Case, CaseFailed, Measured, Meter
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.messages import Outgoing
-from worker.db import accounts
+from worker.db.accounts import Accounts
 from worker.domain.outcomes import facts
 from worker.domain.retry import Retries
 
@@ -59,7 +59,7 @@ SET state = 'in_progress', confirmed_at = now(), started_at = now(), valid_until
 WHERE delivery_id = {delivery};
 INSERT INTO sendoff.outcome (delivery_id, recipient, attempt, status, precedence, claimed_at)
 SELECT {delivery}, recipient, 1, 'sending', 16, now() FROM sendoff.recipient WHERE delivery_id = {delivery};
-INSERT INTO sendoff.delivery_counter (delivery_id, shard, sending) VALUES ({delivery}, 0, {rows})
+SELECT sendoff.count_moves({delivery}, ARRAY[(NULL, 'sending', {rows})::sendoff.move])
 """
 
 
@@ -143,9 +143,9 @@ async def statement(installation: Installation, rows: int) -> Measured:
         meter = Meter({"client": [os.getpid()]})
         for first in range(0, rows, BATCH):
             batch = dict(enumerate(sent[first : first + BATCH], first + 1))
-            await accounts.record(db, DELIVERY, batch, retries, 0)
+            await Accounts(db).record(DELIVERY, batch, retries)
         measured = meter.read(rows)
-        row = await db.fetchrow("read_deployment", DELIVERY)
+        row = await db.fetchrow("read_deployment", delivery_id=DELIVERY)
         if row is None or row["sent"] != rows:
             raise CaseFailed("The deployment does not count what was recorded.")
     return measured

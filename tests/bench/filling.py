@@ -80,7 +80,7 @@ class _Filler:
         text = Path(__file__).with_suffix(".sql").read_text("utf-8")
         _, *blocks = re.split(r"^-- name: (\w+)\n", text, flags=re.MULTILINE)
         self._statements = dict(zip(blocks[::2], blocks[1::2], strict=True))
-        self._statements["insert_domains"] = queries()["insert_domains"]
+        self._statements["insert_domains"] = queries()["insert_domains"].text
         self._connection = connection
 
     async def run(self, name: str, *values: Any) -> None:

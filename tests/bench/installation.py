@@ -99,8 +99,8 @@ class Installation:
             await migrate(url, timeout=self.settings.connect_timeout)
             async with opened(url) as db:
                 async with db.transaction() as tx:
-                    await tx.execute("add_operator", "ana")
-                    await tx.execute("grant_role", "ana", "start_deliveries")
+                    await tx.execute("add_operator", name="ana")
+                    await tx.execute("grant_role", name="ana", role="start_deliveries")
                 for number, size in ((WARM_UP, 1), (DELIVERY, recipients)):
                     if await self.prepare(db, channel, size) != number:
                         raise CaseFailed("The deliveries of a new database are not numbered from 1.")
@@ -245,7 +245,7 @@ async def finished(db: Database, number: int, every: float = 0.02) -> asyncpg.Re
     never = asyncio.Event()
     async with asyncio.timeout(SECONDS):
         while True:
-            row = await db.fetchrow("read_deployment", number)
+            row = await db.fetchrow("read_deployment", delivery_id=number)
             if row is not None and row["state"] == "finished":
                 return row
             if row is not None and row["state"] in {"paused", "stopped", "failed"}:

@@ -22,6 +22,7 @@ import uvloop
 from contracts.sends import Send
 from worker.channels.email.channel import EmailChannel
 from worker.channels.email.smtp import SmtpPool
+from worker.channels.email.timeouts import Timeouts
 from worker.domain.verdicts import Accepted
 
 SHORT = {
@@ -66,7 +67,7 @@ def to(recipient: int) -> Send:
 
 async def by_sendoff(content: dict[str, Any], port: int, connections: int) -> Sender:
     """Sendoff's channel, as its send service calls it."""
-    channel = EmailChannel(SmtpPool(f"smtp://127.0.0.1:{port}", size=connections, timeout=60))
+    channel = EmailChannel(SmtpPool(f"smtp://127.0.0.1:{port}", size=connections, timeouts=Timeouts.all(60)))
     compiled = channel.prepare(content)
 
     async def send(_turn: int, asked: Send) -> None:

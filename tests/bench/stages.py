@@ -82,7 +82,7 @@ async def record(installation: Installation, recipients: int) -> Measured:
             async with installation.services(variables, [("results", ["results"])]) as processes:
 
                 async def done() -> bool:
-                    row = await db.fetchrow("read_deployment", DELIVERY)
+                    row = await db.fetchrow("read_deployment", delivery_id=DELIVERY)
                     return row is not None and row["sent"] == recipients
 
                 meter = Meter(processes)

@@ -71,7 +71,7 @@ async def recount(db: Database, of: str, number: int, times: int) -> Measured:
     """Measures compute stats as the service does it: lock, snapshot, recount, comparison."""
 
     async def ask() -> list[Any]:
-        found = await stats.recount(db, number, 0, deadline=_SECONDS)
+        found = await stats.recount(db, number, deadline=_SECONDS)
         if found is None or found.drift:
             raise SystemExit(f"The recount of delivery {number} found {found and found.drift}.")
         return [found]

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.faults.proxy import CutProxy
-from tests.integration.test_delivery import Counting
-from tests.stack import until
+from tests.support.channels import Counting
+from tests.support.proxy import CutProxy
+from tests.support.stack import until
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 RECIPIENTS = 12_000
 

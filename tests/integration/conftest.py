@@ -8,19 +8,20 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-import asyncpg
 import pytest
 
+from tests.support.database import created
 from worker.db import stats
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
+    from tests.support.processes import Sendoff
     from worker.settings import Settings
 
 
 @pytest.fixture
-def sendoff(settings: Settings) -> Callable[..., subprocess.CompletedProcess[str]]:
+def sendoff(settings: Settings) -> Sendoff:
     """Runs a command as a user would, on the test's own database and queues; `env` changes variables."""
 
     def run(*args: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -40,14 +41,8 @@ def sendoff(settings: Settings) -> Callable[..., subprocess.CompletedProcess[str
 @pytest.fixture
 async def empty_database(server_settings: Settings) -> AsyncIterator[str]:
     """The address of a database without a schema."""
-    name = f"sendoff_test_{secrets.token_hex(6)}"
-    connection = await asyncpg.connect(server_settings.database_url, timeout=20)
-    await connection.execute(f"CREATE DATABASE {name}")
-    try:
-        yield server_settings.database_url.rpartition("/")[0] + f"/{name}"
-    finally:
-        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await connection.close()
+    async with created(server_settings.database_url, f"sendoff_test_{secrets.token_hex(6)}") as url:
+        yield url
 
 
 @pytest.fixture(params=["on one connection", "on two"])

@@ -11,27 +11,20 @@ from typer.testing import CliRunner
 
 from contracts import routing
 from contracts.events import Criterion, Event
-from tests.integration.test_events import heard, listener
-from tests.integration.test_late_results import waits_for_a_row
-from tests.stack import until
+from tests.support.database import change, waits_for_a_row
+from tests.support.events import heard, listener
+from tests.support.stack import until
 from worker.cli import app
 from worker.db import alerts, deliveries
 from worker.domain.states import Move
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable
-
     from click.testing import Result
 
-    from tests.stack import Stack
+    from tests.support.processes import Sendoff
+    from tests.support.stack import Stack
 
 OFTEN: dict[str, Any] = {"alert_interval": 0.05, "tick": 0.05}
-
-
-async def change(stack: Stack, statement: str, *args: object) -> None:
-    async with stack.db.transaction() as tx:
-        await tx.connection.execute(statement, *args)
 
 
 async def delivery(stack: Stack, recipients: int = 1, **columns: str) -> int:
@@ -51,12 +44,8 @@ async def delivery(stack: Stack, recipients: int = 1, **columns: str) -> int:
 
 
 async def count(stack: Stack, number: int, **counters: int) -> None:
-    names, values = ", ".join(counters), ", ".join(map(str, counters.values()))
-    await change(
-        stack,
-        f"INSERT INTO sendoff.delivery_counter (delivery_id, shard, {names}) VALUES ($1, 0, {values})",  # noqa: S608
-        number,
-    )
+    moves = ", ".join(f"('pending', '{name}', {value})" for name, value in counters.items())
+    await change(stack, f"SELECT sendoff.count_moves($1, ARRAY[{moves}]::sendoff.move[])", number)
 
 
 async def sampled(stack: Stack, number: int, ago: str, processed: int) -> None:
@@ -122,7 +111,9 @@ CASES: list[tuple[str, dict[str, str], dict[str, str]]] = [
 """Of each criterion of states and times: a delivery just past its threshold, and one just not."""
 
 
-async def test_states_and_times(stack: Stack) -> None:
+async def test_each_alert_on_a_state_or_a_time_is_raised_beyond_its_limit_and_not_within(
+    stack: Stack,
+) -> None:
     expected = []
     for criterion, wrong, right in CASES:
         expected.append((await delivery(stack, **wrong), criterion))
@@ -135,7 +126,9 @@ async def test_states_and_times(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize(("kind", "limit"), [("hard", 5), ("soft", 10)])
-async def test_shares_of_bounces(stack: Stack, kind: str, limit: int) -> None:
+async def test_a_share_of_bounces_alerts_above_its_limit_and_from_enough_attempts_on(
+    stack: Stack, kind: str, limit: int
+) -> None:
     bounced = f"bounced_{kind}"
     over = await delivery(stack, 300)
     await count(stack, over, **{"sent": 199 - 2 * limit, bounced: 2 * limit + 1})
@@ -168,7 +161,9 @@ async def test_bounces_of_a_delivery_that_has_not_started_are_told_and_stop_no_a
     assert row["since"] == own["confirmed_at"]
 
 
-async def test_throughput(stack: Stack) -> None:
+async def test_a_slow_delivery_alerts_unless_it_is_limited_paused_by_waves_small_or_young(
+    stack: Stack,
+) -> None:
     async def one(rate: int, recipients: int = 1_000, pending: int = 60, **columns: str) -> int:
         number = await delivery(stack, recipients, **columns)
         await sampled(stack, number, "5 minutes", 100)
@@ -214,7 +209,7 @@ async def invoke(stack: Stack, *args: object) -> Result:
     return await asyncio.to_thread(CliRunner().invoke, app, ["alert", *map(str, args)], env=env)
 
 
-async def test_thresholds_are_changed(stack: Stack) -> None:
+async def test_the_command_lists_alerts_and_changes_their_thresholds(stack: Stack) -> None:
     async def run(*args: object) -> str:
         done = await invoke(stack, *args)
         assert done.exit_code == 0, done.output
@@ -248,9 +243,7 @@ async def test_thresholds_are_changed(stack: Stack) -> None:
     assert none == "No alerts.\n"
 
 
-async def test_what_cannot_be_a_threshold_is_refused(
-    stack: Stack, sendoff: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+async def test_what_cannot_be_a_threshold_is_refused(stack: Stack, sendoff: Sendoff) -> None:
     before = await alerts.thresholds(stack.db)
     done = await asyncio.to_thread(sendoff, "alert", "set", "failed", "--threshold", 1)
     assert (done.returncode, "failed has no threshold" in done.stderr) == (1, True), done.stderr
@@ -363,7 +356,7 @@ async def test_two_that_found_the_same_alert_tell_it_once(stack: Stack) -> None:
         "ALTER TABLE sendoff.delivery_alert DROP CONSTRAINT delivery_alert_delivery_id_criterion_day_key",
     )
     async with stack.db.transaction() as tx:
-        await tx.execute("lock_delivery", number)
+        await tx.execute("lock_delivery", delivery_id=number)
         raising = [asyncio.create_task(alerts.raise_due(stack.db)) for _ in range(3)]
 
         async def all_wait() -> bool:

@@ -7,22 +7,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contracts import routing
-from tests.integration.test_events import (
-    CONFIRMED,
-    FINISHED,
-    PAUSED,
-    RESUMED,
-    SCHEDULED,
-    STARTED,
-    heard,
-    listener,
-)
-from tests.integration.test_speakers import TOKENS, bearing, token
+from tests.support.events import CONFIRMED, FINISHED, PAUSED, RESUMED, SCHEDULED, STARTED, heard, listener
+from tests.support.tokens import TOKENS, bearing, token
 from worker.db import operators
 from worker.domain.operators import Role
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 REVOKED = (
     "It was not started: “ana”, who confirmed or resumed it, no longer holds the Start deliveries role"

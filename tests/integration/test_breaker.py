@@ -9,15 +9,16 @@ import pytest
 
 from contracts import routing
 from contracts.results import BounceKind, BounceReason, Fault
-from tests.integration.test_delivery import Counting
-from tests.integration.test_events import FINISHED, PAUSED, RESUMED, heard, listener
-from tests.integration.test_results import bounced, confirmed, drained, result
-from tests.stack import until
+from tests.support.channels import Counting
+from tests.support.deliveries import confirmed
+from tests.support.events import FINISHED, PAUSED, RESUMED, heard, listener
+from tests.support.results import bounced, drained, result
+from tests.support.stack import until
 from worker.domain.verdicts import Bounced
 
 if TYPE_CHECKING:
     from contracts.sends import Send
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.domain.verdicts import Verdict
 
 REASON = "The circuit breaker paused it: hard bounces 10.89 % of 101 attempted, limit 10 %."
@@ -47,7 +48,7 @@ async def attempted(stack: Stack, number: int, count: int) -> dict[str, Any] | N
     return row if row["sent"] + row["bounced"] + row["errors"] == count else None
 
 
-async def test_it_trips_above_the_limit_and_not_at_it(stack: Stack) -> None:
+async def test_the_breaker_trips_above_the_limit_and_not_at_it(stack: Stack) -> None:
     queue = await listener(stack, PAUSED)
     number = await confirmed(stack, 200)
     async with stack.running("results", "events"):
@@ -73,7 +74,7 @@ async def test_it_trips_above_the_limit_and_not_at_it(stack: Stack) -> None:
     assert (await stack.rows("SELECT state_reason FROM sendoff.delivery"))[0]["state_reason"] == REASON
 
 
-async def test_it_trips_when_what_went_well_makes_the_minimum_full(stack: Stack) -> None:
+async def test_the_breaker_trips_when_what_went_well_makes_the_minimum_full(stack: Stack) -> None:
     number = await confirmed(stack, 200)
     async with stack.running("results"):
         errors = [result(number, r, reason="x", retryable=False) for r in range(1, 51)]
@@ -87,14 +88,14 @@ async def test_it_trips_when_what_went_well_makes_the_minimum_full(stack: Stack)
 
 
 @pytest.mark.parametrize("off", [{"breaker_minimum": 0}, {"breaker_hard_bounce_pct": 0}])
-async def test_it_can_be_turned_off(stack: Stack, off: dict[str, int]) -> None:
+async def test_limits_of_0_turn_the_breaker_off(stack: Stack, off: dict[str, int]) -> None:
     number = await stack.prepare(200)
     async with stack.running(channel=Bouncing(), tick=0.05, **off):
         await stack.confirm(number)
         assert (await stack.finished(number))["bounced_hard"] == 200
 
 
-async def test_limits_of_its_own_stand_before_the_settings(stack: Stack) -> None:
+async def test_a_deliverys_own_breaker_limits_stand_before_the_settings(stack: Stack) -> None:
     own = "[limits]\nbreaker_minimum = 4\nhard_bounce_pct = 50\nerror_pct = 0"
     number = await stack.prepare(20, extra=own)
     async with stack.running("confirm", "results", breaker_minimum=1, breaker_error_pct=1):
@@ -110,7 +111,7 @@ async def test_limits_of_its_own_stand_before_the_settings(stack: Stack) -> None
     assert "hard bounces 57.14 % of 7 attempted, limit 50 %." in pause["reason"]
 
 
-async def test_two_recorders_at_once_make_one_pause_at_the_right_point(stack: Stack) -> None:
+async def test_two_recorders_at_once_trip_the_breaker_once(stack: Stack) -> None:
     number = await confirmed(stack, 2_000)
     for recipient in range(1, 301):
         await stack.publish(routing.RESULTS, "bounce", bounced(number, recipient))
@@ -123,7 +124,7 @@ async def test_two_recorders_at_once_make_one_pause_at_the_right_point(stack: St
     assert json.loads(pause["figures"])["attempted"] in {100, 101}
 
 
-async def test_nothing_is_claimed_afterwards_and_a_resume_overrides_it(stack: Stack) -> None:
+async def test_nothing_is_claimed_after_the_breaker_tripped_until_a_resume_overrides_it(stack: Stack) -> None:
     number = await stack.prepare(3_000)
     queue = await listener(stack)
     channel = Bouncing()

@@ -12,7 +12,7 @@ import structlog.testing
 import uvloop
 from pamqp import commands
 
-from tests.integration.bulk_peers import SECONDS, FakeBroker, Proxy, until
+from tests.support.bulk_peers import SECONDS, FakeBroker, Proxy, until
 from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.errors import ChannelClosed, ConnectionLost
 from worker.amqp.bulk.publisher import BulkPublisher
@@ -22,7 +22,7 @@ from worker.amqp.messages import Outgoing, Unroutable
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.integration.bulk_peers import Peer
+    from tests.support.bulk_peers import Peer
     from worker.settings import Settings
 
 PUBLISH = (60, 40)
@@ -62,7 +62,7 @@ async def underway(publisher: BulkPublisher, messages: list[Outgoing]) -> AsyncI
         task.cancel()
 
 
-async def test_it_introduces_itself_and_agrees_on_limits() -> None:
+async def test_the_client_introduces_itself_and_agrees_on_limits() -> None:
     async with FakeBroker() as broker, publishing(broker, query="?heartbeat=9", frame_max=4096) as (_, peer):
         properties = peer.login.client_properties
         assert properties["connection_name"] == "test"
@@ -272,7 +272,9 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize("nonsense", NONSENSE)
-async def test_nonsense_ends_the_connection_and_what_is_in_doubt_is_published_again(nonsense: bytes) -> None:
+async def test_a_broken_frame_ends_the_connection_and_what_is_in_doubt_is_published_again(
+    nonsense: bytes,
+) -> None:
     async with FakeBroker() as broker, publishing(broker) as (publisher, peer):
         with structlog.testing.capture_logs() as logs:
             async with underway(publisher, numbered(2)):
@@ -380,7 +382,7 @@ async def test_deliveries_of_a_lost_connection_are_dropped_and_come_again() -> N
         await closing
 
 
-def test_it_runs_on_uvloop(server_settings: Settings) -> None:
+def test_publishing_and_consuming_work_on_uvloop(server_settings: Settings) -> None:
     async def scenario() -> None:
         async with Proxy(server_settings.amqp_url) as proxy:
             publisher = BulkPublisher(

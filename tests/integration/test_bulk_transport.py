@@ -18,7 +18,7 @@ import pamqp.header
 import pytest
 from pamqp import commands
 
-from tests.integration.bulk_peers import SECONDS, Proxy
+from tests.support.bulk_peers import SECONDS, Proxy
 from worker.amqp.buffer import CALM
 from worker.amqp.bulk.connection import Events, connect
 from worker.amqp.bulk.consumer import BulkConsumer

@@ -15,12 +15,10 @@ from worker.cli.common import database
 from worker.db.pool import DatabaseUnreachable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
+    from tests.support.processes import Sendoff
     from worker.settings import Settings
-
-    Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
 DELIVERY = """
 label = "x"
@@ -75,7 +73,7 @@ def test_prepare_answers_in_json_by_these_names(sendoff: Sendoff, files: list[st
         (["prepare", "x.toml", "--recipients", "x.csv", "--operator", "ana"], {}, 1, "x.toml cannot be read"),
     ],
 )
-def test_what_is_wrong_is_a_sentence_and_a_status(
+def test_a_wrong_call_or_a_server_out_of_reach_is_a_sentence_and_a_status(
     sendoff: Sendoff, arguments: list[str], env: dict[str, str], status: int, sentence: str
 ) -> None:
     done = sendoff(*arguments, env=env)

@@ -16,7 +16,7 @@ from worker.lifecycle import pause
 from worker.operations.prepare import PreparationRefused
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 
 def confirm(number: int, **changes: Any) -> dict[str, Any]:
@@ -65,7 +65,7 @@ async def test_a_refusal_has_its_reason_and_changes_nothing(
 ) -> None:
     await stack.operator("paul", "prepare_deliveries")
     await stack.operator("gone", "start_deliveries")
-    await stack.db.fetchval("set_operator_active", "gone", False)
+    await stack.db.fetchval("set_operator_active", name="gone", active=False)
     number = await stack.prepare(3)
     async with stack.running("confirm"):
         answer = await stack.request(routing.CONFIRM, confirm(number, **change))

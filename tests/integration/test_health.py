@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from contracts import routing
-from tests.faults.proxy import CutProxy
-from tests.stack import until
+from tests.support.proxy import CutProxy
+from tests.support.stack import until
 from worker.telemetry.health import serving
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
-    from tests.stack import Stack
+    from tests.support.processes import Sendoff
+    from tests.support.stack import Stack
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -180,9 +180,7 @@ async def test_the_counters_follow_a_delivery(stack: Stack) -> None:
         assert value("stats_drift_repaired_total") == value("database_failures_total") == 0
 
 
-async def test_a_port_that_is_taken_stops_the_start_with_a_sentence(
-    stack: Stack, sendoff: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+async def test_a_port_that_is_taken_stops_the_start_with_a_sentence(stack: Stack, sendoff: Sendoff) -> None:
     port = stack.settings.amqp_url.rsplit(":", 1)[1].strip("/")
     ran = await asyncio.to_thread(sendoff, "run", "stats", env={"SENDOFF_HTTP_PORT": port})
     assert ran.returncode == 2

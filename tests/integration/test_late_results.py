@@ -7,30 +7,23 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from contracts import routing
-from tests.integration.test_outcome_law import NOON, RETRIES, Report, snapshot
-from tests.integration.test_results import bounced, confirmed, drained, result
-from tests.integration.test_retries import agrees, counted, log
-from tests.stack import until
-from worker.db import accounts, deliveries
+from tests.support.database import waits_for_a_row
+from tests.support.deliveries import agrees, confirmed, counted, log
+from tests.support.reports import NOON, RETRIES, Report, snapshot
+from tests.support.results import bounced, drained, result
+from tests.support.stack import until
+from worker.db import deliveries
+from worker.db.accounts import Accounts
 from worker.domain.outcomes import REPLY_LIMIT, facts
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 
 async def _started(stack: Stack, recipients: int) -> int:
     number = await confirmed(stack, recipients)
     await stack.finished(number, "in_progress")
     return number
-
-
-async def waits_for_a_row(stack: Stack) -> bool:
-    return bool(
-        await stack.rows(
-            "SELECT FROM pg_stat_activity WHERE wait_event IN ('transactionid', 'spectoken', 'tuple')"
-            " AND datname = current_database()"
-        )
-    )
 
 
 def _reported(number: int, recipient: int, kind: str, attempt: int = 1) -> dict[int, Any]:
@@ -40,11 +33,17 @@ def _reported(number: int, recipient: int, kind: str, attempt: int = 1) -> dict[
 async def test_a_result_comes_before_its_claim_is_committed(stack: Stack) -> None:
     number = await _started(stack, 1)
     async with stack.db.transaction() as tx:
-        await tx.execute("lock_claims", number)
-        (granted,) = await tx.fetch("claim", number, [1], [1], ["a"], ["in_progress"], 3)
-        assert granted["recipient"] == 1
+        await tx.execute("lock_claims", delivery_id=number)
+        granted = await tx.fetchval(
+            "claim",
+            delivery_id=number,
+            recipients=[1],
+            attempts=[1],
+            address_keys=["a"],
+        )
+        assert granted == [1]
         recording = asyncio.create_task(
-            accounts.record(stack.db, number, _reported(number, 1, "sent"), RETRIES, 5)
+            Accounts(stack.db).record(number, _reported(number, 1, "sent"), RETRIES)
         )
         await until(lambda: waits_for_a_row(stack))
         row, rows = await snapshot(stack, number)
@@ -56,13 +55,31 @@ async def test_a_result_comes_before_its_claim_is_committed(stack: Stack) -> Non
 
 async def test_a_claim_comes_while_the_result_is_being_recorded(stack: Stack) -> None:
     number = await _started(stack, 1)
-    at = [None, None, None]
     async with stack.db.transaction() as tx:
-        await tx.execute("lock_claims", number)
-        texts = [[None]] * 5
-        arguments = ([1], [1], ["sent"], [20], [NOON], at[:1], at[:1], *texts, [None], 4, ["in_progress"], 5)
-        assert await tx.fetchval("record_outcomes", number, *arguments) == 1
-        claiming = asyncio.create_task(accounts.claim(stack.db, number, {1: (1, "a")}, 3))
+        await tx.execute("lock_claims", delivery_id=number)
+        nothing = (
+            "bounced_at",
+            "error_at",
+            "reasons",
+            "codes",
+            "faults",
+            "replies",
+            "provider_ids",
+            "retry_at",
+        )
+        moved = await tx.fetchval(
+            "record_outcomes",
+            delivery_id=number,
+            recipients=[1],
+            attempts=[1],
+            statuses=["sent"],
+            precedences=[20],
+            sent_at=[NOON],
+            max_attempts=4,
+            **dict.fromkeys(nothing, ()),
+        )
+        assert moved == 1
+        claiming = asyncio.create_task(Accounts(stack.db).claim(number, {1: (1, "a")}))
         await until(lambda: waits_for_a_row(stack))
     assert await claiming == set()
     row, _ = await snapshot(stack, number)
@@ -73,13 +90,13 @@ async def test_what_comes_days_later_is_recorded_like_any_other(stack: Stack) ->
     """A finished delivery of nine days ago: an old attempt, a settled unknown, a bounce long after sent."""
     number = await _started(stack, 6)
     db = stack.db
-    await accounts.claim(db, number, dict.fromkeys(range(1, 7), (1, "a")), 0)
+    await Accounts(db).claim(number, dict.fromkeys(range(1, 7), (1, "a")))
     early = {**_reported(number, 1, "sent"), **_reported(number, 2, "soft"), **_reported(number, 3, "sent")}
     early |= {**_reported(number, 5, "error"), **_reported(number, 6, "sent")}
-    await accounts.record(db, number, early, RETRIES, 1)
-    assert await accounts.claim(db, number, {2: (2, "a")}, 0) == {2}
-    await accounts.record(db, number, _reported(number, 2, "sent", 2), RETRIES, 1)
-    await accounts.expire(db, number, 1, 6, lease=0, shard=2)
+    await Accounts(db).record(number, early, RETRIES)
+    assert await Accounts(db).claim(number, {2: (2, "a")}) == {2}
+    await Accounts(db).record(number, _reported(number, 2, "sent", 2), RETRIES)
+    await Accounts(db).expire(number, 1, 6, lease=0)
     assert await deliveries.finish(db, number)
     async with db.transaction() as tx:
         for change in (
@@ -114,7 +131,7 @@ async def test_what_comes_days_later_is_recorded_like_any_other(stack: Stack) ->
 
 async def test_results_for_a_stopped_delivery_leave_the_cancelled(stack: Stack) -> None:
     number = await _started(stack, 4)
-    await accounts.claim(stack.db, number, {1: (1, "a")}, 0)
+    await Accounts(stack.db).claim(number, {1: (1, "a")})
     async with stack.running("confirm", "results", "stats"):
         await stack.control(routing.STOP, number)
         assert (await stack.deployment(number))["cancelled"] == 3

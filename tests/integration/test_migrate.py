@@ -23,11 +23,10 @@ from worker.db.migrate import migrate
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch, open_database
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator
 
+    from tests.support.processes import Sendoff
     from worker.settings import Settings
-
-    Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
 CHECKOUT = Path(worker.__path__[0]).parent
 SECONDS = 20
@@ -98,11 +97,11 @@ async def test_no_database_is_told_without_the_password() -> None:
 
 
 @pytest.mark.usefixtures("tidy_broker")
-def test_the_command_can_run_twice(sendoff: Sendoff, empty_database: str) -> None:
+def test_migrate_can_run_twice(sendoff: Sendoff, empty_database: str) -> None:
     env = {"SENDOFF_DATABASE_URL": empty_database}
     first, second = sendoff("migrate", env=env), sendoff("migrate", env=env)
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert "schema: applied 0001 initial" in first.stdout
+    assert "schema: applied 0001 deliveries" in first.stdout
     assert "schema: up to date" in second.stdout
 
 

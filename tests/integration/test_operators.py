@@ -12,12 +12,8 @@ from worker.db import commands, operators
 from worker.domain.operators import Operator, Role
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable
-
+    from tests.support.processes import Sendoff
     from worker.db.pool import Database, Transaction
-
-    Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
 
 async def test_an_operator_can_be_added_twice_and_keeps_their_roles(db: Database) -> None:
@@ -36,7 +32,7 @@ async def test_every_change_says_whether_it_was_one(db: Database) -> None:
     assert [await operators.set_operator_active(db, "ana", active=True) for _ in range(2)] == [True, False]
 
 
-async def test_nobody_is_told_from_no_change(db: Database) -> None:
+async def test_a_change_to_an_unknown_operator_is_told_from_no_change(db: Database) -> None:
     assert await operators.grant_role(db, "eve", Role.START_DELIVERIES) is None
     assert await operators.revoke_role(db, "eve", Role.START_DELIVERIES) is None
     assert await operators.set_operator_active(db, "eve", active=False) is None
@@ -68,8 +64,8 @@ async def test_a_command_that_waited_for_a_revocation_sees_it(db: Database) -> N
 
     async with asyncio.timeout(10):
         async with db.transaction() as tx:
-            await tx.fetchval("lock_operator", "ana")
-            await tx.fetchval("revoke_role", "ana", Role.START_DELIVERIES)
+            await tx.fetchval("lock_operator", name="ana")
+            await tx.fetchval("revoke_role", name="ana", role=Role.START_DELIVERIES)
             task = asyncio.create_task(command())
             while not await someone_waits(tx):
                 assert not task.done()
@@ -124,7 +120,9 @@ def test_the_command_line_is_idempotent_and_speaks_in_sentences(sendoff: Sendoff
         (["add", "a\nb"], 2, "printable characters"),
     ],
 )
-def test_what_cannot_be_done_is_refused(sendoff: Sendoff, words: list[str], status: int, reason: str) -> None:
+def test_a_wrong_name_or_role_is_refused(
+    sendoff: Sendoff, words: list[str], status: int, reason: str
+) -> None:
     refused = sendoff("operator", *words)
     assert refused.returncode == status
     assert reason in refused.stderr

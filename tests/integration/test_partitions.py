@@ -1,92 +1,22 @@
-"""Sets of partitions: tables are converted with their data, sets opened when due, every plan pruned."""
+"""Sets of partitions: opened when due, and every plan looks into one."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
-
-import asyncpg
+from typing import TYPE_CHECKING
 
 import sql
-from tests.conftest import SECONDS
-from worker.db import migrate as migrating
+from tests.support.database import SECONDS, age
 from worker.db import partitions
 from worker.operations import prepare as preparing
 from worker.operations.prepare import Request
 
 if TYPE_CHECKING:
-    import pytest
-
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 BIG = r"\b(recipient|exclusion|outcome|tracking_event|tracked_recipient)_\d+\b"
-
-BEFORE = 8
-"""The last migration before the tables were partitioned."""
-
-FILL = """
-INSERT INTO sendoff.delivery_record (label, channel, state, preparation, to_deliver, excluded, confirmed_at,
-                                     created_at)
-SELECT 'old', 'email', 'finished', 1, 20, 2, now(), now() - interval '1 year' FROM generate_series(1, 3);
-INSERT INTO sendoff.recipient
-SELECT d, r, 'p' || r, 'user' || r || '@example.org', '{"name":"é"}'
-FROM generate_series(1, 3) d, generate_series(1, 20) r;
-INSERT INTO sendoff.exclusion SELECT d, l, 'x@example.org', 'x', 'duplicate', 'why'
-FROM generate_series(1, 3) d, generate_series(2, 3) l;
-INSERT INTO sendoff.outcome (delivery_id, recipient, attempt, status, precedence, bounced_at, reason)
-SELECT d, r, 1, 'bounced_hard', 21, now(), 'user_unknown'
-FROM generate_series(1, 3) d, generate_series(1, 19) r;
-INSERT INTO sendoff.outcome (delivery_id, recipient, attempt, status, precedence, retry_at)
-SELECT d, 20, 1, 'retrying', 19, now() FROM generate_series(1, 3) d;
-CREATE VIEW public.mine AS
-SELECT delivery_id, count(*) AS bounces FROM sendoff.sending_log GROUP BY delivery_id;
-"""
-
-VIEWS = (
-    *("delivery", "sending_log", "exclusion_log", "exclusion_cause", "bounce_reason", "domain_breakdown"),
-    *("throughput", "recipient", "exclusion", "outcome"),
-)
-
-
-async def everything(connection: Any) -> dict[str, list[str]]:
-    statement = "SELECT v::text FROM sendoff.{} v ORDER BY 1"
-    return {name: [r[0] for r in await connection.fetch(statement.format(name))] for name in VIEWS}
-
-
-async def test_a_database_with_deliveries_is_converted_and_nothing_is_missing(
-    empty_database: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known = sql.migrations()
-    monkeypatch.setattr(migrating, "migrations", lambda: known[:BEFORE])
-    await migrating.migrate(empty_database, timeout=SECONDS)
-    connection = await asyncpg.connect(empty_database, timeout=SECONDS)
-    await connection.execute(FILL)
-    before = await everything(connection)
-
-    monkeypatch.setattr(migrating, "migrations", lambda: known[: BEFORE + 1])
-    await migrating.migrate(empty_database, timeout=SECONDS)
-
-    assert await everything(connection) == before
-    assert all(before.values())
-    assert await connection.fetchval("SELECT count(*) FROM sendoff.outcome_1") == 60
-    assert await connection.fetchval("SELECT max(bounces) FROM public.mine") == 20
-    comment = "SELECT obj_description('sendoff.sending_log'::regclass)"
-    assert "One row per recipient" in await connection.fetchval(comment)
-    monkeypatch.undo()
-    await migrating.migrate(empty_database, timeout=SECONDS)
-    # They are a year old, so what comes next has a set of its own, and a number of it.
-    assert await connection.fetchval("SELECT sendoff.open_partition_set('30 days')") == 100_001
-    insert = "INSERT INTO sendoff.delivery_record (label) VALUES ('new') RETURNING delivery_id"
-    assert await connection.fetchval(insert) == 100_001
-    await connection.close()
-
-
-async def age(stack: Stack, days: int) -> None:
-    async with stack.db.session() as session:
-        statement = "UPDATE sendoff.partition_set SET opened_at = opened_at - $1::interval"
-        await session.connection.execute(statement, timedelta(days=days))
 
 
 async def test_a_delivery_opens_the_next_set_once_the_newest_is_old(stack: Stack) -> None:
@@ -164,15 +94,15 @@ async def test_statements_for_one_delivery_look_into_its_set_alone(stack: Stack)
     seen = set()
     async with stack.db.session() as session:
         connection = session.connection
-        await connection.execute(sql.queries()["create_staged_target"])
-        for name, text in sql.queries().items():
-            statement = re.sub(r"--.*", "", text).strip().rstrip(";")
+        await connection.execute(sql.queries()["create_staged_target"].text)
+        for name, query in sql.queries().items():
+            statement = re.sub(r"--.*", "", query.text).strip().rstrip(";")
             if re.search(several, name + statement) or not re.search(
                 r"\bsendoff\.(recipient|exclusion|outcome|sending_log|tracking_event|tracked_recipient)\b",
                 statement,
             ):
                 continue
-            given = len((await connection.prepare(statement)).get_parameters())
+            given = len(query.parameters)
             await connection.execute(f"PREPARE planned AS {statement}")
             nulls = f"({', '.join(['NULL'] * given)})" if given else ""
             plan = [r[0] for r in await connection.fetch(f"EXPLAIN EXECUTE planned{nulls}")]

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contracts import routing
-from tests.integration.test_delivery import Counting
-from tests.integration.test_results import bounced, result
-from tests.integration.test_retention import long_ago
-from tests.integration.test_retries import LATER, SOON, agrees, counted, log
-from tests.integration.test_tracking import event, publish, recorded
-from tests.stack import until
-from worker.db import accounts, preparation, profiles, retention
+from tests.support.channels import Counting
+from tests.support.database import long_ago
+from tests.support.deliveries import LATER, SOON, agrees, counted, log
+from tests.support.results import bounced, result
+from tests.support.stack import until
+from tests.support.tracking import event, publish, recorded
+from worker.db import preparation, profiles, retention
+from worker.db.accounts import Accounts
 from worker.domain.erasure import fingerprint
 from worker.domain.settlement import Settlement
 from worker.operations import erase as service
@@ -26,12 +27,8 @@ from worker.operations import settle
 from worker.operations.erase import ErasureRefused, Request
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable
-
-    from tests.stack import Stack
-
-    Sendoff = Callable[..., subprocess.CompletedProcess[str]]
+    from tests.support.processes import Sendoff
+    from tests.support.stack import Stack
 
 WHO, ADDRESS = "crm-7", "zoe.person@example.org"
 COLUMNS = "address,profile_id,first_name"
@@ -186,7 +183,7 @@ async def _queued(stack: Stack, messages: int) -> bool:
 
 async def test_what_comes_later_brings_nothing_back_and_nobody_is_tried_again(stack: Stack) -> None:
     number = await confirmed(stack)
-    await accounts.claim(stack.db, number, {2: (1, ADDRESS)}, 0)
+    await Accounts(stack.db).claim(number, {2: (1, ADDRESS)})
     assert (await erased(stack)).kept_from == 0
     async with stack.running("results", "tracking", "stats", **SOON):
         soft = bounced(number, 2, "soft", reply=f"452 <{ADDRESS}> is full")
@@ -207,7 +204,7 @@ async def test_what_comes_later_brings_nothing_back_and_nobody_is_tried_again(st
 
 async def test_who_waits_for_a_retry_keeps_the_outcome_that_stands(stack: Stack) -> None:
     number = await confirmed(stack)
-    await accounts.claim(stack.db, number, {2: (1, ADDRESS)}, 0)
+    await Accounts(stack.db).claim(number, {2: (1, ADDRESS)})
     async with stack.running("results", "stats", **LATER):
         failed = result(number, 2, reason="busy", retryable=True)
         await stack.publish(routing.RESULTS, "error", failed)
@@ -232,7 +229,7 @@ async def test_who_is_unknown_is_not_sent_to_again(stack: Stack) -> None:
     assert (dict(channel.tries), row["unknown"]) == ({1: 1}, 1)
 
 
-async def test_erased_before_the_confirmation_and_before_another_preparation(stack: Stack) -> None:
+async def test_who_was_erased_before_the_confirmation_is_kept_out_until_prepared_again(stack: Stack) -> None:
     number = await prepared(stack)
     assert (await erased(stack)).kept_from == 1
     assert await stack.prepare([ROWS[0], ROWS[2]], columns=COLUMNS, delivery=number) == number
@@ -249,7 +246,7 @@ async def test_erased_before_the_confirmation_and_before_another_preparation(sta
     assert (dict(channel.tries), row["excluded_late"]) == ({1: 1, 2: 1}, 1)
 
 
-async def test_prepared_again_meanwhile_nobody_else_is_erased(
+async def test_an_erasure_beside_another_preparation_erases_nobody_else(
     stack: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another file numbers recipients otherwise: a number that was read before may be of somebody else."""
@@ -274,7 +271,7 @@ async def test_an_erasure_keeps_out_of_a_preparation(stack: Stack) -> None:
     async with stack.db.session() as preparing:
         assert await preparation.lock_preparation(preparing, number)
         async with preparing.connection.transaction():
-            await preparing.execute("drop_audience", number)
+            await preparing.execute("drop_audience", delivery_id=number)
             with pytest.raises(ErasureRefused, match=f"The delivery {number} is being prepared"):
                 await erased(stack)
     await stack.prepare(ROWS, columns=COLUMNS, delivery=number)
@@ -322,7 +319,9 @@ async def test_who_may_not_is_refused_and_the_command_log_names_nobody_who_was_e
     assert {json.loads(r["body"])["profile_sha256"] for r in rows} == {fingerprint(WHO)}
 
 
-async def test_the_command(stack: Stack, sendoff: Sendoff) -> None:
+async def test_erase_asks_for_a_yes_and_the_administration_role_and_says_what_it_did(
+    stack: Stack, sendoff: Sendoff
+) -> None:
     await sent(stack)
     run = lambda *args: asyncio.to_thread(sendoff, "erase", WHO, "--operator", *args)  # noqa: E731
     asks = await run(ADMIN)
@@ -340,7 +339,7 @@ async def test_the_command(stack: Stack, sendoff: Sendoff) -> None:
     assert (again.returncode, again.stderr) == (1, f"Nothing is held of the profile “{WHO}”.\n")
 
 
-async def test_the_log_can_be_narrowed(stack: Stack, sendoff: Sendoff) -> None:
+async def test_the_log_is_narrowed_by_bounce_reason_status_and_domain(stack: Stack, sendoff: Sendoff) -> None:
     number = await sent(stack)
     async with stack.running("results"):
         await stack.publish(routing.RESULTS, "bounce", bounced(number, 2))

@@ -10,42 +10,22 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contracts import routing
-from tests.integration.test_partitions import age
-from tests.integration.test_results import bounced, result
-from tests.integration.test_retries import agrees, counted
-from tests.integration.test_tracking import event
-from tests.stack import until
+from tests.support.database import age, long_ago
+from tests.support.deliveries import agrees, counted
+from tests.support.results import bounced, result
+from tests.support.stack import until
+from tests.support.tracking import event
 from worker.db import retention as steps
-from worker.domain.retention import read_age
 from worker.domain.settlement import Settlement
 from worker.operations import retention, settle
 from worker.operations.prepare import PreparationRefused
 
 if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Callable
-
-    from tests.stack import Stack
-
-    Sendoff = Callable[..., subprocess.CompletedProcess[str]]
+    from tests.support.processes import Sendoff
+    from tests.support.stack import Stack
 
 AGE = timedelta(days=400)
 GONE = "left by retention"
-
-
-async def change(stack: Stack, statement: str, *args: object) -> None:
-    async with stack.db.session() as session:
-        await session.connection.execute(statement, *args)
-
-
-async def long_ago(stack: Stack, *numbers: int) -> None:
-    """Two years pass for some deliveries, and for the set of partitions that they are in."""
-    for column in ("finished_at", "updated_at"):
-        statement = (
-            "UPDATE sendoff.delivery_record SET {0} = {0} - interval '2 years' WHERE delivery_id = ANY ($1)"
-        )
-        await change(stack, statement.format(column), list(numbers))
-    await age(stack, 730)
 
 
 async def old_delivery(stack: Stack, recipients: int = 3) -> int:
@@ -223,14 +203,14 @@ async def test_a_removal_that_died_between_a_detachment_and_a_drop_goes_on(stack
     (one, _) = await retention.survey(stack.db, AGE)
     async with stack.db.session() as session:
         assert await steps.mark(session, one, AGE)
-        step = await session.fetchrow("read_next_step", one.first_id)
+        step = await session.fetchrow("read_next_step", first_id=one.first_id)
         assert step is not None
         await session.connection.execute(step["statement"])
     assert await removed(stack) == [1]
     assert await partitions_left(stack) == {"100001"}
 
 
-async def test_two_do_not_remove_at_once(stack: Stack) -> None:
+async def test_of_two_removals_at_once_one_is_refused(stack: Stack) -> None:
     async with stack.db.session() as session:
         assert await steps.lock(session)
         with pytest.raises(retention.RetentionRefused, match="Another process"):
@@ -262,10 +242,3 @@ async def test_the_command_shows_and_removes_only_when_told(stack: Stack, sendof
     assert (done.returncode, answer["removed"], answer["sets"][0]["recipients"]) == (0, [1], 3)
     again = await run("--older-than", "400d", "--yes")
     assert (again.returncode, again.stdout.splitlines()[-1]) == (0, "Nothing is to be removed.")
-
-
-@pytest.mark.parametrize("text", ["", "0d", "12m", "1.5d", "-3d", "400", "400 d", "999999d", "٣d"])
-def test_an_age_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="days"):
-        read_age(text)
-    assert read_age(" 400d ") == AGE

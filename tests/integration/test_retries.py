@@ -6,25 +6,25 @@ import asyncio
 import json
 import random
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from contracts import results, routing
 from contracts.results import Bounce, BounceKind, BounceReason, Error, Fault, Sent
-from tests.integration.test_delivery import Counting
-from tests.integration.test_results import bounced, confirmed, drained, result
-from tests.stack import until
-from worker.db import accounts, deliveries, pages
+from tests.support.channels import Counting
+from tests.support.deliveries import LATER, SOON, agrees, confirmed, counted, log, states
+from tests.support.results import bounced, drained, result
+from tests.support.stack import until
+from worker.db import deliveries, pages
+from worker.db.accounts import Accounts
 from worker.domain.outcomes import facts
 from worker.domain.retry import Retries
 from worker.domain.verdicts import Accepted, Bounced, Failed
 
 if TYPE_CHECKING:
     from contracts.sends import Send
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.domain.verdicts import Verdict
 
-SOON: dict[str, Any] = {"retry_delays": (0.2,), "tick": 0.05}
-LATER: dict[str, Any] = {"retry_delays": (3_600,), "tick": 0.05}
 FULL = Bounced(BounceKind.SOFT, BounceReason.MAILBOX_FULL, "4.2.2", "452 full", Fault.RECIPIENT)
 BUSY = Failed("connection", retryable=True, detail="the line went dead")
 
@@ -44,28 +44,9 @@ class Failing(Counting):
         return own[min(send.attempt, len(own)) - 1]
 
 
-async def log(stack: Stack, number: int) -> dict[int, dict[str, Any]]:
-    found = await stack.rows("SELECT * FROM sendoff.sending_log WHERE delivery_id = $1", number)
-    return {row["recipient"]: row for row in found}
-
-
-async def counted(stack: Stack, number: int, **expected: int | str) -> dict[str, Any] | None:
-    row = await stack.deployment(number)
-    return row if all(row[k] == v for k, v in expected.items()) else None
-
-
-async def states(stack: Stack, number: int) -> list[str]:
-    query = "SELECT to_state FROM sendoff.delivery_transition WHERE delivery_id = $1 ORDER BY number"
-    return [row["to_state"] for row in await stack.rows(query, number)]
-
-
-async def agrees(stack: Stack, number: int) -> bool:
-    """Whether a recount finds the counters as they are."""
-    answer = await stack.request(routing.COMPUTE_STATS, {"delivery_id": number})
-    return bool(answer["drift"] == {})
-
-
-async def test_they_are_tried_again_until_it_works_or_the_limit_is_reached(stack: Stack) -> None:
+async def test_soft_bounces_and_retryable_errors_are_tried_again_until_sent_or_the_limit_is_reached(
+    stack: Stack,
+) -> None:
     number = await stack.prepare(30)
     channel = Failing(
         {3: [FULL, Accepted("fine")], 4: [FULL], 5: [BUSY, BUSY, Accepted("fine")], 6: [BUSY, FULL]}
@@ -150,7 +131,7 @@ async def test_a_stop_leaves_those_who_wait_with_what_stands(stack: Stack) -> No
         await until(lambda: counted(stack, number, sent=1, bounced_soft=2, retrying=0))
 
 
-async def test_results_that_come_while_a_retry_is_planned(stack: Stack) -> None:
+async def test_a_result_that_wins_ends_a_planned_retry_and_one_that_does_not_leaves_it(stack: Stack) -> None:
     """What wins over the fact ends its retry; what does not leaves it; a later attempt stands over both."""
     number = await stack.prepare(6)
     first = {1: FULL, 2: BUSY, 3: FULL, 4: BUSY, 5: FULL, 6: FULL}
@@ -189,7 +170,7 @@ async def test_a_retry_that_is_being_planned_keeps_a_delivery_from_finishing(sta
     retries = Retries((3_600,), 4)
 
     async def record(one: Sent | Bounce) -> int:
-        return await accounts.record(stack.db, number, {1: facts(one)}, retries, 0)
+        return await Accounts(stack.db).record(number, {1: facts(one)}, retries)
 
     at = datetime.now(UTC)
     await record(Sent(delivery_id=number, recipient=1, attempt=1, at=at))
@@ -244,7 +225,7 @@ async def test_every_order_of_results_and_claims_ends_alike_and_balances(stack: 
             if place % 20 == 0:
                 rows = await log(stack, number)
                 wanted = {r: (f["attempt"] + 1, f["address"]) for r, f in rows.items()}
-                await accounts.claim(stack.db, number, wanted, 3)
+                await Accounts(stack.db).claim(number, wanted)
                 await stack.deployment(number)
         await until(lambda: drained(stack))
         assert await agrees(stack, number)

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contracts import routing
-from tests.stack import until
+from tests.support.database import change
+from tests.support.stack import until
 from worker.operations.prepare import PreparationRefused
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 FAR = "[schedule]\ncontact_date = 2099-01-01T09:00:00Z\n"
 SKIP = FAR + 'late = "skip"\nlate_limit = "2h"\n'
@@ -21,11 +22,6 @@ WAVES = (
     '[[waves]]\nshare = "10%"\n[[waves]]\nshare = "30%"\nafter = "1h"\n'
     '[[waves]]\nshare = "rest"\nafter = "2h"\n'
 )
-
-
-async def change(stack: Stack, statement: str, *args: object) -> None:
-    async with stack.db.transaction() as tx:
-        await tx.connection.execute(statement, *args)
 
 
 async def contact(stack: Stack, number: int, seconds: float) -> None:

@@ -9,7 +9,7 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.integration.scripted_smtp import DROP, LARGE, MESSAGE, SILENCE, Server, running, send
+from tests.support.scripted_smtp import DROP, LARGE, MESSAGE, SILENCE, Server, running, send
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
 
 UNKNOWN_USER = "550 5.1.1 User unknown"
@@ -44,7 +44,7 @@ async def test_an_envelope_goes_in_one_write_and_its_replies_may_come_in_one() -
     assert (len(server.bodies), server.seen["CONNECT"]) == (3, 1)
 
 
-async def test_replies_that_dribble_in(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_replies_that_come_octet_by_octet_are_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Server, "piecemeal", True)
     server = Server(RCPT=["250-2.1.5 yes\r\n250-and\r\n250 Ok", UNKNOWN_USER, ""])
     async with running(server) as pool:
@@ -119,7 +119,7 @@ async def test_words_between_messages_cost_the_connection_and_no_message() -> No
 @pytest.mark.parametrize(
     ("moment", "expected", "bodies"), [("", Accepted, 1), (DROP, Accepted, 1), (SILENCE, Failed, 0)]
 )
-def test_a_large_body_over_the_event_loop_of_production(moment: str, expected: type, bodies: int) -> None:
+def test_a_large_body_is_sent_or_given_up_on_uvloop(moment: str, expected: type, bodies: int) -> None:
     async def exchange() -> Server:
         server = Server(BODY=[moment, "" if moment == DROP else moment])
         async with running(server, seconds=0.3 if moment == SILENCE else 20) as pool:

@@ -28,7 +28,8 @@ from contracts.results import Bounce, BounceKind, BounceReason, Error, Fault, Se
 from contracts.states import State
 from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
-from worker.db import accounts, deliveries, pages
+from worker.db import deliveries, pages
+from worker.db.accounts import Accounts
 from worker.domain.outcomes import fold
 from worker.domain.retry import Retries
 from worker.domain.settlement import Settlement
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine
 
     from contracts.commands import Reply
-    from tests.stack import Stack
+    from tests.support.stack import Stack
     from worker.bootstrap import Worker
 
 RECIPIENTS = 6
@@ -134,7 +135,7 @@ class Deliveries(RuleBasedStateMachine):
     @rule(first=st.integers(1, RECIPIENTS), last=st.integers(1, RECIPIENTS), attempt=st.integers(1, 3))
     def claim(self, first: int, last: int, attempt: int) -> None:
         wanted = {r: (attempt, f"user{r}@example.org") for r in range(first, last + 1)}
-        granted = self.do(accounts.claim(self.stack.db, self.number, wanted, 3)) if wanted else set()
+        granted = self.do(Accounts(self.stack.db).claim(self.number, wanted)) if wanted else set()
         if granted:
             assert self.state() in {State.IN_PROGRESS, State.RETRY_PENDING}
 
@@ -144,16 +145,16 @@ class Deliveries(RuleBasedStateMachine):
         attempt=st.integers(1, 3),
     )
     def result(self, recipient: int, kind: str, attempt: int) -> None:
-        if not self.do(accounts.audience_size(self.stack.db, self.number)):
+        if not self.do(Accounts(self.stack.db).audience_size(self.number)):
             return
         facts = fold([_result(self.number, recipient, kind, attempt)])
         known = {r: f for (_, r), f in facts.items()}
-        self.do(accounts.record(self.stack.db, self.number, known, RETRIES, 5))
+        self.do(Accounts(self.stack.db).record(self.number, known, RETRIES))
         self.do(deliveries.finish(self.stack.db, self.number))
 
     @rule()
     def claims_run_out(self) -> None:
-        self.do(accounts.expire(self.stack.db, self.number, 1, RECIPIENTS, lease=0, shard=7))
+        self.do(Accounts(self.stack.db).expire(self.number, 1, RECIPIENTS, lease=0))
 
     @rule(how=st.sampled_from(Settlement), operator=MOSTLY_ANA)
     def settle_unknown(self, *, how: Settlement, operator: str) -> None:
@@ -260,7 +261,9 @@ async def worker(stack: Stack) -> AsyncIterator[Worker]:
 
 
 @pytest.mark.timeout(300)
-def test_no_sequence_breaks_a_rule(stack: Stack, worker: Worker, loop: asyncio.AbstractEventLoop) -> None:
+def test_no_sequence_of_commands_and_losses_breaks_a_rule(
+    stack: Stack, worker: Worker, loop: asyncio.AbstractEventLoop
+) -> None:
     Deliveries.stack, Deliveries.worker, Deliveries.loop = stack, worker, loop
     profile = settings(
         max_examples=EXAMPLES, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)

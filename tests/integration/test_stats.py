@@ -12,13 +12,14 @@ from typer.testing import CliRunner
 
 from contracts import routing
 from contracts.tracking import TrackingEvent
-from tests.integration.test_outcome_law import RETRIES, Report, snapshot
-from tests.integration.test_results import confirmed, result
-from tests.integration.test_retries import counted
-from tests.integration.test_tracking import event
-from tests.stack import until
+from tests.support.deliveries import confirmed, counted
+from tests.support.reports import RETRIES, Report, snapshot
+from tests.support.results import result
+from tests.support.stack import until
+from tests.support.tracking import event
 from worker.cli import app
 from worker.db import accounts, stats, tracking
+from worker.db.accounts import Accounts
 from worker.db.pool import open_database
 from worker.domain.machines import own_rules
 from worker.domain.outcomes import facts
@@ -27,7 +28,7 @@ from worker.domain.tracking import judge
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractQueue
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 PARTS = (
     "sent",
@@ -124,9 +125,7 @@ async def test_who_asks_during_a_recount_waits_for_the_next(stack: Stack) -> Non
             await tx.connection.execute("LOCK TABLE sendoff.exclusion")
             first = await asker.ask({"delivery_id": number})
             await until(lambda: blocked(stack, "relation"))
-            await accounts.record(
-                stack.db, number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES, 0
-            )
+            await Accounts(stack.db).record(number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES)
             late = [await asker.ask({"delivery_id": number}) for _ in range(5)]
         answers = await asker.heard(6)
     assert answers[first]["sent"] == 0
@@ -139,12 +138,12 @@ async def test_deliveries_are_recounted_side_by_side(stack: Stack) -> None:
     asker = await Asker.open(stack)
     async with stack.running("stats"):
         async with stack.db.session() as session:
-            await session.execute("lock_stats", held)
+            await session.execute("lock_stats", delivery_id=held)
             await asker.ask({"delivery_id": held})
             await until(lambda: blocked(stack, "advisory"))
             name = await asker.ask({"delivery_id": free})
             assert (await asker.heard(1))[name]["to_deliver"] == 3
-            await session.execute("unlock_stats", held)
+            await session.execute("unlock_stats", delivery_id=held)
         assert (await asker.heard(1))["q0"]["to_deliver"] == 2
 
 
@@ -152,7 +151,7 @@ async def test_a_recount_that_takes_too_long_is_cancelled_and_answered_from_the_
     stack: Stack,
 ) -> None:
     number = await confirmed(stack, 4)
-    await accounts.record(stack.db, number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES, 0)
+    await Accounts(stack.db).record(number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES)
     async with stack.running("stats", stats_deadline=0.5):
         async with stack.db.transaction() as tx:
             await tx.connection.execute("LOCK TABLE sendoff.outcome")
@@ -169,35 +168,35 @@ async def test_a_recount_that_takes_too_long_is_cancelled_and_answered_from_the_
 
 async def test_a_repair_that_races_with_a_stop_leaves_no_drift(stack: Stack) -> None:
     number = await confirmed(stack, 5)
-    await accounts.record(stack.db, number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES, 0)
+    await Accounts(stack.db).record(number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES)
     async with stack.db.transaction() as tx:
         await tx.connection.execute(
             "UPDATE sendoff.delivery_counter SET sent = sent + 2, errors = errors - 1"
         )
     async with stack.db.transaction() as tx:
         await accounts.close_claims(tx, number)
-        repairing = asyncio.create_task(stats.recount(stack.db, number, 3, deadline=20))
+        repairing = asyncio.create_task(stats.recount(stack.db, number, deadline=20))
         await until(lambda: blocked(stack, "advisory"))
-        await accounts.cancel_remaining(tx, number, 5)
+        await accounts.cancel_remaining(tx, number)
     found = await repairing
     assert found is not None
     assert found.drift == {"sent": -2, "errors": 1, "cancelled": 1}
     row, _ = await snapshot(stack, number)
     assert (row["sent"], row["cancelled"], row["pending"]) == (1, 4, 0)
-    again = await stats.recount(stack.db, number, 3, deadline=20)
+    again = await stats.recount(stack.db, number, deadline=20)
     assert again is not None
     assert again.drift == {}
 
 
 async def test_a_recount_that_races_with_retention_changes_no_counter(stack: Stack) -> None:
     number = await confirmed(stack, 5)
-    await accounts.record(stack.db, number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES, 0)
+    await Accounts(stack.db).record(number, {1: facts(Report(1, 1, "sent").result(number))}, RETRIES)
     async with stack.db.transaction() as tx:
         await accounts.close_claims(tx, number)
         async with stack.db.transaction() as other:
             # As a snapshot sees it whose partition left between two statements.
             await other.connection.execute("DELETE FROM sendoff.outcome")
-        recounting = asyncio.create_task(stats.recount(stack.db, number, 3, deadline=20))
+        recounting = asyncio.create_task(stats.recount(stack.db, number, deadline=20))
         await until(lambda: blocked(stack, "advisory"))
         await tx.connection.execute("UPDATE sendoff.delivery_record SET purged_at = now()")
     found = await recounting
@@ -221,12 +220,12 @@ async def test_two_connections_see_one_moment(stack: Stack, monkeypatch: pytest.
         return bool(await stack.rows(query))
 
     async with db.session():  # so that the second connection is not to be had yet
-        recounting = asyncio.create_task(stats.recount(db, number, 3, deadline=20))
+        recounting = asyncio.create_task(stats.recount(db, number, deadline=20))
         await until(one_is_counted)
         opened = judge(
             TrackingEvent.model_validate_json(json.dumps(event(number, 1, "open", "a"))), own_rules()
         )
-        await tracking.record(stack.db, number, [opened], "1", shard=3)
+        await tracking.record(stack.db, number, [opened], "1")
     found = await recounting
     await db.close()
     assert found is not None
@@ -276,7 +275,7 @@ async def test_an_outcome_is_there_for_readers_once_its_result_is_committed(stac
     for recipient in range(1, 51):
         kind = ("sent", "hard", "error")[recipient % 3]
         known = facts(Report(recipient, 1, kind).result(number))
-        await accounts.record(stack.db, number, {recipient: known}, RETRIES, recipient % 16)
+        await Accounts(stack.db).record(number, {recipient: known}, RETRIES)
         row, rows = await snapshot(stack, number)
         assert (row["sent"] + row["bounced"] + row["errors"], len(rows)) == (recipient, recipient)
 

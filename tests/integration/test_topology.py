@@ -8,10 +8,10 @@ from contracts import routing
 from worker.amqp import topology
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 
-async def test_declaring_twice_changes_nothing(stack: Stack) -> None:
+async def test_declaring_the_topology_twice_changes_nothing(stack: Stack) -> None:
     first = await topology.declare(stack.connection, stack.names, stack.settings.channels)
     assert await topology.declare(stack.connection, stack.names, stack.settings.channels) == first
     await topology.check(stack.connection, stack.names, stack.settings.channels)

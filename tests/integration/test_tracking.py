@@ -10,46 +10,16 @@ import pytest
 
 from contracts import routing
 from contracts.tracking import TrackingEvent
-from tests.stack import until
+from tests.support.deliveries import confirmed
+from tests.support.results import AT
+from tests.support.stack import until
+from tests.support.tracking import APPLE, EARLIER, FIREFOX, ONE_CLICK, SCANNER, event, publish, recorded
 from worker.db import deliveries, tracking
 from worker.domain.machines import own_rules
 from worker.domain.tracking import judge
 
 if TYPE_CHECKING:
-    from tests.stack import Stack
-
-AT = "2026-11-23T10:00:00Z"
-EARLIER = "2026-11-23T09:00:00Z"
-FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
-APPLE = "Mozilla/5.0"
-SCANNER = "Barracuda Sentinel (EE)"
-ONE_CLICK = "Go-http-client/2.0"
-
-
-def event(number: int, recipient: int, kind: str, event_id: str, **more: Any) -> dict[str, Any]:
-    common = {"event_id": event_id, "delivery_id": number, "recipient": recipient, "kind": kind, "at": AT}
-    return {**common, "user_agent": FIREFOX, **more}
-
-
-async def publish(stack: Stack, *events: dict[str, Any], key: str = routing.OPEN) -> None:
-    await stack.publish(routing.TRACKING, key, json.dumps(events).encode())
-
-
-async def confirmed(stack: Stack, recipients: Any, **more: Any) -> int:
-    number = await stack.prepare(recipients, **more)
-    async with stack.running("confirm"):
-        assert (await stack.confirm(number))["status"] == "accepted"
-    return number
-
-
-async def recorded(stack: Stack, events: int) -> None:
-    """Waits until so many different events are in the log, and the queue is empty."""
-
-    async def there() -> bool:
-        (row,) = await stack.rows("SELECT count(*) AS events FROM sendoff.tracking_log")
-        return bool(row["events"] >= events and not await stack.depth(routing.TRACKING_QUEUE))
-
-    await until(there)
+    from tests.support.stack import Stack
 
 
 async def kpis(stack: Stack, number: int) -> dict[str, Any]:
@@ -263,7 +233,7 @@ async def test_events_wait_for_no_command_that_holds_the_delivery(stack: Stack) 
     opened = judge(TrackingEvent.model_validate_json(json.dumps(event(number, 1, "open", "a"))), own_rules())
     async with stack.db.transaction() as command, asyncio.timeout(5):
         await deliveries.read_for_update(command, number)
-        done = await tracking.record(stack.db, number, [opened], "1", shard=3)
+        done = await tracking.record(stack.db, number, [opened], "1")
     assert done.events == 1
 
 
@@ -290,7 +260,9 @@ async def test_a_planted_drift_is_found_and_repaired(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("transport", ["bulk", "aio-pika"])
-async def test_an_array_of_a_thousand_over_either_transport(stack: Stack, transport: str) -> None:
+async def test_an_array_of_a_thousand_events_is_recorded_over_either_transport(
+    stack: Stack, transport: str
+) -> None:
     number = await confirmed(stack, 1_000)
     async with stack.running("tracking", transport=transport):
         await publish(stack, *(event(number, r, "open", f"e{r}") for r in range(1, 1_001)))

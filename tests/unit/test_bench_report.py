@@ -41,7 +41,7 @@ def test_goals_say_whether_they_are_met_and_what_was_not_measured() -> None:
     ]
 
 
-def test_markdown_is_a_table() -> None:
+def test_a_sheet_is_a_markdown_table() -> None:
     text = Sheet("Title", ["", "a"], [["row", "1"]]).markdown()
     assert text == "**Title**\n\n|  | a |\n|---|--:|\n| row | 1 |\n"
 

@@ -242,7 +242,9 @@ REPLIES = [
     REPLIES,
     ids=[f"{code} {text[:50]}" for code, text, *_ in REPLIES],
 )
-def test_real_replies(code: int, text: str, kind: BounceKind, reason: BounceReason, fault: Fault) -> None:
+def test_a_reply_of_a_real_server_has_its_kind_reason_and_fault(
+    code: int, text: str, kind: BounceKind, reason: BounceReason, fault: Fault
+) -> None:
     meaning = classify(code, text)
     assert (meaning.kind, meaning.reason, meaning.fault) == (kind, reason, fault)
 
@@ -283,7 +285,11 @@ _TEXTS = st.one_of(
 
 
 @given(code=st.integers(400, 599), text=_TEXTS, recipient_named=st.booleans())
-def test_laws(code: int, text: str, recipient_named: bool) -> None:  # noqa: FBT001 - drawn by hypothesis
+def test_only_a_permanent_refusal_of_the_named_recipient_is_hard(
+    code: int,
+    text: str,
+    recipient_named: bool,  # noqa: FBT001 - drawn by hypothesis
+) -> None:
     meaning = classify(code, text, recipient_named=recipient_named)
     assert meaning.status[0] == str(code)[0]
     if meaning.kind is HARD:
@@ -304,3 +310,17 @@ def test_a_reply_becomes_one_sound_line(code: int, text: str) -> None:
 def test_an_address_of_a_machine_is_no_status() -> None:
     assert enhanced_status("5.1.1.7 refused") is None
     assert enhanced_status("blocked [5.1.1.7]") is None
+
+
+def test_the_later_code_of_a_text_counts_where_it_stands_after_a_hash() -> None:
+    assert enhanced_status("  5.1.1 no") == "5.1.1"
+    assert enhanced_status("sorry #4.2.2") == "4.2.2"
+    assert enhanced_status("see 5.1.1") is None
+    assert enhanced_status("3.1.1 go on") is None
+    assert enhanced_status("5.1.1234 no") is None
+
+
+def test_octets_that_are_no_text_and_controls_leave_the_rest_of_a_reply() -> None:
+    assert reply_line(550, "caf\udce9 \x1b[2Jno\r\nuser  here ") == "550 caf\ufffd [2Jno user here"
+    assert reply_line(550, "") == "550"
+    assert reply_line(550, "x" * 2_000) == "550 " + "x" * 996

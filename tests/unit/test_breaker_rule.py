@@ -24,7 +24,7 @@ LIMITS = st.builds(Limits, st.integers(0, 10_000), PERCENT, PERCENT)
 
 
 @given(tallies(), LIMITS)
-def test_it_trips_if_and_only_if_a_share_is_above_its_limit(tally: Tally, limits: Limits) -> None:
+def test_the_breaker_trips_if_and_only_if_a_share_is_above_its_limit(tally: Tally, limits: Limits) -> None:
     above = [
         Fraction(count, tally.attempted) > Fraction(int(limit), 100)
         for count, limit in (
@@ -42,7 +42,9 @@ def test_it_trips_if_and_only_if_a_share_is_above_its_limit(tally: Tally, limits
 
 
 @given(tallies(), LIMITS, st.integers(1, 100))
-def test_more_that_went_well_never_trips_it_once_it_is_ripe(tally: Tally, limits: Limits, more: int) -> None:
+def test_more_that_went_well_never_trips_the_breaker_once_enough_came(
+    tally: Tally, limits: Limits, more: int
+) -> None:
     assume(tally.attempted >= limits.minimum and judge(tally, limits) is None)
     assert judge(Tally(tally.attempted + more, tally.bounced_hard, tally.errors), limits) is None
 
@@ -53,7 +55,24 @@ def test_the_reason_holds_the_figures() -> None:
     assert tripped.reason == (
         "The circuit breaker paused it: hard bounces 12.4 % of 250 attempted, limit 10 %."
     )
-    assert (tripped.figures.hard_bounce_pct, tripped.figures.error_pct) == (12.4, 0.8)
+    assert tripped.figures.model_dump() == {
+        "attempted": 250,
+        "bounced_hard": 31,
+        "errors": 2,
+        "hard_bounce_pct": 12.4,
+        "error_pct": 0.8,
+        "hard_bounce_limit_pct": 10,
+        "error_limit_pct": 20,
+    }
+
+
+def test_the_reason_names_every_share_above_its_limit_to_two_decimals() -> None:
+    tripped = judge(Tally(300, 100, 200), Limits(100, 10, 20.5))
+    assert tripped is not None
+    assert tripped.reason == (
+        "The circuit breaker paused it: hard bounces 33.33 % of 300 attempted, limit 10 %;"
+        " errors 66.67 % of 300 attempted, limit 20.5 %."
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +84,9 @@ def test_the_reason_holds_the_figures() -> None:
         (Tally(100, 0, 21), True),
     ],
 )
-def test_the_edges(tally: Tally, *, trips: bool) -> None:
+def test_the_breaker_waits_for_its_minimum_trips_above_its_limits_and_is_off_at_0(
+    tally: Tally, *, trips: bool
+) -> None:
     assert (judge(tally, Limits(100, 10, 20)) is not None) == trips
     assert judge(tally, Limits(0, 10, 20)) is None
     assert judge(tally, Limits(100, 0, 0)) is None

@@ -113,7 +113,7 @@ def test_what_is_settled_in_order_is_one_range() -> None:
     assert ledger.due() == (303, [])
 
 
-def test_an_address_is_read_with_what_aio_pika_reads_from_it() -> None:
+def test_a_broker_url_is_read_as_aio_pika_reads_it() -> None:
     address = read_address("amqps://a%40b:p%2Fq@host:1234/%2Fv?heartbeat=7&cafile=/ca.pem")
     assert (address.host, address.port, address.user, address.password) == ("host", 1234, "a@b", "p/q")
     assert (address.vhost, address.secure, address.heartbeat) == ("/v", True, 7)
@@ -121,7 +121,7 @@ def test_an_address_is_read_with_what_aio_pika_reads_from_it() -> None:
 
 
 @pytest.mark.parametrize("url", ["amqp://h", "amqp://h/", "amqp://h/%2F"])
-def test_what_an_address_leaves_out_is_the_default(url: str) -> None:
+def test_what_a_broker_url_leaves_out_is_the_default(url: str) -> None:
     address = read_address(url)
     assert (address.port, address.user, address.password, address.vhost) == (5672, "guest", "guest", "/")
     assert not address.secure
@@ -130,6 +130,6 @@ def test_what_an_address_leaves_out_is_the_default(url: str) -> None:
 @pytest.mark.parametrize(
     "url", ["http://h", "amqp://h:x/", "amqp://h/?heartbeat=-1", "amqp://h/?heartbeat=soon"]
 )
-def test_what_is_no_address_is_refused(url: str) -> None:
+def test_a_broker_url_that_cannot_be_used_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
         read_address(url)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pamqp.body
 import pamqp.frame
@@ -17,75 +16,17 @@ from hypothesis import strategies as st
 from pamqp import commands
 
 from contracts.routing import CONTENT_TYPE, SCHEMA_VERSION
+from tests.support.bulk_frames import FRAME_MAX, Heard, content, method, raw, read, short, tags
 from worker.amqp.bulk.encoding import Publishes, acknowledgement
 from worker.amqp.bulk.errors import ProtocolError
 from worker.amqp.bulk.reader import MOST_BODY, Reader
 from worker.amqp.messages import Outgoing
 
-if TYPE_CHECKING:
-    from pamqp.base import Frame
-
-    from worker.amqp.messages import Incoming
-
-FRAME_MAX = 4096
-
-
-class Heard:
-    """Keeps what a reader says, in one order."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[Any, ...]] = []
-
-    def delivered(self, batch: list[Incoming]) -> None:
-        self.events += [
-            (
-                "delivered",
-                m.tag,
-                m.exchange,
-                m.routing_key,
-                m.message_id,
-                m.correlation_id,
-                m.reply_to,
-                m.user_id,
-                dict(m.headers),
-                m.body,
-            )
-            for m in batch
-        ]
-
-    def confirmed(self, tag: int, *, multiple: bool, positive: bool) -> None:
-        self.events.append(("confirmed", tag, multiple, positive))
-
-    def returned(self, frame: commands.Basic.Return) -> None:
-        self.events.append(("returned", frame.reply_code, frame.exchange, frame.routing_key))
-
-    def method(self, channel: int, frame: Frame) -> None:
-        self.events.append(("method", channel, frame.name))
-
-
-def read(data: bytes, cuts: list[int] | None = None, *, frame_max: int = FRAME_MAX) -> list[tuple[Any, ...]]:
-    heard = Heard()
-    reader = Reader(heard, None)
-    reader.frame_max = frame_max
-    reader.open_channel()
-    edges = [0, *sorted(c for c in cuts or [] if c < len(data)), len(data)]
-    for start, stop in itertools.pairwise(edges):
-        reader.feed(data[start:stop])
-    return heard.events
-
-
-def method(frame: Frame, channel: int = 1) -> bytes:
-    return pamqp.frame.marshal(frame, channel)
-
-
 HEARTBEAT = pamqp.heartbeat.Heartbeat().marshal()
 BLOCKED = method(commands.Connection.Blocked("low on memory"), 0)
 
-# Short strings are at most 255 bytes; a character takes up to four.
-short = st.text(st.characters(exclude_categories=["Cs"]), max_size=60)
 name = st.text("abcXYZ09-_.:", max_size=60)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
-tags = st.integers(1, 2**63 - 1)
 bodies = st.one_of(
     st.binary(max_size=200), st.integers(0, 3 * FRAME_MAX).map(lambda n: bytes(n % 251 for n in range(n)))
 )
@@ -126,18 +67,6 @@ properties = st.fixed_dictionaries(
 )
 
 
-def content(frame: Frame, given: dict[str, Any], body: bytes, noise: bytes = b"") -> bytes:
-    """A method that carries content, with frames of the connection itself in between."""
-    header = pamqp.header.ContentHeader(0, len(body), commands.Basic.Properties(**given))
-    piece = FRAME_MAX - 8
-    parts = [method(frame), pamqp.frame.marshal(header, 1)]
-    parts += [
-        pamqp.frame.marshal(pamqp.body.ContentBody(body[at : at + piece]), 1)
-        for at in range(0, len(body), piece)
-    ]
-    return noise.join(parts)
-
-
 @st.composite
 def spoken(draw: st.DrawFn) -> tuple[bytes, list[tuple[Any, ...]]]:
     """Something that a broker says, and what is to be heard."""
@@ -174,7 +103,9 @@ def test_whatever_pamqp_writes_is_read_the_same_however_it_is_cut(
 
 @settings(max_examples=20)
 @given(st.lists(spoken(), min_size=1, max_size=2))
-def test_the_same_is_read_byte_by_byte(said: list[tuple[bytes, list[tuple[Any, ...]]]]) -> None:
+def test_whatever_pamqp_writes_is_read_the_same_byte_by_byte(
+    said: list[tuple[bytes, list[tuple[Any, ...]]]],
+) -> None:
     data = b"".join(part for part, _ in said)
     assert read(data, list(range(len(data)))) == [event for _, events in said for event in events]
 
@@ -261,10 +192,6 @@ SHORT_HEADER = pamqp.frame.marshal(pamqp.header.ContentHeader(0, 3), 1)
 BODY = pamqp.frame.marshal(pamqp.body.ContentBody(b"abc"), 1)
 LONG_BODY = pamqp.frame.marshal(pamqp.body.ContentBody(b"abcd"), 1)
 EMPTY_BODY = b"\x03\x00\x01\x00\x00\x00\x00\xce"
-
-
-def raw(kind: int, channel: int, payload: bytes) -> bytes:
-    return bytes((kind, 0, channel)) + len(payload).to_bytes(4, "big") + payload + b"\xce"
 
 
 @pytest.mark.parametrize(

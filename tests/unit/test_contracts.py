@@ -133,7 +133,7 @@ def test_the_sentence_counts_what_it_leaves_out_and_repeats_no_value() -> None:
     assert sentence.endswith(f"and {len(Stats.model_fields) - 6} more.")
 
 
-def test_the_sentence_for_what_is_not_json() -> None:
+def test_a_body_that_is_not_json_is_told_as_such() -> None:
     with pytest.raises(ValidationError) as caught:
         Confirm.model_validate_json(b"{")
     assert explain(caught.value).startswith("Invalid JSON: EOF")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from pydantic import ValidationError
 
 from worker.channels import registry
 from worker.domain.content import EmailContent
@@ -45,6 +48,11 @@ def test_a_full_file_is_read() -> None:
     assert EmailContent.model_validate_json(file.content_json) == file.content
 
 
+def test_what_a_content_leaves_out_is_not_kept() -> None:
+    kept = json.loads(parse(FULL.replace('html = "…"\n', "")).content_json)
+    assert kept.keys() == {"from", "subject", "text", "headers"}
+
+
 def test_a_byte_order_mark_is_no_part_of_it() -> None:
     assert parse("\ufeff" + FULL) == parse(FULL)
 
@@ -66,7 +74,7 @@ def test_a_rehearsal_needs_no_content_and_has_defaults() -> None:
         ("90d", timedelta(days=90)),
     ],
 )
-def test_durations(written: str, duration: timedelta) -> None:
+def test_a_duration_is_a_number_of_minutes_hours_or_days(written: str, duration: timedelta) -> None:
     assert parse(FULL.replace('"3d"', f'"{written}"')).valid_for == duration
 
 
@@ -115,7 +123,7 @@ def test_the_contact_date_is_one_instant(date: str, zone: str | None, instant: s
         ("News <news@example.org>", "News", "email.from: "),
         ('text = "…"', 'text = "a\\u0000b"', "email.text: it holds a NUL character"),
         ("[email]", "[emial]", "there is no key “emial”"),
-        ("[schedule]", "[schedule", "it is not TOML: .*line 5"),
+        ("[schedule]", "[schedule", "^it is not TOML: .*line 5"),
     ],
 )
 def test_what_is_wrong_is_told_by_its_key(old: str, new: str, reason: str) -> None:
@@ -136,5 +144,63 @@ def test_mail_needs_a_content() -> None:
 
 
 def test_bytes_that_are_not_utf_8_are_told_by_their_line() -> None:
-    with pytest.raises(DeliveryFileInvalid, match="line 2 is not UTF-8"):
+    with pytest.raises(DeliveryFileInvalid, match=r"^line 2 is not UTF-8 text$"):
         parse_delivery_file(b'label = "x"\nchannel = "\xe9"\n', CHANNELS)
+    with pytest.raises(DeliveryFileInvalid, match=r"^line 2 is not UTF-8 text$"):
+        parse_delivery_file(b"\n\xe9", CHANNELS)
+
+
+def test_each_fault_is_told_on_its_own_and_the_content_among_them() -> None:
+    told = refusal(FULL.replace("label", "lable").replace("html", "htlm") + "[limits]\nerror_pct = 101")
+    assert told == (
+        "the key “label” is missing; limits.error_pct: Input should be less than or equal to 100;"
+        " there is no key “lable”; there is no key “email.htlm”"
+    )
+
+
+def test_a_file_that_is_not_toml_is_told_as_such() -> None:
+    assert refusal("label").startswith("it is not TOML: ")
+
+
+def test_the_content_is_given_in_the_table_of_the_channel_alone() -> None:
+    rehearsal = parse(FULL.replace('channel = "email"', 'channel = "null"'))
+    assert rehearsal.content == parse(FULL).content
+    assert refusal('label = "x"\nchannel = "null"\ncontent = {}') == "there is no key “content”"
+
+
+def test_where_the_channel_is_wrong_its_table_is_not_told_as_well() -> None:
+    for channel in ('"sms"', "7"):
+        told = refusal(FULL.replace('channel = "email"', f"channel = {channel}"))
+        assert told.startswith("channel: ")
+        assert "email." not in told
+        assert "“email”" not in told
+
+
+def test_a_label_of_200_characters_is_the_longest() -> None:
+    assert len(parse(FULL.replace("November newsletter", "x" * 200)).label) == 200
+
+
+def test_a_hundred_waves_are_the_most() -> None:
+    def file(count: int) -> str:
+        each = '[[waves]]\nshare = "{}"\nafter = "{}m"\n'
+        return FULL + "".join(each.format("rest" if i == count else "0.5%", i) for i in range(1, count + 1))
+
+    assert len(parse(file(100)).waves) == 100
+    assert "waves: Tuple should have at most 100 items" in refusal(file(101))
+
+
+def test_a_content_that_is_neither_needed_nor_given_is_none() -> None:
+    table = CHANNELS["email"]
+    assert table is not None
+    optional = {"email": replace(table, required=False)}
+    assert parse_delivery_file(b'label = "x"\nchannel = "email"', optional).content is None
+
+
+def test_the_channels_of_the_installation_are_named_where_it_has_none_such() -> None:
+    for text in ('label = "x"\nchannel = "sms"', 'label = "x"\nchannel = "sms"\n[email]\nx = 1'):
+        assert refusal(text) == "channel: “sms” is not a channel of this installation, which has email, null"
+
+
+def test_a_delivery_file_does_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        parse(FULL).label = "other"  # type: ignore[misc]

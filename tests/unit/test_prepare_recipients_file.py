@@ -44,14 +44,18 @@ def test_semicolons_separate_where_the_header_has_no_comma() -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "empty"),
-        ("\n\n", "empty"),
-        ("email,name\n", "no column “address”; its header names email, name"),
-        ("address,name,name\n", "two columns are named “name”"),
-        ("address,,name\n", "column 2 has no name"),
-        ("address,a\0b\n", "column 2 has no name that can be read"),
-        ('address,"name', "a quote is not closed"),
-        ("address" + "," * LONGEST_ROW, "longer than"),
+        ("", "^it is empty; its first line must name the columns$"),
+        ("\n\n", "^it is empty; its first line must name the columns$"),
+        ("email,name\n", "^it has no column “address”; its header names email, name$"),
+        ("address,name,name\n", "^two columns are named “name”$"),
+        ("address,,name\n", "^column 2 has no name that can be read$"),
+        ("address,a\0b\n", "^column 2 has no name that can be read$"),
+        ('address,"name', "^its header cannot be read: a quote is not closed$"),
+        (
+            "address" + "," * LONGEST_ROW,
+            "^its header cannot be read: it is longer than 131072 characters, or a quote is not closed$",
+        ),
+        ('address,"a"b\n', "^its header cannot be read: its quotes cannot be read: "),
     ],
 )
 def test_a_header_that_cannot_be_used_refuses_the_file(text: str, reason: str) -> None:
@@ -118,3 +122,50 @@ def test_no_text_stops_the_reading_and_every_row_has_a_line_of_its_own(text: str
     lines = [line for line, _, _ in rows]
     assert lines == sorted(set(lines))
     assert all(len(fields) == 2 for _, fields, fault in rows if fault is None)
+
+
+def test_blank_lines_before_the_header_are_lines_and_no_header() -> None:
+    assert read("\n  \naddress,n\na,1\n") == [(4, ["a", "1"], None)]
+    assert read("\n" * 3 + "address;n\na;1\n") == [(5, ["a", "1"], None)]
+
+
+def test_blank_lines_before_the_header_take_nothing_from_the_length_of_its_row() -> None:
+    blank = " " * 80_000 + "\n"
+    header = "address,n" + " " * 80_000 + "\n"
+    assert read(blank + header + "a,1\n") == [(3, ["a", "1"], None)]
+
+
+def test_a_row_as_long_as_may_be_is_read_and_one_character_more_is_told() -> None:
+    """The length is that of the whole row, over all its lines, with their ends."""
+    for first in ("a,", 'a,"b\n'):
+        for extra, fits in ((0, True), (1, False)):
+            last = "\n" if first == "a," else '"\n'
+            row = first + "x" * (LONGEST_ROW - 1 - len(first) - len(last) + extra) + last
+            told = [fault for _, _, fault in read("address,n\n" + row)]
+            assert (told == [None]) == fits
+            if not fits:
+                assert told[0] == "it is longer than 131072 characters, or a quote is not closed"
+
+
+def test_rows_do_not_add_up_to_one_that_is_too_long() -> None:
+    row = "x" * (LONGEST_ROW // 2) + ",1\n"
+    assert bad("address,n\n" + row * 5) == []
+
+
+def test_a_quote_in_the_middle_of_a_field_is_told() -> None:
+    ((line, fault),) = bad('address,n\na,"b"c\nd,1\n')
+    assert line == 2
+    assert fault.startswith("its quotes cannot be read: ")
+
+
+@pytest.mark.parametrize("blank", [*" \t\u00a0\u3000\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"])
+def test_names_are_trimmed_of_whatever_a_spreadsheet_leaves_behind(blank: str) -> None:
+    assert RecipientsFile(io.StringIO(f"n,{blank}address{blank}\n").readline).columns == ("n", "address")
+
+
+@pytest.mark.parametrize("kept", [*"X\u3001\u2010"])
+def test_names_are_trimmed_of_nothing_else(kept: str) -> None:
+    assert RecipientsFile(io.StringIO(f"address,{kept}n{kept}\n").readline).columns == (
+        "address",
+        f"{kept}n{kept}",
+    )

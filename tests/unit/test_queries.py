@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import sql
 import worker
@@ -15,7 +17,22 @@ import worker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CALLS = {"fetch", "fetchrow", "fetchval", "execute", "executemany"}
+CALLS = {"fetch", "fetchrow", "fetchval", "execute"}
+
+WORDS = st.from_regex(r"[a-z_][a-z0-9_]{0,4}", fullmatch=True)
+APART = [
+    "::text",
+    "-- :a, it's\n",
+    "/* :a */",
+    "':a'",
+    "'it''s :a'",
+    '":a"',
+    "$$ :a $$",
+    "x[1:2]",
+    "a.b",
+    " ",
+]
+"""Where a colon, or what looks like a parameter, is none."""
 
 
 @pytest.fixture
@@ -30,7 +47,27 @@ def test_a_query_is_what_stands_below_its_name(sql_folder: Path) -> None:
     (sql_folder / "queries" / "a.sql").write_text(
         "-- A topic.\n\n-- name: one\n-- Because.\nSELECT 1;\n\n-- name: two\nSELECT 2;\n"
     )
-    assert sql.queries() == {"one": "-- Because.\nSELECT 1;", "two": "SELECT 2;"}
+    found = {name: query.text for name, query in sql.queries().items()}
+    assert found == {"one": "-- Because.\nSELECT 1;", "two": "SELECT 2;"}
+
+
+@given(st.lists(st.one_of(WORDS.map(":{}".format), st.sampled_from(APART))))
+def test_parameters_are_numbered_by_their_first_place_and_all_else_stays(parts: list[str]) -> None:
+    query = sql.Query(" ".join(parts))
+    names = [part[1:] for part in parts if re.fullmatch(r":\w+", part)]
+    assert query.parameters == tuple(dict.fromkeys(names))
+    numbers = {f":{name}": f"${query.parameters.index(name) + 1}" for name in names}
+    assert query.text == " ".join(numbers.get(part, part) for part in parts)
+    values = {name: object() for name in reversed(query.parameters)}
+    assert query.arguments(values) == tuple(values[name] for name in query.parameters)
+
+
+@pytest.mark.parametrize("values", [{}, {"b": 1}, {"a": 1}, {"a": 1, "c": 1}, {"a": 1, "b": 1, "c": 1}])
+def test_a_parameter_without_a_value_and_a_value_without_a_parameter_are_refused(
+    values: dict[str, int],
+) -> None:
+    with pytest.raises(TypeError, match=r"takes \(a, b\) and was given"):
+        sql.Query("SELECT :a::int + :b").arguments(values)
 
 
 def test_a_name_that_stands_twice_is_refused(sql_folder: Path) -> None:
@@ -73,9 +110,8 @@ def _strings(node: ast.AST) -> set[str]:
     return {n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
 
 
-def _called_queries() -> set[str]:
+def _calls() -> Iterator[tuple[str, ast.Call]]:
     """Every name in the first argument of a call that takes the name of a query; SQL is no name."""
-    called: set[str] = set()
     for node in _trees():
         if (
             isinstance(node, ast.Call)
@@ -83,14 +119,27 @@ def _called_queries() -> set[str]:
             and node.func.attr in CALLS
             and node.args
         ):
-            called |= _strings(node.args[0])
-    return {name for name in called if re.fullmatch(r"\w+", name)}
+            for name in _strings(node.args[0]):
+                if re.fullmatch(r"\w+", name):
+                    yield name, node
 
 
 def test_every_query_that_the_code_calls_is_there() -> None:
-    called = _called_queries()
+    called = {name for name, _ in _calls()}
     assert called
     assert called - sql.queries().keys() == set()
+
+
+def test_every_call_gives_the_parameters_of_its_query() -> None:
+    known, wrong = sql.queries(), []
+    for name, call in _calls():
+        given = {keyword.arg for keyword in call.keywords}
+        wanted = set(known[name].parameters)
+        # What comes as **values is checked when the call is made.
+        fits = given - {None} <= wanted if None in given else given == wanted
+        if not fits or len(call.args) != 1:
+            wrong.append((name, call.lineno, given ^ wanted))
+    assert wrong == []
 
 
 def test_every_query_that_is_there_is_used() -> None:

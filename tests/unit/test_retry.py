@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.results import Bounce, BounceKind, Error, Sent
-from tests.unit.test_outcomes import NOON, bounce, sent
+from tests.support.reports import NOON, bounce, sent
 from worker.domain.outcomes import fold
 from worker.domain.retry import SPREAD, Retries, backoff
 
@@ -57,6 +57,11 @@ def test_a_delay_is_that_of_the_table_give_or_take_its_spread(
         <= wait
         <= timedelta(seconds=delay * (1 + SPREAD)) + tick
     )
+
+
+def test_the_place_in_the_spread_goes_from_the_shortest_wait_to_the_longest() -> None:
+    waits = [backoff((100.0,), 1, place).total_seconds() for place in (0, 0.25, 0.5, 0.75, 1)]
+    assert waits == [80, 90, 100, 110, 120]
 
 
 def test_who_failed_together_is_spread_over_the_whole_of_it_and_each_always_alike() -> None:

@@ -55,7 +55,7 @@ def test_every_recipient_is_dealt_to_one_wave_as_its_share_says(
     assert total == 0 or sizes[0] > 0
 
 
-def test_waves_are_read() -> None:
+def test_waves_and_limits_are_read_from_the_delivery_file() -> None:
     file = parse(waves_toml(("10%", "0h"), ("0.5%", "90m"), ("rest", "1d")))
     assert [(w.share, w.after) for w in file.waves] == [
         (Fraction(1, 10), timedelta()),
@@ -94,13 +94,13 @@ def test_waves_are_read() -> None:
         ("[limits]\nerror_pct = nan", "limits.error_pct: "),
     ],
 )
-def test_what_does_not_fit_is_told(rest: str, reason: str) -> None:
+def test_a_schedule_that_contradicts_itself_is_refused_with_the_reason(rest: str, reason: str) -> None:
     with pytest.raises(DeliveryFileInvalid) as caught:
         parse(rest)
     assert reason in str(caught.value)
 
 
-def test_no_waves_are_no_fault() -> None:
+def test_an_empty_list_of_waves_is_no_waves() -> None:
     check_waves((), timedelta(hours=1))
 
 
@@ -148,7 +148,7 @@ def test_a_row_is_due_at_one_instant(send_at: str, zone: str, due: str) -> None:
         ("", "../etc/passwd", "is not a time zone"),
     ],
 )
-def test_what_a_row_cannot_say(send_at: str, zone: str, reason: str) -> None:
+def test_a_row_with_no_real_time_or_time_zone_is_refused(send_at: str, zone: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         due_of(send_at, zone, "Europe/Paris")
 
@@ -231,7 +231,9 @@ def test_a_column_of_time_zones_alone_is_a_variable() -> None:
         (LOCAL.format("2026-12-01T09:00:00"), ("address",), "needs a column “time_zone”"),
     ],
 )
-def test_files_that_do_not_go_together(rest: str, columns: tuple[str, ...], reason: str) -> None:
+def test_columns_of_times_that_contradict_the_delivery_file_are_refused(
+    rest: str, columns: tuple[str, ...], reason: str
+) -> None:
     with pytest.raises(TimingInvalid, match=reason):
         timing(parse(rest), columns)
 
@@ -292,7 +294,7 @@ def test_a_person_sees_the_waves_and_the_limits_before_the_ok() -> None:
     ]
 
 
-def test_too_late_is_later_than_the_limit() -> None:
+def test_a_start_is_too_late_when_later_than_the_limit() -> None:
     due = datetime(2026, 12, 1, 9, tzinfo=UTC)
     delivery = Delivery(
         delivery_id=1,

@@ -39,7 +39,7 @@ class TestCheck:
             "no template at all, 100 % {plain}",
         ],
     )
-    def test_nothing_to_say(self, text: str) -> None:
+    def test_a_template_with_known_variables_has_no_problem(self, text: str) -> None:
         assert check(content(text=text), COLUMNS) == []
 
     def test_an_unknown_variable_is_named_with_its_part_and_line(self) -> None:
@@ -69,12 +69,56 @@ class TestCheck:
             ("{{ lipsum() }}", "unknown variable “lipsum”"),
         ],
     )
-    def test_what_is_wrong(self, text: str, words: str) -> None:
+    def test_a_problem_is_one_sentence_with_its_part_and_line(self, text: str, words: str) -> None:
         (problem,) = check(content(text=text), COLUMNS)
         assert words in problem
         assert problem.endswith(".")
 
-    def test_all_parts_are_looked_at(self) -> None:
+    def test_each_unknown_variable_is_told_once_where_it_is_first_read(self) -> None:
+        known = "address, x, and address, recipient, delivery_id are always there."
+        assert check(content(text="a\n{{ b }}{{ b }}\n{{ a }}{{ b }}"), ("x", "address")) == [
+            f"text, line 2: unknown variable “b”; the recipients file has: {known}",
+            f"text, line 3: unknown variable “a”; the recipients file has: {known}",
+        ]
+        (told,) = check(content(text="{{ b }}"), ())
+        assert "the recipients file has: no columns, and address" in told
+
+    @pytest.mark.parametrize("name", ["recipient", "delivery_id"])
+    def test_a_column_named_as_a_number_of_sendoff_is_told_to_be_renamed(self, name: str) -> None:
+        assert check(content(text=f"{{{{ {name} }}}}"), ("address", name)) == [
+            (
+                f"text, line 1: the column “{name}” cannot be used in templates, as {name} always is a number"
+                " given by Sendoff; rename the column."
+            )
+        ]
+
+    @pytest.mark.parametrize(
+        "guard",
+        ["{{ b | default('') }}", "{{ b | d('') }}", "{{ b is defined }}", "{{ b is undefined }}"],
+    )
+    def test_a_variable_that_the_template_does_without_may_be_missing(self, guard: str) -> None:
+        assert check(content(text=f"{guard}{{{{ b }}}}"), COLUMNS) == []
+
+    def test_a_test_or_a_filter_of_another_kind_guards_nothing(self) -> None:
+        for text in ("{{ b | upper }}", "{{ b is none }}", "{{ 'x' | default(b) }}"):
+            (told,) = check(content(text=text), COLUMNS)
+            assert "unknown variable “b”" in told
+
+    @pytest.mark.parametrize(
+        ("text", "word"),
+        [
+            ("{% extends 'o' %}", "extends"),
+            ("{% include 'o' %}", "include"),
+            ("{% import 'o' as x %}", "import"),
+            ("{% from 'o' import x %}", "from … import"),
+        ],
+    )
+    def test_a_template_that_asks_for_another_is_told_so(self, text: str, word: str) -> None:
+        assert check(content(text=text), COLUMNS) == [
+            f"text, line 1: “{word}” needs another template; here a part stands alone."
+        ]
+
+    def test_every_part_of_a_content_is_checked(self) -> None:
         wrong = "{{ nobody }}"
         problems = check(
             content(subject=wrong, text=wrong, html=wrong, to_name=wrong, headers={"X-A": wrong}), COLUMNS
@@ -87,14 +131,14 @@ class TestCheck:
             "headers.X-A",
         ]
 
-    def test_a_column_hidden_by_a_built_in_variable(self) -> None:
+    def test_a_column_that_a_built_in_variable_hides_is_told_where_it_is_used(self) -> None:
         (problem,) = check(content(text="{{ recipient }}"), (*COLUMNS, "recipient"))
         assert "the column “recipient” cannot be used in templates" in problem
         assert check(content(text="{{ address }}"), (*COLUMNS, "recipient")) == []
 
 
 class TestRender:
-    def test_every_part(self) -> None:
+    def test_every_part_is_rendered_and_only_html_is_escaped(self) -> None:
         rendered = render(
             {"name": "Zoë & Bob"},
             subject="Hi {{ name }}",
@@ -164,10 +208,56 @@ class TestRender:
         assert words in str(failure.value)
         assert str(failure.value).startswith("text")
 
-    def test_ordinary_arithmetic(self) -> None:
+    def test_arithmetic_within_bounds_is_allowed(self) -> None:
         rendered = render({"v": "ab", "n": 3}, text="{{ v * n }} {{ n * 2.5 }} {{ 2 ** n }} {{ -n * v }}")
         assert rendered.text == "ababab 7.5 8 "
 
     def test_a_broken_template_is_not_compiled(self) -> None:
         with pytest.raises(RenderFailed, match="html, line 2"):
             Renderer(content(html="\n{% if %}"))
+
+    def test_a_body_keeps_apart_what_its_author_wrote_in_one_stretch(self) -> None:
+        renderer = Renderer(content(text="Dear {{ n }},\nbye", html="<b>{{ n }}</b>", subject="Hi {{ n }}"))
+        assert renderer.fixed == {"text": ["Dear ", ",\nbye"], "html": ["<b>", "</b>"]}
+        assert renderer.render({"n": "Ana"}).text_pieces == ["Dear ", "Ana", ",\nbye"]
+
+    def test_a_part_that_is_not_there_is_none_and_a_name_empty(self) -> None:
+        rendered = render()
+        assert (rendered.html, rendered.html_pieces, rendered.to_name) == (None, None, "")
+        assert render(text=None, html="<b>").text is None
+
+    def test_a_tab_in_a_header_is_a_space(self) -> None:
+        assert render({"v": " a\tb "}, subject="{{ v }}").subject == "a b"
+
+    @pytest.mark.parametrize(
+        ("fits", "beyond"),
+        [
+            ("{{ (v * 100000) | length }}", "{{ v * 100001 }}"),
+            ("{{ (50000 * pair) | length }}", "{{ 50001 * pair }}"),
+            ("{{ (2 ** 2048) // 2 ** 2048 }}", "{{ 2 ** 2049 }}"),
+            ("{{ 1 ** 4096 }}", "{{ 1 ** 4097 }}"),
+        ],
+    )
+    def test_one_expression_makes_no_more_than_its_bound(self, fits: str, beyond: str) -> None:
+        values: dict[str, Any] = {"v": "x", "pair": (1, 2)}
+        assert (render(values, text=fits).text or "").isdigit()
+        with pytest.raises(RenderFailed, match=r"^text, line 1: the result of \*\*? is too large\.$"):
+            render(values, text=beyond)
+
+    def test_a_line_break_in_a_header_is_told_with_its_part(self) -> None:
+        with pytest.raises(RenderFailed) as failure:
+            render({"v": "a\nb"}, headers={"X-A": "{{ v }}"})
+        assert str(failure.value) == (
+            "headers.X-A: a value holds a line break or another control character ('\\n'), which must not"
+            " stand in a header."
+        )
+
+    def test_an_error_without_words_is_told_by_its_kind(self) -> None:
+        class Silent:
+            def __str__(self) -> str:
+                raise KeyError
+
+        with pytest.raises(RenderFailed, match=r"^text, line 2: KeyError was raised\.$"):
+            render({"v": Silent()}, text="a\n{{ v }}")
+        with pytest.raises(RenderFailed, match=r"^text: .*surrogates not allowed\.$"):
+            render({"v": "\ud800"}, text="{{ v }}")

@@ -1,3 +1,5 @@
+"""Tracking: who is behind an event, which of doubled ones stands, and which opt-outs are heeded."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
@@ -5,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from contracts.tracking import TrackingEvent, TrackingKind
 from worker.domain.machines import RulesInvalid, Sort, own_rules, read_rules
@@ -173,3 +176,54 @@ def test_rules_of_ones_own_are_used_instead(tmp_path: Path) -> None:
     assert found.name == "us"
     with pytest.raises(SettingsError, match="cannot be read: No such file"):
         open_machines(Settings(machine_rules_file=tmp_path / "none"))
+
+
+RULE = """version = "{version}"
+[[rule]]
+name = "{name}"
+sort = "scanner"
+why = "{why}"
+patterns = [{patterns}]"""
+GOOD = {"version": "1", "name": "x", "why": "y", "patterns": '"a"'}
+
+
+@pytest.mark.parametrize(
+    ("change", "because"),
+    [
+        ({"version": ""}, "version: String should have at least 1 character"),
+        ({"version": "v" * 41}, "version: String should have at most 40 characters"),
+        ({"name": "X"}, r"rule.0.name: String should match pattern"),
+        ({"name": "x" * 41}, r"rule.0.name: String should match pattern"),
+        ({"why": ""}, "rule.0.why: String should have at least 1 character"),
+        ({"patterns": ""}, "rule.0.patterns: Tuple should have at least 1 item"),
+        ({"patterns": '"("'}, r"rule.0.patterns: Value error, '\(' is no regular expression: "),
+    ],
+)
+def test_a_rule_that_says_too_little_or_too_much_is_refused(change: dict[str, str], because: str) -> None:
+    with pytest.raises(RulesInvalid, match=because):
+        read_rules(RULE.format(**GOOD | change))
+
+
+def test_a_rule_within_its_bounds_is_read_in_its_order() -> None:
+    longest = {"version": "v" * 40, "name": "x" * 40, "patterns": '"a", "b"'}
+    rules = read_rules(RULE.format(**GOOD | longest))
+    assert (rules.version, [rule.name for rule in rules.rules]) == ("v" * 40, ["x" * 40])
+    assert [rules.judge(text) is None for text in ("A", "-b-", "c")] == [False, False, True]
+    with pytest.raises(ValidationError, match="frozen"):
+        rules.rules[0].name = "y"  # type: ignore[misc]
+
+
+def test_faults_of_a_file_of_rules_are_sentences() -> None:
+    with pytest.raises(RulesInvalid, match=r"^It is no TOML: .*\.$"):
+        read_rules("version = ")
+    one = RULE.format(**GOOD)
+    with pytest.raises(RulesInvalid, match=r"^Two rules have the same name\.$"):
+        read_rules(one + one[one.index("\n[[") :])
+    with pytest.raises(RulesInvalid, match=r"^rule\.0\.unknown: Extra inputs are not permitted\.$"):
+        read_rules(one + '\nunknown = "x"')
+
+
+def test_a_user_agent_is_judged_by_its_first_500_characters() -> None:
+    assert judge(one(TrackingKind.OPEN, "x" * 496 + "curl"), MACHINES).machine_rule is None
+    tracked = judge(one(TrackingKind.OPEN, "-" * 490 + "curl/8.11.0"), MACHINES)
+    assert tracked.user_agent == "-" * 490 + "curl/8.11."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from worker.lifecycle import on_stop
+from worker.amqp.consuming import consuming
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -41,8 +41,7 @@ async def take_batches(
         await record(part)
         consumer.settle(part)
 
-    await consumer.start()
-    async with on_stop(stop, consumer.stop):
+    async with consuming(consumer, stop):
         while batch := await consumer.batch(size, age):
             recording: set[asyncio.Task[None]] = set()
             async with asyncio.TaskGroup() as group:
@@ -50,7 +49,6 @@ async def take_batches(
                     if len(recording) == _PARTS_AT_ONCE:
                         _, recording = await asyncio.wait(recording, return_when=asyncio.FIRST_COMPLETED)
                     recording.add(group.create_task(take(part)))
-    await consumer.close()
 
 
 def _parts(batch: list[Incoming]) -> Iterator[list[Incoming]]:

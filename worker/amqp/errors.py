@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from worker.domain.failures import Broken
+
 RECONNECT_INTERVAL: Final = 1
 """Seconds between attempts to connect again."""
 
@@ -13,7 +15,7 @@ class BrokerUnreachable(Exception):  # noqa: N818 - the name is the sentence
     """The broker cannot be reached."""
 
 
-class BrokerForbids(Exception):  # noqa: N818 - the name is the sentence
+class BrokerForbids(Broken):
     """The broker user of SENDOFF_AMQP_URL lacks a permission; the message names it."""
 
     def __init__(self, error: Exception) -> None:

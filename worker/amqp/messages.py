@@ -51,6 +51,10 @@ class Incoming:
 class Publisher(Protocol):
     """Publishes with confirms; may be used by any number of tasks."""
 
+    @property
+    def connected(self) -> bool:
+        """Whether its connection stands at this moment."""
+
     async def publish(
         self, exchange: str, routing_key: str, messages: Sequence[Outgoing], *, mandatory: bool = True
     ) -> None:
@@ -66,6 +70,7 @@ class Publisher(Protocol):
 
         Raises:
             Unroutable: no queue took one of them.
+            Stopped: the process stops while the broker is away; some may be published.
         """
 
 
@@ -95,6 +100,9 @@ class Consumer(Protocol):
 
     def settle(self, messages: Iterable[Incoming]) -> None:
         """Says that messages are dealt with: they are acknowledged soon, in ranges where possible."""
+
+    async def watch(self) -> None:
+        """Returns once it is closed; raises what a task of its own died of, after which it does not work."""
 
     async def stop(self) -> None:
         """Stops consuming. What was not handed over goes back to the queue."""

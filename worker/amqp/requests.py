@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from worker.amqp.consuming import consuming
 from worker.amqp.messages import Outgoing
-from worker.lifecycle import on_stop
+from worker.domain.failures import NO_MESSAGES_FAULT, Busy
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,14 +25,21 @@ async def take_each(
 ) -> None:
     """Handles what a consumer delivers, one message after the other, until `stop`.
 
-    A message that raises goes to the dead queue: delivered again it would raise again, and hold up others.
+    A message that raises goes to the dead queue: delivered again it would raise again, and hold up others. So
+    does one for which a server was too busy; it can be replayed.
+
+    Raises:
+        Broken, Stopped: no message is to blame, and none is set apart.
     """
-    await consumer.start()
-    async with on_stop(stop, consumer.stop):
+    async with consuming(consumer, stop):
         while batch := await consumer.batch(1):
             (message,) = batch
             try:
                 await handle(message)
+            except NO_MESSAGES_FAULT:
+                raise
+            except Busy as busy:
+                await dead.bury(message, str(busy))
             except Exception as error:
                 # A fault of ours with one request must not end the service for all others.
                 log.exception(
@@ -39,7 +47,6 @@ async def take_each(
                 )
                 await dead.bury(message, f"It could not be handled: {error!r}")
             consumer.settle(batch)
-    await consumer.close()
 
 
 async def reply_to(publisher: Publisher, message: Incoming, body: bytes, kind: str) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+import structlog
 from aio_pika import ExchangeType
-from aio_pika.exceptions import AMQPChannelError
+from aio_pika.exceptions import AMQPChannelError, ChannelNotFoundEntity
 from aiormq.exceptions import ChannelAccessRefused
 
 from contracts import routing
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
-from worker.amqp.pika.connection import OUT_OF_REACH
+from worker.amqp.pika.failures import ERRORS, classify, forgiving
+from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from pamqp.common import FieldTable
 
     from contracts.routing import Names
+
+log = structlog.get_logger(__name__)
 
 DELIVERY_LIMIT: Final = 50
 """How often a message may come back before the broker gives it to the dead queue. A safety net,
@@ -94,7 +98,9 @@ async def declare(connection: AbstractConnection, names: Names, channels: Sequen
             f"The broker has something of ours with other properties: {error}."
             " Delete it, or choose another SENDOFF_QUEUE_PREFIX."
         ) from error
-    except OUT_OF_REACH as error:
+    except ERRORS as error:
+        if classify(error) is Failure.BROKEN:
+            raise
         raise _gone(error) from error
     return [names.queue(q) for q in (*_queues(channels), routing.DEAD_QUEUE)]
 
@@ -114,7 +120,9 @@ async def check(connection: AbstractConnection, names: Names, channels: Sequence
                 await channel.get_queue(names.queue(name), ensure=True)
     except AMQPChannelError as error:
         raise TopologyMismatch(f"The broker is not set up: {error}. Run “sendoff migrate”.") from error
-    except OUT_OF_REACH as error:
+    except ERRORS as error:
+        if classify(error) is Failure.BROKEN:
+            raise
         raise _gone(error) from error
 
 
@@ -125,19 +133,45 @@ class QueueDepth:
         """Takes a connection; the channel is opened at the first question."""
         self._connection = connection
         self._channel: AbstractChannel | None = None
+        self._missing: set[str] = set()
 
-    async def ready(self, queue: str) -> int:
-        """Returns how many messages wait in a queue, by its full name, without those that consumers hold.
+    async def ready(self, queue: str) -> int | None:
+        """Returns how many messages wait in a queue, without those that consumers hold.
+
+        Args:
+            queue: Its full name.
+
+        Returns:
+            None where nobody can say: the broker is away, does not answer in time, or has no such queue,
+            which is logged once.
 
         Raises:
-            One of `worker.amqp.pika.connection.OUT_OF_REACH`: the broker is away, or does not answer in time.
+            BrokerForbids: the user may not look.
         """
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            if self._channel is None or self._channel.is_closed:
-                self._channel = self._connection.channel(publisher_confirms=False)
-                await self._channel.initialize()
-            underlay = await self._channel.get_underlay_channel()
-            declared = await underlay.queue_declare(queue, passive=True)
+        if not self._connection.connected.is_set():
+            return None  # aio-pika would wait for the connection
+        try:
+            with forgiving():
+                async with asyncio.timeout(_ANSWER_SECONDS):
+                    count = await self._ask(queue)
+                if queue in self._missing:
+                    log.info("queue is there again", queue=queue)
+                    self._missing.discard(queue)
+                return count
+        except ChannelNotFoundEntity:
+            if queue not in self._missing:
+                log.warning("queue missing: run “sendoff migrate”", queue=queue)
+                self._missing.add(queue)
+        except ChannelAccessRefused as error:
+            raise BrokerForbids(error) from error
+        return None
+
+    async def _ask(self, queue: str) -> int:
+        if self._channel is None or self._channel.is_closed:
+            self._channel = self._connection.channel(publisher_confirms=False)
+            await self._channel.initialize()
+        underlay = await self._channel.get_underlay_channel()
+        declared = await underlay.queue_declare(queue, passive=True)
         return declared.message_count or 0
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from worker.domain.failures import Failure
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
@@ -16,6 +18,11 @@ if TYPE_CHECKING:
 
 class ChannelUnreachable(Exception):  # noqa: N818 - named for what happened, as a verdict is
     """Nothing can be sent over the channel now; the message is a sentence that says why."""
+
+    def __init__(self, sentence: str, failure: Failure = Failure.AWAY) -> None:
+        """Takes the sentence, and what it means for us."""
+        super().__init__(sentence)
+        self.failure = failure
 
 
 class Channel(Protocol):

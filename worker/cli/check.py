@@ -21,7 +21,9 @@ from worker.channels.registry import CHANNELS
 from worker.cli.asking import JsonOption
 from worker.cli.show import plain
 from worker.db import partitions
-from worker.db.pool import OUT_OF_REACH, DatabaseUnreachable, SchemaMismatch, open_database
+from worker.db.failures import ERRORS, classify
+from worker.db.pool import DatabaseUnreachable, SchemaMismatch, open_database
+from worker.domain.failures import Failure
 from worker.services.tracking import open_machines
 from worker.settings import Settings, SettingsError, read_settings
 
@@ -151,7 +153,9 @@ async def _database(settings: Settings) -> list[Finding]:
             Finding("schema", Standing.WRONG, str(error)),
             Finding("partitions", Standing.SKIPPED, "Not looked at, as long as the schema is wrong."),
         ]
-    except OUT_OF_REACH as error:
+    except ERRORS as error:
+        if classify(error) is Failure.BROKEN:
+            raise
         message = f"It went out of reach: {str(error) or type(error).__name__}."
         return [Finding(part, Standing.UNREACHABLE, message) for part in ("database", "schema", "partitions")]
     finally:

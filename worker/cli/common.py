@@ -7,22 +7,15 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from worker.db.pool import OUT_OF_REACH, DatabaseUnreachable, open_database
+from worker.db.failures import ERRORS, classify
+from worker.db.pool import DatabaseUnreachable, open_database
+from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from worker.db.pool import Database
     from worker.settings import Settings
-
-_REFUSES = (
-    asyncpg.InsufficientPrivilegeError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.TransactionRollbackError,
-    asyncpg.ReadOnlySQLTransactionError,
-)
-"""What Postgres raises when nothing is wrong with the statement: it cannot or may not carry it out now."""
 
 
 class CommandRefused(Exception):  # noqa: N818 - the name is the sentence
@@ -34,16 +27,16 @@ def database_at_hand() -> Iterator[None]:
     """Says in a sentence that the database went away, or will not serve us now.
 
     Raises:
-        DatabaseUnreachable: for what asyncpg raises then.
+        DatabaseUnreachable: it is away or busy, or its user may not do this.
     """
     try:
         yield
-    except OUT_OF_REACH as error:
-        raise DatabaseUnreachable(
-            f"The database went out of reach: {str(error) or type(error).__name__}"
-        ) from error
-    except _REFUSES as error:
-        raise DatabaseUnreachable(f"The database cannot do it now: {error}") from error
+    except ERRORS as error:
+        failure = classify(error)
+        if failure is Failure.BROKEN and not isinstance(error, asyncpg.InsufficientPrivilegeError):
+            raise
+        what = "went out of reach" if failure is Failure.AWAY else "cannot do it now"
+        raise DatabaseUnreachable(f"The database {what}: {str(error) or type(error).__name__}") from error
 
 
 @asynccontextmanager

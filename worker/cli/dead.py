@@ -79,7 +79,7 @@ def drop(
     seen = None
     if not yes:
         total, seen = asyncio.run(_look(settings, position))
-        what = f"all {number(total)} messages" if seen is None else f"“{plain(seen.reason)}”"
+        what = f"all {number(total)} messages" if seen is None else f"“{plain(seen.origin.reason)}”"
         if not typer.confirm(f"Drop {what} for good?", err=as_json):
             raise CommandRefused("Nothing was dropped.")
     dropped = asyncio.run(_drop(settings, position, seen))
@@ -125,12 +125,14 @@ async def _list(settings: Settings, limit: int, *, as_json: bool) -> None:
         typer.echo("The dead queue is empty.")
         return
     table = Table(box=None, pad_edge=False)
-    for heading in ("", "exchange", "key", "bytes", "message_id"):
+    for heading in ("", "exchange", "key", "says", "bytes", "message_id"):
         table.add_column(heading, no_wrap=True, justify="right" if heading in ("", "bytes") else "left")
     table.add_column("reason", overflow="fold")
     for one in found:
         table.add_row(
-            *(plain(str(_or_unknown(one[k]))) for k in ("position", "exchange", "routing_key", "bytes")),
+            *(plain(str(_or_unknown(one[k]))) for k in ("position", "exchange", "routing_key")),
+            "the broker" if one["vouched"] else "a header",
+            str(one["bytes"]),
             plain(one["message_id"] or "–"),
             plain(one["reason"]),
         )
@@ -202,19 +204,20 @@ def _one_or_all(position: int | None, *, everything: bool) -> None:
 
 
 def _same(one: DeadLetter, other: DeadLetter) -> bool:
-    return (one.message.body, one.message.message_id, one.reason) == (
+    return (one.message.body, one.message.message_id, one.origin) == (
         other.message.body,
         other.message.message_id,
-        other.reason,
+        other.origin,
     )
 
 
 def _brief(letter: DeadLetter) -> dict[str, Any]:
     return {
         "position": letter.position,
-        "reason": letter.reason,
-        "exchange": letter.exchange,
-        "routing_key": letter.routing_key,
+        "reason": letter.origin.reason,
+        "exchange": letter.origin.exchange,
+        "routing_key": letter.origin.routing_key,
+        "vouched": letter.origin.vouched,
         "bytes": len(letter.message.body),
         "message_id": letter.message.message_id,
     }

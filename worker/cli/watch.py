@@ -23,16 +23,15 @@ from worker.cli.asking import DeliveryArgument
 from worker.cli.common import CommandRefused, database
 from worker.cli.show import console, number, percent, plain, title, words
 from worker.db import reading
-from worker.db.pool import OUT_OF_REACH
+from worker.db.failures import ERRORS, classify
+from worker.domain.failures import Failure
+from worker.domain.states import OVER
 from worker.settings import Settings, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from rich.console import Console, RenderableType
-
-ENDED: Final = (State.FINISHED, State.STOPPED, State.FAILED)
-"""The states in which nothing more happens by itself."""
 
 _HELD: Final = (State.PAUSED, State.STOPPED, State.FAILED, State.PREPARATION_FAILED)
 """The states that have a reason worth reading."""
@@ -117,7 +116,7 @@ class View:
 
     def _speed(self) -> list[str]:
         row = self._row
-        if self.state in ENDED:
+        if self.state in OVER:
             if row["started_at"] is None or row["finished_at"] is None:
                 return []
             took = max((row["finished_at"] - row["started_at"]).total_seconds(), 0.001)
@@ -172,7 +171,7 @@ async def _watch(settings: Settings, delivery_id: int, interval: float, until: S
             while True:
                 view = View(row, pace, away=away)
                 pace.note(time.monotonic(), view.settled)
-                over = view.state in ENDED or view.state is until
+                over = view.state in OVER or view.state is until
                 show(view, last=over)
                 if over:
                     return view.state
@@ -180,7 +179,9 @@ async def _watch(settings: Settings, delivery_id: int, interval: float, until: S
                 try:
                     row = await reading.deployment(db, delivery_id) or row
                     away = False
-                except OUT_OF_REACH:
+                except ERRORS as error:
+                    if classify(error) is Failure.BROKEN:
+                        raise
                     away = True
 
 

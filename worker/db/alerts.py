@@ -35,8 +35,13 @@ async def raise_due(db: Database) -> list[Raised]:
     raised = []
     for due in await db.fetch("read_due_alerts"):
         async with db.transaction() as tx:
-            await tx.execute("lock_delivery", due["delivery_id"])
-            row = await tx.fetchrow("raise_alert", due["delivery_id"], due["criterion"], Event.ALERT.value)
+            await tx.execute("lock_delivery", delivery_id=due["delivery_id"])
+            row = await tx.fetchrow(
+                "raise_alert",
+                delivery_id=due["delivery_id"],
+                criterion=due["criterion"],
+                event=Event.ALERT.value,
+            )
         if row is not None:
             raised.append(Raised(row["delivery_id"], Criterion(row["criterion"]), row["sentence"]))
     return raised
@@ -60,7 +65,9 @@ async def set_threshold(
     Raises:
         asyncpg.CheckViolationError: the criterion has no limit, or the limit is more than 100 percent.
     """
-    row = await db.fetchrow("set_threshold", criterion.value, threshold, minimum, enabled)
+    row = await db.fetchrow(
+        "set_threshold", criterion=criterion.value, threshold=threshold, minimum=minimum, enabled=enabled
+    )
     if row is None:
         raise LookupError(f"The criterion {criterion} is not in the table.")
     return dict(row)

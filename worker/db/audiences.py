@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from worker.db import accounts
-from worker.db.outage import outlast
+from worker.db.retrying import Idempotent
 
 if TYPE_CHECKING:
+    from worker.db.accounts import Accounts
     from worker.db.pool import Database
 
 _DELIVERIES_KEPT: Final = 1_000
@@ -17,16 +17,21 @@ _DELIVERIES_KEPT: Final = 1_000
 class Audiences:
     """How many recipients confirmed deliveries have; the number is fixed, so it is kept."""
 
-    def __init__(self, db: Database) -> None:
-        """Takes the database."""
+    def __init__(self, accounts: Accounts, db: Database) -> None:
+        """Takes the accounts, and the database that they are in."""
+        self._accounts = accounts
         self._db = db
         self._sizes: dict[int, int] = {}
 
     async def size(self, delivery_id: int) -> int:
-        """Returns it; 0 where there is no such delivery, it was never confirmed, or has left by retention."""
+        """Returns it; 0 where there is no such delivery, it was never confirmed, or has left by retention.
+
+        Raises:
+            Busy, Broken, Stopped: as `worker.db.retrying.Retrier.until_done`.
+        """
         if delivery_id not in self._sizes:
-            size = await outlast(
-                lambda: accounts.audience_size(self._db, delivery_id), "reading an audience's size"
+            size = await self._db.until_done(
+                Idempotent(lambda: self._accounts.audience_size(delivery_id)), "reading an audience's size"
             )
             if not size:
                 return 0

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from contracts.states import State
 from worker.db import accounts, deliveries
 from worker.domain.breaker import Limits, Tally, Tripped, judge
-from worker.domain.states import CLAIMABLE, Move
+from worker.domain.states import Move
 
 if TYPE_CHECKING:
     from worker.db.pool import Database, Transaction
@@ -33,12 +32,16 @@ async def progress(source: Database | Transaction, delivery_id: int, defaults: L
         defaults: The limits that hold where the delivery has none of its own.
     """
     row = await source.fetchrow(
-        "read_progress", delivery_id, defaults.minimum, defaults.hard_bounce_pct, defaults.error_pct
+        "read_progress",
+        delivery_id=delivery_id,
+        minimum=defaults.minimum,
+        hard_bounce_pct=defaults.hard_bounce_pct,
+        error_pct=defaults.error_pct,
     )
     if row is None:
         raise LookupError(f"There is no delivery {delivery_id}.")
     own = Limits(row["minimum"], row["hard_bounce_pct"], row["error_pct"])
-    armed = State(row["state"]) in CLAIMABLE and not row["tripped"] and not row["complete"]
+    armed = row["running"] and not row["tripped"] and not row["complete"]
     tally = Tally(row["attempted"], row["bounced_hard"], row["errors"])
     return Progress(row["complete"], judge(tally, own) if armed else None)
 
@@ -56,5 +59,5 @@ async def trip(db: Database, delivery_id: int, defaults: Limits) -> Tripped | No
         verdict = (await progress(tx, delivery_id, defaults)).verdict
         if verdict is not None:
             await deliveries.move(tx, delivery_id, Move.PAUSE, reason=verdict.reason, figures=verdict.figures)
-            await tx.execute("trip_breaker", delivery_id)
+            await tx.execute("trip_breaker", delivery_id=delivery_id)
     return verdict

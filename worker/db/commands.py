@@ -27,8 +27,8 @@ class Recorded:
 
 async def recorded(tx: Transaction, command_id: str) -> Recorded | None:
     """Looks an answer up; until the transaction ends, nobody else answers the same command."""
-    await tx.execute("lock_command", command_id)
-    row = await tx.fetchrow("read_answer", command_id)
+    await tx.execute("lock_command", command_id=command_id)
+    row = await tx.fetchrow("read_answer", command_id=command_id)
     if row is None:
         return None
     return Recorded(row["command"], row["publisher"], row["body"], Reply.model_validate_json(row["reply"]))
@@ -40,22 +40,22 @@ async def record(
     """Records a command with its answer."""
     await tx.execute(
         "record_answer",
-        reply.command_id,
-        command,
-        reply.delivery_id,
-        operator,
-        publisher,
-        body,
-        reply.status.value,
-        reply.reason and reply.reason.value,
-        reply.model_dump_json(),
+        command_id=reply.command_id,
+        command=command,
+        delivery_id=reply.delivery_id,
+        operator=operator,
+        publisher=publisher,
+        body=body,
+        status=reply.status.value,
+        reason=reply.reason and reply.reason.value,
+        reply=reply.model_dump_json(),
     )
 
 
 async def read_operator(tx: Transaction, name: str) -> Operator | None:
     """Reads an operator; a revocation that is under way is waited for, one that comes later waits for us."""
-    await tx.execute("share_operator", name)
-    row = await tx.fetchrow("read_operator", name)
+    await tx.execute("share_operator", name=name)
+    row = await tx.fetchrow("read_operator", name=name)
     if row is None:
         return None
     return Operator(row["name"], row["active"], frozenset(Role(r) for r in row["roles"]))

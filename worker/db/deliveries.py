@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from contracts.commands import Wave
 from contracts.states import State
 from worker.domain.deliveries import Delivery, Waves
-from worker.domain.states import EVENTS, Move, sources, target
+from worker.domain.states import EVENTS, OVER, Move, sources, target
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -21,7 +21,7 @@ _WAVES_SHOWN: Final = 20
 
 async def read_for_update(tx: Transaction, delivery_id: int) -> Delivery | None:
     """Reads and locks a delivery's row; None where there is none."""
-    row = await tx.fetchrow("read_delivery_for_update", delivery_id)
+    row = await tx.fetchrow("read_delivery_for_update", delivery_id=delivery_id)
     if row is None:
         return None
     return Delivery(**{**row, "state": State(row["state"])})
@@ -57,37 +57,38 @@ async def move(
     expected = [s.value for s in sources(by)]
     row = await tx.fetchrow(
         "move_delivery",
-        delivery_id,
-        expected,
-        goal.value,
-        operator,
-        reason,
-        command_id,
-        EVENTS.get(by),
-        figures and figures.model_dump_json(),
+        delivery_id=delivery_id,
+        expected=expected,
+        target=goal.value,
+        over=goal in OVER,
+        operator=operator,
+        reason=reason,
+        command_id=command_id,
+        event=EVENTS.get(by),
+        figures=figures and figures.model_dump_json(),
     )
     return State(row["to_state"]) if row else None
 
 
 async def paused_in(tx: Transaction, delivery_id: int) -> State | None:
     """Returns the state that a paused delivery goes back to."""
-    state = await tx.fetchval("read_paused_in", delivery_id)
+    state = await tx.fetchval("read_paused_in", delivery_id=delivery_id)
     return State(state) if state else None
 
 
 async def confirm(tx: Transaction, delivery_id: int, operator: str, valid_until: datetime) -> None:
     """Records who confirmed, when, and the validity that follows."""
-    await tx.execute("confirm_delivery", delivery_id, operator, valid_until)
+    await tx.execute("confirm_delivery", delivery_id=delivery_id, operator=operator, valid_until=valid_until)
 
 
 async def authorise(tx: Transaction, delivery_id: int, operator: str, *, by_token: bool) -> None:
     """Records under whose authority the delivery starts, and whether a token gave it."""
-    await tx.execute("authorise_delivery", delivery_id, operator, by_token)
+    await tx.execute("authorise_delivery", delivery_id=delivery_id, operator=operator, by_token=by_token)
 
 
 async def authority(tx: Transaction, delivery_id: int) -> tuple[str, bool]:
     """Returns under whose authority a confirmed delivery starts, and whether a token gave it."""
-    row = await tx.fetchrow("read_authority", delivery_id)
+    row = await tx.fetchrow("read_authority", delivery_id=delivery_id)
     if row is None or row["authorised_by"] is None:
         raise LookupError(f"The delivery {delivery_id} was never confirmed.")
     return row["authorised_by"], row["authorised_by_token"]
@@ -95,12 +96,14 @@ async def authority(tx: Transaction, delivery_id: int) -> tuple[str, bool]:
 
 async def excluded_by_cause(tx: Transaction, delivery_id: int) -> dict[str, int]:
     """Counts what the preparation left out."""
-    return {r["cause"]: r["excluded"] for r in await tx.fetch("read_excluded_by_cause", delivery_id)}
+    return {
+        r["cause"]: r["excluded"] for r in await tx.fetch("read_excluded_by_cause", delivery_id=delivery_id)
+    }
 
 
 async def waves(tx: Transaction, delivery_id: int) -> Waves:
     """Reads the first waves of a delivery, and how many there are."""
-    rows = await tx.fetch("read_waves", delivery_id, _WAVES_SHOWN)
+    rows = await tx.fetch("read_waves", delivery_id=delivery_id, shown=_WAVES_SHOWN)
     shown = tuple(
         Wave(recipients=r["recipients"], due_at=r["due_at"], due_after=r["due_after"]) for r in rows
     )
@@ -115,7 +118,7 @@ async def now(tx: Transaction) -> datetime:
 
 async def content(db: Database, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
     """Reads a delivery's channel and content; None where it was never prepared."""
-    row = await db.fetchrow("read_content", delivery_id)
+    row = await db.fetchrow("read_content", delivery_id=delivery_id)
     return (row["channel"], json.loads(row["content"])) if row else None
 
 
@@ -123,11 +126,13 @@ async def finish(db: Database, delivery_id: int) -> bool:
     """Finishes a delivery if the accounts say that nothing is open; closes its pages with it."""
     expected = [s.value for s in sources(Move.FINISH)]
     async with db.transaction() as tx:
-        if await tx.fetchval("read_nothing_open", delivery_id, expected) is None:
+        if await tx.fetchval("read_nothing_open", delivery_id=delivery_id, expected=expected) is None:
             return False
         # A result that is being recorded may plan a retry: it is counted here, or finds this done.
-        await tx.execute("close_claims", delivery_id)
-        done = await tx.fetchval("finish_delivery", delivery_id, expected, EVENTS[Move.FINISH])
+        await tx.execute("close_claims", delivery_id=delivery_id)
+        done = await tx.fetchval(
+            "finish_delivery", delivery_id=delivery_id, expected=expected, event=EVENTS[Move.FINISH]
+        )
         if done is not None:
-            await tx.execute("close_all_pages", delivery_id)
+            await tx.execute("close_all_pages", delivery_id=delivery_id)
     return done is not None

@@ -37,7 +37,7 @@ async def take(db: Database, limit: int, lease: float) -> list[DeliveryEvent]:
             figures=r["figures"] and Figures.model_validate_json(r["figures"]),
             alert=r["criterion"] and _alert(r),
         )
-        for r in await db.fetch("take_events", limit, timedelta(seconds=lease))
+        for r in await db.fetch("take_events", events=limit, lease=timedelta(seconds=lease))
     ]
 
 
@@ -53,9 +53,13 @@ def _alert(row: asyncpg.Record) -> Alert:
 
 async def drop(db: Database, events: Sequence[DeliveryEvent]) -> None:
     """Takes events that were published out of the outbox."""
-    await db.fetch("drop_events", [e.delivery_id for e in events], [e.number for e in events])
+    await db.fetch(
+        "drop_events", delivery_ids=[e.delivery_id for e in events], numbers=[e.number for e in events]
+    )
 
 
 async def release(db: Database, events: Sequence[DeliveryEvent]) -> None:
     """Gives events that were not published back at once."""
-    await db.fetch("release_events", [e.delivery_id for e in events], [e.number for e in events])
+    await db.fetch(
+        "release_events", delivery_ids=[e.delivery_id for e in events], numbers=[e.number for e in events]
+    )

@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import asyncpg
 
-from worker.db.outage import outlast
+from worker.db.retrying import Idempotent, Unstorable
+from worker.domain.failures import Busy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
+    from typing import Any
+
+    from worker.db.pool import Database
 
 T = TypeVar("T")
 
@@ -20,34 +24,45 @@ _LEFT: Final = "the delivery has left by retention"
 
 
 async def write_by_halves(
+    db: Database,
     rows: Sequence[T],
-    write: Callable[[Sequence[T]], Awaitable[int]],
+    write: Callable[[Sequence[T]], Coroutine[Any, Any, int]],
     bury: Callable[[Sequence[T], str], Awaitable[None]],
     doing: str,
 ) -> int:
     """Writes rows; one that the database will not take must not hold up the others: halves until it is alone.
 
+    Where the database is too busy for the rows, all of them are set apart.
+
     Args:
+        db: The database.
         rows: Of one delivery, in the order of their keys.
         write: Writes rows in one transaction, idempotent, and returns a count.
-        bury: Keeps rows that cannot be stored, with the database's reason.
+        bury: Keeps rows that are not stored, with the reason.
         doing: What is being done, for the log.
 
     Returns:
         The sum of the counts.
+
+    Raises:
+        Broken, Stopped: as `worker.db.retrying.Retrier.until_done`.
     """
     try:
-        return await outlast(lambda: write(rows), doing)
-    except (asyncpg.PostgresError, ValueError) as error:
-        # An outage and a collision are waited for; what comes here is about the rows.
-        left = _finds_no_partition(error)  # as all of a delivery do, or none
+        return await db.until_done(Idempotent(lambda: write(rows)), doing)
+    except Busy as busy:
+        await bury(rows, str(busy))
+        return 0
+    except Unstorable as error:
+        left = _finds_no_partition(error.__cause__)  # as all of a delivery do, or none
         if left or len(rows) == 1:
             await bury(rows, _LEFT if left else str(error))
             return 0
     middle = len(rows) // 2
-    return sum([await write_by_halves(half, write, bury, doing) for half in (rows[:middle], rows[middle:])])
+    return sum(
+        [await write_by_halves(db, half, write, bury, doing) for half in (rows[:middle], rows[middle:])]
+    )
 
 
-def _finds_no_partition(error: Exception) -> bool:
+def _finds_no_partition(error: BaseException | None) -> bool:
     """Whether a row has no partition to go into; it is a violated check without a name."""
     return isinstance(error, asyncpg.CheckViolationError) and error.constraint_name is None

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
+import structlog
 
-from worker.db.pool import OUT_OF_REACH
+from worker.db.failures import ERRORS
+from worker.domain.failures import Stopped
+from worker.lifecycle import unless, wait_any
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+log = structlog.get_logger(__name__)
+
+_FAREWELL_SECONDS: Final = 1
 
 PAGES: Final = "sendoff_pages"
 """There are new pages to publish."""
@@ -21,7 +27,7 @@ EVENTS: Final = "sendoff_events"
 
 
 class Wakener:
-    """Listens on a connection of its own; while that is lost, waiting is mere polling."""
+    """Listens on a connection of its own; while that is lost, waiting is polling, and the log says so."""
 
     def __init__(self, url: str, channel: str, *, timeout: float) -> None:
         """Takes the database's address, what to listen to, and the seconds that connecting may take."""
@@ -30,6 +36,7 @@ class Wakener:
         self._timeout = timeout
         self._woken = asyncio.Event()
         self._connection: Any = None
+        self._polling = False
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
@@ -38,26 +45,46 @@ class Wakener:
             yield
         finally:
             if self._connection is not None:
-                with contextlib.suppress(*OUT_OF_REACH):
-                    await self._connection.close(timeout=self._timeout)
+                await _close(self._connection)
 
     async def wait(self, stop: asyncio.Event, seconds: float) -> None:
         """Returns when somebody notified, `stop` was set, or the time is over: then look anyway."""
         if self._connection is None or self._connection.is_closed():
-            await self._listen()
-        waits = [asyncio.create_task(self._woken.wait()), asyncio.create_task(stop.wait())]
-        try:
-            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+            try:
+                self._connection = await unless(stop, self._subscribed())
+            except Stopped:
+                return
+            except ERRORS as error:
+                if not self._polling:
+                    because = str(error) or type(error).__name__
+                    log.warning("not woken by the database, polling", channel=self._channel, because=because)
+                self._polling = True
+            else:
+                if self._polling:
+                    log.info("woken by the database again", channel=self._channel)
+                self._polling = False
+        await wait_any(self._woken, stop, seconds=seconds)
         self._woken.clear()
 
-    async def _listen(self) -> None:
-        with contextlib.suppress(*OUT_OF_REACH, asyncpg.PostgresError):
-            self._connection = await asyncpg.connect(
-                self._url, timeout=self._timeout, server_settings={"application_name": "sendoff wakener"}
-            )
-            await self._connection.add_listener(self._channel, lambda *_: self._woken.set())
-            # What was committed before we listened woke nobody.
-            self._woken.set()
+    async def _subscribed(self) -> asyncpg.Connection:
+        connection = await asyncpg.connect(
+            self._url,
+            timeout=self._timeout,
+            command_timeout=self._timeout,
+            server_settings={"application_name": "sendoff wakener"},
+        )
+        try:
+            await connection.add_listener(self._channel, lambda *_: self._woken.set())
+        except BaseException:
+            connection.terminate()
+            raise
+        # What was committed before we listened woke nobody.
+        self._woken.set()
+        return connection
+
+
+async def _close(connection: asyncpg.Connection) -> None:
+    try:
+        await connection.close(timeout=_FAREWELL_SECONDS)
+    except ERRORS as error:  # nothing hangs on it
+        log.debug("the database did not say goodbye", because=str(error))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 
 from sql import migrations
-from worker.db.pool import OUT_OF_REACH, DatabaseUnreachable, SchemaMismatch
+from worker.db.failures import ERRORS
+from worker.db.pool import DatabaseUnreachable, SchemaMismatch
 
 if TYPE_CHECKING:
     from sql import Migration
@@ -41,7 +42,7 @@ async def migrate(url: str, *, timeout: float) -> list[Migration]:  # noqa: ASYN
         connection = await asyncpg.connect(
             url, timeout=timeout, server_settings={"application_name": "sendoff migrate"}
         )
-    except (*OUT_OF_REACH, asyncpg.PostgresError, ValueError) as error:
+    except (*ERRORS, ValueError) as error:
         raise DatabaseUnreachable(
             f"The database is out of reach: {str(error) or type(error).__name__}"
         ) from error

@@ -25,10 +25,10 @@ async def add_operator(db: Database, name: str, roles: Iterable[Role]) -> bool:
         Whether they are new.
     """
     async with db.transaction() as tx:
-        added = await tx.fetchval("add_operator", name)
-        await tx.fetchval("lock_operator", name)
+        added = await tx.fetchval("add_operator", name=name)
+        await tx.fetchval("lock_operator", name=name)
         for role in roles:
-            await tx.fetchval("grant_role", name, role)
+            await tx.fetchval("grant_role", name=name, role=role)
     return added is not None
 
 
@@ -52,9 +52,9 @@ async def revoke_role(db: Database, name: str, role: Role) -> bool | None:
 
 async def _change_role(db: Database, query: str, name: str, role: Role) -> bool | None:
     async with db.transaction() as tx:
-        if await tx.fetchval("lock_operator", name) is None:
+        if await tx.fetchval("lock_operator", name=name) is None:
             return None
-        return await tx.fetchval(query, name, role) is not None
+        return await tx.fetchval(query, name=name, role=role) is not None
 
 
 async def set_operator_active(db: Database, name: str, *, active: bool) -> bool | None:
@@ -64,6 +64,6 @@ async def set_operator_active(db: Database, name: str, *, active: bool) -> bool 
         Whether that is a change; None where there is no such operator.
     """
     async with db.transaction() as tx:
-        if await tx.fetchval("lock_operator", name) is None:
+        if await tx.fetchval("lock_operator", name=name) is None:
             return None
-        return await tx.fetchval("set_operator_active", name, active) is not None
+        return await tx.fetchval("set_operator_active", name=name, active=active) is not None

@@ -72,20 +72,20 @@ async def create(tx: Transaction, delivery_id: int, page_size: int, messages_per
     """
     if messages_per_hour is not None:
         page_size = paced_page_size(messages_per_hour, page_size)
-        await tx.execute("create_pace", delivery_id, page_size)
-    await tx.execute("create_pages", delivery_id, page_size)
+        await tx.execute("create_pace", delivery_id=delivery_id, page_size=page_size)
+    await tx.execute("create_pages", delivery_id=delivery_id, page_size=page_size)
     await wake(tx, delivery_id)
 
 
 async def start(tx: Transaction, delivery_id: int) -> None:
     """Has the waves follow the start, which is now, and wakes the fan-out when the transaction commits."""
-    await tx.execute("start_waves", delivery_id)
+    await tx.execute("start_waves", delivery_id=delivery_id)
     await wake(tx, delivery_id)
 
 
 async def wake(tx: Transaction, delivery_id: int) -> None:
     """Wakes the fan-out when the transaction commits."""
-    await tx.execute("notify_pages", str(delivery_id))
+    await tx.execute("notify_pages", delivery_id=str(delivery_id))
 
 
 async def lease(
@@ -102,7 +102,9 @@ async def lease(
         channels: Those whose send queue has room; deliveries over others are left out.
     """
     held = timedelta(seconds=seconds)
-    rows = await db.fetch("lease_pages", after, limit, held, owner, list(channels))
+    rows = await db.fetch(
+        "lease_pages", after=after, pages=limit, lease=held, owner=owner, channels=list(channels)
+    )
     return [Page(**row) for row in rows]
 
 
@@ -119,10 +121,14 @@ async def lease_paced(
         channels: Those whose send queue has room; deliveries over others are left out.
     """
     async with db.transaction() as tx:
-        turns = [row["delivery_id"] for row in await tx.fetch("lock_paces", limit, list(channels))]
+        turns = [
+            row["delivery_id"] for row in await tx.fetch("lock_paces", pages=limit, channels=list(channels))
+        ]
         if not turns:
             return []
-        rows = await tx.fetch("lease_paced_pages", turns, timedelta(seconds=seconds), owner)
+        rows = await tx.fetch(
+            "lease_paced_pages", delivery_ids=turns, lease=timedelta(seconds=seconds), owner=owner
+        )
     return [Page(**row) for row in rows]
 
 
@@ -142,24 +148,29 @@ async def read_sends(db: Database, page: Page) -> list[asyncpg.Record]:
     valid_until = json.dumps(page.valid_until.isoformat()) if page.valid_until else "null"
     return await db.fetch(
         "read_sends",
-        page.delivery_id,
-        page.first,
-        page.last,
-        f'{{"delivery_id":{page.delivery_id},"recipient":',
-        f',"channel":{json.dumps(page.channel)},"address":',
-        f',"valid_until":{valid_until}}}',
+        delivery_id=page.delivery_id,
+        first=page.first,
+        last=page.last,
+        before_recipient=f'{{"delivery_id":{page.delivery_id},"recipient":',
+        before_address=f',"channel":{json.dumps(page.channel)},"address":',
+        after_variables=f',"valid_until":{valid_until}}}',
     )
 
 
 async def published(db: Database, page: Page, owner: str, look_after: float) -> bool:
     """Says that every message of the page is confirmed; false where the lease had been lost."""
     look = timedelta(seconds=look_after)
-    return await db.fetchval("page_published", page.delivery_id, page.page, owner, look) is not None
+    return (
+        await db.fetchval(
+            "page_published", delivery_id=page.delivery_id, page=page.page, owner=owner, look_after=look
+        )
+        is not None
+    )
 
 
 async def release(db: Database, page: Page, owner: str) -> None:
     """Gives a lease back."""
-    await db.fetchval("release_page", page.delivery_id, page.page, owner)
+    await db.fetchval("release_page", delivery_id=page.delivery_id, page=page.page, owner=owner)
 
 
 async def to_inspect(db: Database) -> list[PagesDue]:
@@ -169,19 +180,21 @@ async def to_inspect(db: Database) -> list[PagesDue]:
 
 async def inspect(db: Database, delivery_id: int, again_after: float, limit: int) -> list[Inspected]:
     """Counts what has become of a delivery's published pages, and puts off their next look."""
-    rows = await db.fetch("inspect_pages", delivery_id, timedelta(seconds=again_after), limit)
+    rows = await db.fetch(
+        "inspect_pages", delivery_id=delivery_id, again_after=timedelta(seconds=again_after), pages=limit
+    )
     return [Inspected(**row) for row in rows]
 
 
 async def close(db: Database, delivery_id: int, pages: Sequence[int]) -> None:
     """Closes pages whose recipients all have a standing outcome."""
-    await db.fetch("close_pages", delivery_id, list(pages))
+    await db.fetch("close_pages", delivery_id=delivery_id, pages=list(pages))
 
 
 async def reopen(db: Database, delivery_id: int, pages: Sequence[int]) -> None:
     """Has pages published again."""
     async with db.transaction() as tx:
-        await tx.fetch("reopen_pages", delivery_id, list(pages))
+        await tx.fetch("reopen_pages", delivery_id=delivery_id, pages=list(pages))
         await wake(tx, delivery_id)
 
 
@@ -193,7 +206,7 @@ async def with_retries(db: Database) -> list[RetriesLeft]:
 async def open_due_retries(db: Database, delivery_id: int) -> int:
     """Has pages published again in which retries fell due; returns how many."""
     async with db.transaction() as tx:
-        opened = len(await tx.fetch("open_due_retries", delivery_id))
+        opened = len(await tx.fetch("open_due_retries", delivery_id=delivery_id))
         if opened:
             await wake(tx, delivery_id)
     return opened
@@ -201,5 +214,5 @@ async def open_due_retries(db: Database, delivery_id: int) -> int:
 
 async def reopen_all(tx: Transaction, delivery_id: int) -> None:
     """Has every published page published again: their messages were refused meanwhile."""
-    await tx.fetch("reopen_all_pages", delivery_id)
+    await tx.fetch("reopen_all_pages", delivery_id=delivery_id)
     await wake(tx, delivery_id)

@@ -31,7 +31,7 @@ async def open_if_due(tx: Transaction, period: timedelta) -> None:
 
     Creations take turns from here until the transaction ends.
     """
-    await tx.execute("open_partition_set", period)
+    await tx.execute("open_partition_set", period=period)
 
 
 async def look(db: Database) -> Sets | None:

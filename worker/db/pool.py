@@ -5,37 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
 from sql import migrations, queries
+from worker.db.failures import ERRORS, NoConnection, classify
+from worker.db.retrying import Retrier
+from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Callable
 
-OUT_OF_REACH: Final = (
-    OSError,
-    TimeoutError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.InternalClientError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.PostgresIOError,
-    asyncpg.ReadOnlySQLTransactionError,
-)
-"""What asyncpg raises when the server is not there, or not in a state to serve: worth waiting for.
+    from sql import Query
+    from worker.db.retrying import Idempotent
 
-Full, shutting down, a standby after a failover: all of it passes. InterfaceError and InternalClientError are
-how asyncpg says that a connection was closed under the caller.
-"""
-
-COLLIDED: Final = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
-"""Two transactions met: the same transaction again will do."""
+T = TypeVar("T")
 
 
 class DatabaseUnreachable(Exception):  # noqa: N818 - the name is the sentence
@@ -49,18 +34,23 @@ class SchemaMismatch(Exception):  # noqa: N818 - the name is the sentence
 class Database:
     """A pool of connections that speaks in named queries.
 
-    Every method takes the name of a query in `sql/queries` and its arguments. A `fetch…` outside a
-    transaction is a transaction of its own.
+    Every method takes the name of a query in `sql/queries` and its parameters by name; one that is missing or
+    unknown raises TypeError. A `fetch…` outside a transaction is a transaction of its own.
     """
 
     def __init__(
-        self, pool: asyncpg.Pool, acquire_timeout: float, on_failure: Callable[[], None] | None = None
+        self, pool: asyncpg.Pool, acquire_timeout: float, retrier: Retrier, on_away: Callable[[], None]
     ) -> None:
-        """Takes the pool; `on_failure` is called whenever the server turns out not to be there."""
+        """Takes the pool; `on_away` is called whenever the server turns out not to be there."""
         self._pool = pool
         self._queries = queries()
         self._timeout = acquire_timeout
-        self._on_failure = on_failure
+        self._on_away = on_away
+        self._retrier = retrier
+
+    async def until_done(self, transaction: Idempotent[T], doing: str) -> T:
+        """Carries a transaction out as `worker.db.retrying.Retrier.until_done` does, with what it raises."""
+        return await self._retrier.until_done(transaction, doing)
 
     @asynccontextmanager
     async def transaction(self, **options: Any) -> AsyncIterator[Transaction]:  # noqa: ANN401 - asyncpg's own
@@ -82,31 +72,39 @@ class Database:
                     session.connection.terminate()
                     raise
 
-    async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
+    async def fetch(self, query: str, /, **values: object) -> list[asyncpg.Record]:
         """Returns every row."""
         async with self._acquired() as session:
-            return await session.fetch(query, *args)
+            return await session.fetch(query, **values)
 
-    async def fetchrow(self, query: str, *args: object) -> asyncpg.Record | None:
+    async def fetchrow(self, query: str, /, **values: object) -> asyncpg.Record | None:
         """Returns the first row, or None."""
         async with self._acquired() as session:
-            return await session.fetchrow(query, *args)
+            return await session.fetchrow(query, **values)
 
-    async def fetchval(self, query: str, *args: object) -> Any:  # noqa: ANN401 - a column of any type
+    async def fetchval(self, query: str, /, **values: object) -> Any:  # noqa: ANN401 - a column of any type
         """Returns the first column of the first row, or None."""
         async with self._acquired() as session:
-            return await session.fetchval(query, *args)
+            return await session.fetchval(query, **values)
 
     @asynccontextmanager
     async def _acquired(self) -> AsyncIterator[Transaction]:
         try:
-            async with self._pool.acquire(timeout=self._timeout) as connection:
+            connection = await self._connection()
+            try:
                 yield Transaction(connection, self._queries)
-        except OUT_OF_REACH as error:
-            # asyncpg's word for arguments that it cannot encode is an InterfaceError and a ValueError.
-            if self._on_failure is not None and not isinstance(error, ValueError):
-                self._on_failure()
+            finally:
+                await self._pool.release(connection)
+        except ERRORS as error:
+            if classify(error) is Failure.AWAY:
+                self._on_away()
             raise
+
+    async def _connection(self) -> asyncpg.pool.PoolConnectionProxy:
+        try:
+            return await self._pool.acquire(timeout=self._timeout)
+        except TimeoutError as error:
+            raise NoConnection(f"there was no connection within {self._timeout:g} s") from error
 
     async def check_version(self) -> int:
         """Returns the version of the schema.
@@ -133,15 +131,16 @@ class Database:
             SchemaMismatch: a query does not fit the schema, or the schema is older or newer than the code.
         """
         await self.check_version()
-        async with self._pool.acquire(timeout=self._timeout) as connection:
+        async with self._acquired() as session:
+            connection = session.connection
             trial = connection.transaction()
             await trial.start()
             try:
                 # Some queries speak of this table, which is temporary and goes with the trial.
-                await connection.execute(self._queries["create_staged_target"])
-                for name, text in self._queries.items():
+                await connection.execute(self._queries["create_staged_target"].text)
+                for name, query in self._queries.items():
                     try:
-                        await connection.prepare(text)
+                        await connection.prepare(query.text)
                     except asyncpg.PostgresError as error:
                         raise SchemaMismatch(
                             f"The query “{name}” does not fit the schema: {error}"
@@ -160,30 +159,30 @@ class Database:
 class Transaction:
     """One connection that speaks in named queries."""
 
-    def __init__(self, connection: Any, texts: dict[str, str]) -> None:  # noqa: ANN401 - asyncpg has no stubs
+    def __init__(self, connection: Any, queries: dict[str, Query]) -> None:  # noqa: ANN401 - asyncpg has no stubs
         self.connection = connection
-        self._queries = texts
+        self._queries = queries
 
-    async def fetch(self, query: str, *args: object) -> list[asyncpg.Record]:
+    async def fetch(self, query: str, /, **values: object) -> list[asyncpg.Record]:
         """Returns every row."""
-        rows: list[asyncpg.Record] = await self.connection.fetch(self._queries[query], *args)
+        named = self._queries[query]
+        rows: list[asyncpg.Record] = await self.connection.fetch(named.text, *named.arguments(values))
         return rows
 
-    async def fetchrow(self, query: str, *args: object) -> asyncpg.Record | None:
+    async def fetchrow(self, query: str, /, **values: object) -> asyncpg.Record | None:
         """Returns the first row, or None."""
-        return await self.connection.fetchrow(self._queries[query], *args)
+        named = self._queries[query]
+        return await self.connection.fetchrow(named.text, *named.arguments(values))
 
-    async def fetchval(self, query: str, *args: object) -> Any:  # noqa: ANN401 - a column of any type
+    async def fetchval(self, query: str, /, **values: object) -> Any:  # noqa: ANN401 - a column of any type
         """Returns the first column of the first row, or None."""
-        return await self.connection.fetchval(self._queries[query], *args)
+        named = self._queries[query]
+        return await self.connection.fetchval(named.text, *named.arguments(values))
 
-    async def execute(self, query: str, *args: object) -> None:
+    async def execute(self, query: str, /, **values: object) -> None:
         """Runs a statement for its effect."""
-        await self.connection.execute(self._queries[query], *args)
-
-    async def executemany(self, query: str, rows: Sequence[Sequence[object]]) -> None:
-        """Runs a statement once per row, pipelined."""
-        await self.connection.executemany(self._queries[query], rows)
+        named = self._queries[query]
+        await self.connection.execute(named.text, *named.arguments(values))
 
 
 async def open_database(
@@ -193,7 +192,9 @@ async def open_database(
     connect_timeout: float,
     command_timeout: float,
     application: str,
-    on_failure: Callable[[], None] | None = None,
+    stop: asyncio.Event | None = None,
+    on_away: Callable[[], None] = lambda: None,
+    on_busy: Callable[[str], None] = lambda _: None,
 ) -> Database:
     """Opens a pool.
 
@@ -203,7 +204,9 @@ async def open_database(
         connect_timeout: Seconds to connect, and to wait for a free connection.
         command_timeout: Seconds for one statement, here and (a second later) in the server.
         application: The `application_name` that operators see in `pg_stat_activity`.
-        on_failure: Called whenever the server later turns out not to be there.
+        stop: Once it is set, `Database.until_done` waits for no server that is away.
+        on_away: Called whenever the server later turns out not to be there.
+        on_busy: Called with what `Database.until_done` gave up, as the server was too busy.
 
     Raises:
         DatabaseUnreachable: there is no database at the address, or it does not let us in.
@@ -229,9 +232,9 @@ async def open_database(
                 "jit": "off",
             },
         )
-    except (*OUT_OF_REACH, asyncpg.PostgresError, ValueError) as error:
+    except (*ERRORS, ValueError) as error:
         raise DatabaseUnreachable(f"The database is out of reach: {_without_password(error, url)}") from error
-    return Database(pool, connect_timeout, on_failure)
+    return Database(pool, connect_timeout, Retrier(stop or asyncio.Event(), on_busy), on_away)
 
 
 async def _as_it_is(connection: asyncpg.Connection) -> None:

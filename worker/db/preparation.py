@@ -47,12 +47,16 @@ async def stage(session: Transaction, rows: Iterator[Target]) -> None:
 
 async def lock_preparation(session: Transaction, delivery_id: int) -> bool:
     """Takes the one right to prepare a delivery until the session ends; False if another session has it."""
-    return bool(await session.fetchval("lock_preparation", delivery_id))
+    return bool(await session.fetchval("lock_preparation", delivery_id=delivery_id))
 
 
 async def create_delivery(tx: Transaction, definition: DeliveryFile, operator: str) -> int:
     """Adds a delivery in *editing* and returns its number."""
-    return int(await tx.fetchval("create_delivery", definition.label, definition.channel, operator))
+    return int(
+        await tx.fetchval(
+            "create_delivery", label=definition.label, channel=definition.channel, operator=operator
+        )
+    )
 
 
 async def read_span(session: Transaction) -> tuple[datetime | None, datetime | None]:
@@ -72,51 +76,53 @@ async def replace_audience(
         definition: Its file.
         by_row: Whether staged rows have times of their own.
     """
-    await tx.execute("drop_audience", delivery_id)
-    await tx.execute("exclude_duplicates", Cause.DUPLICATE)
-    await tx.execute("exclude_quarantined", definition.channel, Cause.QUARANTINED)
-    await tx.execute("exclude_denylisted", definition.channel, Cause.DENYLISTED)
-    await tx.execute("insert_exclusions", delivery_id)
+    await tx.execute("drop_audience", delivery_id=delivery_id)
+    await tx.execute("exclude_duplicates", cause=Cause.DUPLICATE)
+    await tx.execute("exclude_quarantined", channel=definition.channel, cause=Cause.QUARANTINED)
+    await tx.execute("exclude_denylisted", channel=definition.channel, cause=Cause.DENYLISTED)
+    await tx.execute("insert_exclusions", delivery_id=delivery_id)
     await _number(tx, delivery_id, definition, by_row=by_row)
-    await tx.execute("insert_domains", delivery_id)
+    await tx.execute("insert_domains", delivery_id=delivery_id)
     await tx.execute(
         "complete_preparation",
-        delivery_id,
-        definition.label,
-        definition.channel,
-        definition.schedule.instant,
-        definition.schedule.zone,
-        definition.valid_for,
-        definition.schedule.late_limit,
-        definition.limits.messages_per_hour,
-        definition.schedule.local_time,
-        definition.limits.breaker_minimum,
-        definition.limits.hard_bounce_pct,
-        definition.limits.error_pct,
-        definition.limits.max_attempts,
+        delivery_id=delivery_id,
+        label=definition.label,
+        channel=definition.channel,
+        contact_date=definition.schedule.instant,
+        time_zone=definition.schedule.zone,
+        valid_for=definition.valid_for,
+        late_limit=definition.schedule.late_limit,
+        messages_per_hour=definition.limits.messages_per_hour,
+        by_local_time=definition.schedule.local_time,
+        breaker_minimum=definition.limits.breaker_minimum,
+        hard_bounce_pct=definition.limits.hard_bounce_pct,
+        error_pct=definition.limits.error_pct,
+        max_attempts=definition.limits.max_attempts,
     )
-    await tx.execute("insert_content", delivery_id, definition.content_json)
+    await tx.execute("insert_content", delivery_id=delivery_id, content=definition.content_json)
     return await read_counts(tx, delivery_id)
 
 
 async def _number(tx: Transaction, delivery_id: int, definition: DeliveryFile, *, by_row: bool) -> None:
     """Numbers those who are left, so that every wave is a range of recipients."""
     if by_row:
-        await tx.execute("insert_recipients_by_time", delivery_id)
-        await tx.execute("insert_waves_by_time", delivery_id)
+        await tx.execute("insert_recipients_by_time", delivery_id=delivery_id)
+        await tx.execute("insert_waves_by_time", delivery_id=delivery_id)
     elif definition.waves:
         ends = deal(await tx.fetchval("count_staged"), definition.waves)
         firsts = [end + 1 for end in (0, *ends[:-1])]
-        await tx.execute("insert_recipients_by_share", delivery_id, firsts[1:])
+        await tx.execute("insert_recipients_by_share", delivery_id=delivery_id, starts=firsts[1:])
         delays = [wave.after for wave in definition.waves]
-        await tx.execute("insert_waves_by_share", delivery_id, firsts, ends, delays)
+        await tx.execute(
+            "insert_waves_by_share", delivery_id=delivery_id, firsts=firsts, lasts=ends, delays=delays
+        )
     else:
-        await tx.execute("insert_recipients", delivery_id)
+        await tx.execute("insert_recipients", delivery_id=delivery_id)
 
 
 async def read_counts(tx: Transaction, delivery_id: int) -> Counts:
     """Returns what the standing preparation of a delivery came to."""
-    row = await tx.fetchrow("read_preparation", delivery_id)
+    row = await tx.fetchrow("read_preparation", delivery_id=delivery_id)
     if row is None:
         raise LookupError(f"There is no delivery {delivery_id}.")
     excluded = await deliveries.excluded_by_cause(tx, delivery_id)

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from contracts.states import State
 from worker.db import accounts, deliveries
 from worker.domain.audience import address_key
-from worker.domain.states import UNDER_WAY
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -41,9 +39,6 @@ HISTORY: Final = (
 )
 """The columns of the view `profile_history` in their order: a header even where there is no row."""
 
-_MAY_SEND: Final = [s.value for s in (State.READY, *UNDER_WAY)]
-"""In these states it may still send to the audience that it has; before, another is to be prepared."""
-
 _PAGE: Final = 500
 """Rows of one statement."""
 
@@ -69,7 +64,7 @@ class Held:
 
 async def held(db: Database | Transaction, profile_id: str) -> Held:
     """Counts what is held of a profile; all zero for one that is not known."""
-    row = await db.fetchrow("read_held", profile_id)
+    row = await db.fetchrow("read_held", profile_id=profile_id)
     if row is None:
         raise AssertionError("an aggregate has a row")
     return Held(**row)
@@ -85,8 +80,10 @@ async def messages(db: Database, profile_id: str) -> AsyncIterator[dict[str, Any
     """Yields all that is held of each message: with its variables, tracking events and quarantine."""
     async for row in _pages(db, "read_profile_messages", profile_id, "recipient"):
         number = row["delivery_id"]
-        events = await db.fetch("read_profile_events", number, row["recipient"])
-        blocked = await db.fetch("read_quarantined", number, address_key(row["address"]))
+        events = await db.fetch("read_profile_events", delivery_id=number, recipient=row["recipient"])
+        blocked = await db.fetch(
+            "read_quarantined", delivery_id=number, address_key=address_key(row["address"])
+        )
         yield {**row, "tracking_events": [dict(e) for e in events], "quarantine": [dict(q) for q in blocked]}
 
 
@@ -98,24 +95,29 @@ async def exclusions(db: Database, profile_id: str) -> AsyncIterator[Mapping[str
 
 async def denylist(db: Database, profile_id: str) -> list[dict[str, Any]]:
     """Returns the channels on which the profile is not written to."""
-    return [dict(row) for row in await db.fetch("read_profile_denylist", profile_id)]
+    return [dict(row) for row in await db.fetch("read_profile_denylist", profile_id=profile_id)]
 
 
 async def _pages(db: Database, query: str, profile_id: str, number: str) -> AsyncIterator[Mapping[str, Any]]:
-    last = _BEFORE_ALL
-    while rows := await db.fetch(query, profile_id, *last, _PAGE):
+    delivery_id, last = _BEFORE_ALL
+    while rows := await db.fetch(
+        query, profile_id=profile_id, before_delivery=delivery_id, before_number=last, rows=_PAGE
+    ):
         for row in rows:
             yield row
-        last = (rows[-1]["delivery_id"], rows[-1][number])
+        delivery_id, last = rows[-1]["delivery_id"], rows[-1][number]
 
 
 async def erasable(db: Database, profile_id: str) -> dict[int, list[int]]:
     """Returns the next recipients to erase, by delivery; none where all are."""
-    return {r["delivery_id"]: r["recipients"] for r in await db.fetch("read_erasable", profile_id, _PAGE)}
+    return {
+        r["delivery_id"]: r["recipients"]
+        for r in await db.fetch("read_erasable", profile_id=profile_id, rows=_PAGE)
+    }
 
 
 async def erase_messages(
-    db: Database, profile_id: str, delivery_id: int, recipients: list[int], shard: int
+    db: Database, profile_id: str, delivery_id: int, recipients: list[int]
 ) -> tuple[int, int] | None:
     """Overwrites what is personal of a profile's recipients of one delivery, who are not sent to any more.
 
@@ -124,18 +126,14 @@ async def erase_messages(
         prepared: nothing has changed.
     """
     async with db.transaction() as tx:
-        if not await tx.fetchval("keep_preparations_out", delivery_id):
+        if not await tx.fetchval("keep_preparations_out", delivery_id=delivery_id):
             return None
-        # Waits for claims and results under way, which would bring back what is erased here.
         await accounts.close_claims(tx, delivery_id)
         await deliveries.read_for_update(tx, delivery_id)
-        row = await tx.fetchrow("erase_recipients", delivery_id, recipients, shard, _MAY_SEND, profile_id)
-    if row is None:
-        raise AssertionError("an aggregate has a row")
-    return row["messages"], row["kept_from"]
+        return await accounts.erase(tx, delivery_id, recipients, profile_id)
 
 
 async def erase_exclusions(db: Database, profile_id: str) -> int:
     """Overwrites some of a profile's exclusions; returns how many, 0 where none are left."""
-    count: int = await db.fetchval("erase_exclusions", profile_id, _PAGE)
+    count: int = await db.fetchval("erase_exclusions", profile_id=profile_id, rows=_PAGE)
     return count

@@ -38,14 +38,23 @@ EVERYBODY: Final = Only()
 
 async def deployment(db: Database, delivery_id: int) -> dict[str, Any] | None:
     """Returns the row of the view `deployment`; None where there is no such delivery."""
-    row = await db.fetchrow("read_deployment", delivery_id)
+    row = await db.fetchrow("read_deployment", delivery_id=delivery_id)
     return dict(row) if row else None
 
 
 async def audience(db: Database, delivery_id: int) -> tuple[int, datetime | None] | None:
     """Returns how many recipients a delivery has, and when they left by retention; None for no delivery."""
-    row = await db.fetchrow("read_audience", delivery_id)
+    row = await db.fetchrow("read_audience", delivery_id=delivery_id)
     return (row["to_deliver"], row["purged_at"]) if row else None
+
+
+async def unknown(db: Database, delivery_id: int, size: int) -> AsyncIterator[list[int]]:
+    """Yields the recipients whose outcome is unknown, by ranges of `size` recipients; none for none."""
+    recipients, _ = await audience(db, delivery_id) or (0, None)
+    for first in range(1, recipients + 1, size):
+        rows = await db.fetch("read_unknown", delivery_id=delivery_id, first=first, last=first + size - 1)
+        if rows:
+            yield [row["recipient"] for row in rows]
 
 
 async def sending_log(
@@ -62,5 +71,12 @@ async def sending_log(
         only: Whom of them.
     """
     for first in range(1, recipients + 1, _RANGE):
-        for row in await db.fetch("read_sending_log", delivery_id, first, first + _RANGE - 1, *only):
+        rows = await db.fetch(
+            "read_sending_log",
+            delivery_id=delivery_id,
+            first=first,
+            last=first + _RANGE - 1,
+            **only._asdict(),
+        )
+        for row in rows:
             yield row

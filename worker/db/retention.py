@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import asyncpg
-
-from worker.db.pool import COLLIDED
+from worker.db.failures import ERRORS, classify
+from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -71,8 +70,8 @@ async def survey(session: Transaction, older_than: timedelta) -> list[PartitionS
         older_than: How long ago a delivery must have ended.
     """
     found = []
-    for row in await session.fetch("read_sets", older_than):
-        holders = await session.fetch("read_holders", row["held_by"]) if row["held_by"] else []
+    for row in await session.fetch("read_sets", older_than=older_than):
+        holders = await session.fetch("read_holders", delivery_ids=row["held_by"]) if row["held_by"] else []
         found.append(PartitionSet(**{**row, "held_by": tuple(Holder(**h) for h in holders)}))
     return found
 
@@ -85,12 +84,12 @@ async def lock(session: Transaction) -> bool:
 async def mark(session: Transaction, one: PartitionSet, older_than: timedelta) -> bool:
     """Marks a set and its deliveries as leaving, judged again with their rows locked; False if it is held."""
     async with session.connection.transaction():
-        await session.execute("lock_set", one.first_id, one.last_id)
+        await session.execute("lock_set", first_id=one.first_id, last_id=one.last_id)
         now = next((s for s in await survey(session, older_than) if s.first_id == one.first_id), None)
         if now is None or not now.leaves:
             return False
-        await session.execute("mark_set", one.first_id)
-        await session.execute("mark_deliveries", one.first_id, one.last_id)
+        await session.execute("mark_set", first_id=one.first_id)
+        await session.execute("mark_deliveries", first_id=one.first_id, last_id=one.last_id)
     return True
 
 
@@ -100,20 +99,22 @@ async def remove(session: Transaction, one: PartitionSet) -> None:
     Raises:
         StillInUse: a transaction holds a partition for too long.
     """
-    last = await session.fetchval("read_last_delivery", one.first_id, one.last_id) or 0
+    last = await session.fetchval("read_last_delivery", first_id=one.first_id, last_id=one.last_id) or 0
     for first in range(one.first_id, last + 1, _IDS_AT_ONCE):
-        await session.execute("drop_plans", first, min(first + _IDS_AT_ONCE - 1, last))
-    await session.execute("be_patient", _PATIENCE)
+        await session.execute("drop_plans", first_id=first, last_id=min(first + _IDS_AT_ONCE - 1, last))
+    await session.execute("be_patient", patience=_PATIENCE)
     tries = 0
-    while (step := await session.fetchrow("read_next_step", one.first_id)) is not None:
+    while (step := await session.fetchrow("read_next_step", first_id=one.first_id)) is not None:
         try:
             statement = step["statement"]
             await session.connection.execute(statement)
-        except (*COLLIDED, asyncpg.QueryCanceledError):
+        except ERRORS as error:
+            if classify(error) is not Failure.BUSY:
+                raise
             tries += 1
             if tries == _TRIES:
                 raise StillInUse(await _in_use(session, step["partition"])) from None
-    await session.execute("forget_set", one.first_id)
+    await session.execute("forget_set", first_id=one.first_id)
 
 
 async def _in_use(session: Transaction, partition: str) -> str:

@@ -3,37 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
-from worker.db import deliveries
+from worker.db import accounts, deliveries
+from worker.lifecycle import beside
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     from worker.db.pool import Database, Transaction
-
-COUNTED: Final = (
-    "sending",
-    "sent",
-    "bounced_hard",
-    "bounced_soft",
-    "bounced_ignored",
-    "errors",
-    "unknown",
-    "excluded_late",
-    "cancelled",
-    "retrying",
-    "opened",
-    "clicked",
-    "optout",
-    "mirror",
-    "human_opened",
-    "human_clicked",
-)
-"""The counters that are recounted, from the outcomes and from what is known of who was tracked."""
 
 _SNAPSHOTS: Final = 3
 
@@ -47,13 +29,13 @@ class TookTooLong(Exception):  # noqa: N818 - the name is the sentence
 
 @dataclass(frozen=True, slots=True)
 class Recount:
-    """What one snapshot showed.
+    """What a recount came to.
 
     Attributes:
         deployment: The row of the view `deployment`.
         excluded_by_cause: What the preparation left out.
-        as_of: The moment of the snapshot.
-        drift: By counter, the recounted number less the counter's, where they differ.
+        as_of: The moment of both.
+        drift: By counter, the recounted number less the counter's, where they differed before the repair.
         exact: Whether it was recounted; else these are the live counters.
     """
 
@@ -64,13 +46,12 @@ class Recount:
     exact: bool = True
 
 
-async def recount(db: Database, delivery_id: int, shard: int, *, deadline: float) -> Recount | None:
+async def recount(db: Database, delivery_id: int, *, deadline: float) -> Recount | None:
     """Recounts a delivery and repairs its counters.
 
     Args:
         db: The database.
         delivery_id: The delivery.
-        shard: The counter row that a repair moves.
         deadline: Seconds for everything, the wait for another's recount of the same delivery among them.
 
     Returns:
@@ -82,11 +63,11 @@ async def recount(db: Database, delivery_id: int, shard: int, *, deadline: float
     async with db.session() as session:
         try:
             async with asyncio.timeout(deadline):
-                await session.execute("lock_stats", delivery_id)
+                await session.execute("lock_stats", delivery_id=delivery_id)
                 try:
-                    return await _recount(db, session, delivery_id, shard)
+                    return await _recount(db, session, delivery_id)
                 finally:
-                    await session.execute("unlock_stats", delivery_id)
+                    await session.execute("unlock_stats", delivery_id=delivery_id)
         except (TimeoutError, asyncpg.QueryCanceledError) as error:
             raise TookTooLong from error
 
@@ -94,30 +75,38 @@ async def recount(db: Database, delivery_id: int, shard: int, *, deadline: float
 async def live(db: Database, delivery_id: int) -> Recount | None:
     """Reads the counters as they are, without a recount; None where there is no such delivery."""
     async with db.transaction(isolation="repeatable_read", readonly=True) as tx:
-        deployment = await tx.fetchrow("read_deployment", delivery_id)
-        if deployment is None:
-            return None
-        causes = await deliveries.excluded_by_cause(tx, delivery_id)
-        return Recount(dict(deployment), causes, await deliveries.now(tx), {}, exact=False)
+        return await _live(tx, delivery_id)
 
 
-async def _recount(db: Database, session: Transaction, delivery_id: int, shard: int) -> Recount | None:
+async def _live(tx: Transaction, delivery_id: int) -> Recount | None:
+    deployment = await tx.fetchrow("read_deployment", delivery_id=delivery_id)
+    if deployment is None:
+        return None
+    causes = await deliveries.excluded_by_cause(tx, delivery_id)
+    return Recount(dict(deployment), causes, await deliveries.now(tx), {}, exact=False)
+
+
+async def _recount(db: Database, session: Transaction, delivery_id: int) -> Recount | None:
     # What happens between a snapshot and its repair leaves the difference as it is, or is one of the two
     # things that the repair looks for, each of which happens once.
     for _ in range(_SNAPSHOTS):
         async with session.connection.transaction(isolation="repeatable_read", readonly=True):
-            deployment = await session.fetchrow("read_deployment", delivery_id)
+            deployment = await session.fetchrow("read_deployment", delivery_id=delivery_id)
             if deployment is None:
                 return None
             large = deployment["to_deliver"] >= _LARGE
             counted, tracked, causes = await _count(db, session, delivery_id, large=large)
+        found = Recount(dict(deployment), causes, counted["as_of"], {}, exact=not counted["purged"])
         if counted["purged"]:  # its outcomes have left by retention: the counters are all that is known
-            return Recount(dict(deployment), causes, counted["as_of"], {}, exact=False)
-        exact = {**counted, **tracked}
-        drift = {k: exact[k] - deployment[k] for k in COUNTED}
-        found = Recount(dict(deployment), causes, counted["as_of"], {k: v for k, v in drift.items() if v})
-        if not found.drift or await _repair(session, delivery_id, shard, counted["cancelled_at"], drift):
             return found
+        exact = {**counted, **tracked}
+        drift = {k: exact[k] - live for k, live in deployment.items() if k in exact and exact[k] != live}
+        if not drift:
+            return found
+        if await _repair(session, delivery_id, counted["cancelled_at"], drift):
+            async with session.connection.transaction(isolation="repeatable_read", readonly=True):
+                repaired = await _live(session, delivery_id)
+            return repaired and replace(repaired, drift=drift, exact=True)
     raise AssertionError("a delivery is cancelled once, and leaves once")
 
 
@@ -131,7 +120,7 @@ async def _count(
     """
     if not large:
         rest = await _count_rest(session, delivery_id)  # and with its plan for the rest of the transaction
-        (counted,) = await session.fetch("recount", delivery_id)
+        (counted,) = await session.fetch("recount", delivery_id=delivery_id)
         return counted, *rest
     snapshot = await session.fetchval("export_snapshot")
 
@@ -141,30 +130,23 @@ async def _count(
             await tx.connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
             return await _count_rest(tx, delivery_id)
 
-    beside = asyncio.create_task(count_beside(), name=f"count tracked recipients of {delivery_id}")
-    try:
-        await session.execute("plan_recount", True)  # noqa: FBT003 - large enough for workers
-        (counted,) = await session.fetch("recount", delivery_id)
-        return counted, *await beside
-    finally:
-        beside.cancel()
-        await asyncio.gather(beside, return_exceptions=True)
+    async with beside(count_beside(), f"count tracked recipients of {delivery_id}") as counting:
+        await session.execute("plan_recount", parallel=True)
+        (counted,) = await session.fetch("recount", delivery_id=delivery_id)
+        return counted, *await counting
 
 
 async def _count_rest(tx: Transaction, delivery_id: int) -> tuple[asyncpg.Record, dict[str, int]]:
     causes = await deliveries.excluded_by_cause(tx, delivery_id)
-    await tx.execute("plan_recount", False)  # noqa: FBT003 - not large enough for workers
-    (tracked,) = await tx.fetch("recount_tracking", delivery_id)
+    await tx.execute("plan_recount", parallel=False)
+    (tracked,) = await tx.fetch("recount_tracking", delivery_id=delivery_id)
     return tracked, causes
 
 
 async def _repair(
-    session: Transaction, delivery_id: int, shard: int, cancelled_at: datetime | None, drift: dict[str, int]
+    session: Transaction, delivery_id: int, cancelled_at: datetime | None, drift: Mapping[str, int]
 ) -> bool:
     async with session.connection.transaction():
         # A stop computes "the rest" from the counters, with this lock alone: all of the repair, or nothing.
-        await session.execute("lock_claims", delivery_id)
-        done = await session.fetchval(
-            "repair_counters", delivery_id, shard, cancelled_at, *(drift[k] for k in COUNTED)
-        )
-    return done is not None
+        await accounts.share_claims(session, delivery_id)
+        return await accounts.repair(session, delivery_id, cancelled_at, drift)

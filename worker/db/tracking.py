@@ -30,9 +30,7 @@ class Recorded:
     opted_out: int
 
 
-async def record(
-    db: Database, delivery_id: int, tracked: Sequence[Tracked], rules: str, shard: int
-) -> Recorded:
+async def record(db: Database, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> Recorded:
     """Records events of a delivery's recipients, moves the counters, and puts who opted out on the lists.
 
     Args:
@@ -40,7 +38,6 @@ async def record(
         delivery_id: The delivery.
         tracked: The events, each event_id once.
         rules: The version of the rules that judged them.
-        shard: The counter row to move.
     """
     events = [t.event for t in tracked]
     async with db.transaction() as tx:
@@ -48,16 +45,15 @@ async def record(
         await accounts.share_claims(tx, delivery_id)
         (row,) = await tx.fetch(
             "record_tracking",
-            delivery_id,
-            [e.event_id for e in events],
-            [e.recipient for e in events],
-            [e.kind.value for e in events],
-            [e.url for e in events],
-            [e.at for e in events],
-            [t.user_agent for t in tracked],
-            [t.machine_rule for t in tracked],
-            rules,
-            shard,
+            delivery_id=delivery_id,
+            event_ids=[e.event_id for e in events],
+            recipients=[e.recipient for e in events],
+            kinds=[e.kind.value for e in events],
+            urls=[e.url for e in events],
+            times=[e.at for e in events],
+            user_agents=[t.user_agent for t in tracked],
+            machine_rules=[t.machine_rule for t in tracked],
+            rules=rules,
         )
         new = set(row["optouts"] or ())
         opted_out = {t.event.recipient for t in tracked if t.heeded and t.event.event_id in new}
@@ -67,10 +63,15 @@ async def record(
 
 
 async def _write_to_them_no_more(tx: Transaction, delivery_id: int, recipients: Sequence[int]) -> None:
-    rows = await tx.fetch("read_opted_out", delivery_id, recipients)
+    rows = await tx.fetch("read_opted_out", delivery_id=delivery_id, recipients=recipients)
     profiles = {r["profile_id"] for r in rows} - {None}
     if profiles:
-        await tx.execute("denylist_opted_out", delivery_id, list(profiles))
+        await tx.execute("denylist_opted_out", delivery_id=delivery_id, profile_ids=list(profiles))
     addresses = {address_key(r["address"]): r["address"] for r in rows if r["profile_id"] is None}
     if addresses:
-        await tx.execute("quarantine_opted_out", delivery_id, list(addresses), list(addresses.values()))
+        await tx.execute(
+            "quarantine_opted_out",
+            delivery_id=delivery_id,
+            address_keys=list(addresses),
+            addresses=list(addresses.values()),
+        )

@@ -1,7 +1,7 @@
 """What is known of a recipient: facts set once, and the one that stands, by precedence and not by arrival.
 
 Facts of one recipient form a join semilattice: folding is commutative, associative and idempotent, so that
-results may come late, twice and in any order and end in the same status. DESIGN §3 gives the order: a hard
+results may come late, twice and in any order and end in the same status. The order of precedence: a hard
 bounce stands for good; otherwise the later attempt stands; within one attempt a bounce wins over *sent*,
 *sent* over *error*, an error for good over a retryable one, and any of them over *unknown* and the claim.
 

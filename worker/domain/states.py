@@ -1,4 +1,4 @@
-"""The states of a delivery and the one table of legal moves (DESIGN §3)."""
+"""The states of a delivery and the one table of legal moves."""
 
 from __future__ import annotations
 
@@ -38,7 +38,19 @@ class Move(StrEnum):
     """An operator has unknown outcomes sent again."""
 
 
-_RUNNING: Final = (State.START_PENDING, State.IN_PROGRESS, State.RETRY_PENDING)
+RUNNING: Final = (State.IN_PROGRESS, State.RETRY_PENDING)
+"""The states in which a claim may be granted."""
+
+_GOING: Final = (State.START_PENDING, *RUNNING)
+
+UNDER_WAY: Final = (*_GOING, State.PAUSED)
+"""The states in which a retry may be planned: a delivery that has ended is not taken up again by a result."""
+
+OVER: Final = (State.FINISHED, State.STOPPED, State.FAILED)
+"""The states in which nothing more happens by itself."""
+
+CONFIRMED: Final = (*UNDER_WAY, *OVER)
+"""The states after the definitive OK (*stopped* also without it)."""
 
 MOVES: Final[dict[Move, tuple[tuple[State, ...], tuple[State, ...]]]] = {
     Move.PREPARE: ((State.EDITING, State.READY, State.PREPARATION_FAILED), (State.PREPARING,)),
@@ -47,11 +59,11 @@ MOVES: Final[dict[Move, tuple[tuple[State, ...], tuple[State, ...]]]] = {
     Move.CONFIRM: ((State.READY,), (State.START_PENDING,)),
     Move.START: ((State.START_PENDING,), (State.IN_PROGRESS,)),
     Move.AWAIT_RETRIES: ((State.IN_PROGRESS,), (State.RETRY_PENDING,)),
-    Move.FINISH: ((State.IN_PROGRESS, State.RETRY_PENDING), (State.FINISHED,)),
-    Move.PAUSE: (_RUNNING, (State.PAUSED,)),
-    Move.RESUME: ((State.PAUSED,), _RUNNING),
-    Move.STOP: ((State.READY, *_RUNNING, State.PAUSED), (State.STOPPED,)),
-    Move.FAIL: (_RUNNING, (State.FAILED,)),
+    Move.FINISH: (RUNNING, (State.FINISHED,)),
+    Move.PAUSE: (_GOING, (State.PAUSED,)),
+    Move.RESUME: ((State.PAUSED,), _GOING),
+    Move.STOP: ((State.READY, *UNDER_WAY), (State.STOPPED,)),
+    Move.FAIL: (_GOING, (State.FAILED,)),
     Move.RESEND: ((State.FINISHED,), (State.IN_PROGRESS,)),
 }
 """For each move: the states that it may start from, and the states that it may lead to."""
@@ -67,15 +79,6 @@ EVENTS: Final = {
     Move.FAIL: Event.FAILED,
 }
 """What is told of a move; of those that are not here, which belong to the preparation, nothing is."""
-
-CLAIMABLE: Final = (State.IN_PROGRESS, State.RETRY_PENDING)
-"""The states in which a claim may be granted."""
-
-UNDER_WAY: Final = (*_RUNNING, State.PAUSED)
-"""The states in which a retry may be planned: a delivery that has ended is not taken up again by a result."""
-
-CONFIRMED: Final = (*UNDER_WAY, State.FINISHED, State.STOPPED, State.FAILED)
-"""The states after the definitive OK (*stopped* also without it)."""
 
 
 def sources(move: Move) -> tuple[State, ...]:

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 COMMAND: Final = "profile.erase"
 """The name in the command log."""
 
-_SHARD: Final = 0
-
 
 class ErasureRefused(Exception):  # noqa: N818 - the name is the sentence
     """The operator may not, nothing is held of the profile, or one of its deliveries is being prepared."""
@@ -70,7 +68,7 @@ async def erase(db: Database, request: Request) -> Erased:
     erased = kept_from = exclusions = 0
     while batch := await profiles.erasable(db, request.profile_id):
         for number, recipients in batch.items():
-            done = await profiles.erase_messages(db, request.profile_id, number, recipients, _SHARD)
+            done = await profiles.erase_messages(db, request.profile_id, number, recipients)
             if done is None:
                 raise ErasureRefused(
                     f"The delivery {number} is being prepared at this moment: erase again when that is done."

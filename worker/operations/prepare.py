@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 from contracts.states import State
 from worker.channels.registry import address_rule, content_table
 from worker.db import commands, deliveries, partitions, preparation
-from worker.db.pool import COLLIDED, OUT_OF_REACH
+from worker.db.failures import ERRORS, classify
 from worker.domain.audience import targets
 from worker.domain.delivery_file import DeliveryFileInvalid, parse_delivery_file
+from worker.domain.failures import Failure
 from worker.domain.preparation import refuse_operator, refuse_state
 from worker.domain.recipients_file import RecipientsFile, RecipientsFileInvalid
 from worker.domain.states import Move
@@ -159,8 +160,11 @@ async def _complete(
             await deliveries.move(session, delivery_id, Move.PREPARED, operator=request.operator)
     except BaseException as error:
         # Interrupted, or the database could not. Where it is gone altogether, the next preparation finds out.
-        with contextlib.suppress(*OUT_OF_REACH, *COLLIDED):
+        try:
             await _fail(session, request, delivery_id, f"It broke off: {str(error) or 'it was interrupted'}.")
+        except ERRORS as gone:
+            if classify(gone) is Failure.BROKEN:
+                raise
         raise
     return Prepared(delivery_id, State.READY, counts)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from contracts.commands import Reply, Status
-from worker.db import accounts, commands, deliveries, unknown
+from worker.db import accounts, commands, deliveries, reading
 from worker.domain.authority import standing
 from worker.domain.settlement import Settlement, check_settlement
 from worker.domain.states import Move, sources
@@ -26,8 +26,6 @@ COMMAND: Final = "delivery.settle-unknown"
 
 _BATCH: Final = 1_000
 """Recipients that are looked at, and settled, together."""
-
-_SHARD: Final = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,7 @@ async def settle(db: Database, request: Request) -> Settled:
 
 async def _batches(db: Database, request: Request) -> AsyncIterator[Sequence[int]]:
     if not request.recipients:
-        async for batch in unknown.batches(db, request.delivery_id, _BATCH):
+        async for batch in reading.unknown(db, request.delivery_id, _BATCH):
             yield batch
     for start in range(0, len(request.recipients), _BATCH):
         yield request.recipients[start : start + _BATCH]
@@ -88,7 +86,7 @@ async def _batch(db: Database, request: Request, recipients: Sequence[int]) -> S
         if refused is None and recipients:
             words = "To be sent again" if how is Settlement.RESEND else f"Settled as {how}"
             reply = f"{words} by {request.operator}."
-            settled = await unknown.settle(tx, number, recipients, how, reply, _SHARD)
+            settled = await accounts.settle(tx, number, recipients, how, reply)
             if settled and how is Settlement.RESEND and state in sources(Move.RESEND):
                 reason = "Unknown outcomes are sent again."
                 state = await deliveries.move(

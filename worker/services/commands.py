@@ -19,7 +19,7 @@ from contracts.commands import Confirm, Control, Reason, Reply, Status
 from contracts.states import State
 from worker.amqp.requests import reply_to, take_each
 from worker.db import accounts, commands, deliveries, pages
-from worker.db.outage import outlast
+from worker.db.retrying import Idempotent
 from worker.domain.authority import standing
 from worker.domain.confirmation import check_confirm, summary
 from worker.domain.deliveries import unknown_delivery, validity_end, words
@@ -60,7 +60,6 @@ class ConfirmService:
         authority: Authority,
         *,
         page_size: int,
-        shard: int,
     ) -> None:
         """Takes its parts; `page_size` is in recipients."""
         self._metrics = metrics
@@ -70,14 +69,14 @@ class ConfirmService:
         self._dead = dead
         self._db = db
         self._page_size = page_size
-        self._shard = shard
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answers commands until `stop`."""
         await take_each(self._consumer, self._dead, self._handle, stop)
 
     async def _handle(self, message: Incoming) -> None:
-        reply = await outlast(lambda: self._answer(message), f"answering {message.routing_key}")
+        answering = Idempotent(lambda: self._answer(message))
+        reply = await self._db.until_done(answering, "answering a command")
         log.info(
             "command",
             command=message.routing_key,
@@ -210,7 +209,7 @@ class ConfirmService:
             )
             return _refused(command_id, command, refused, delivery)
         if move is Move.STOP:
-            await accounts.cancel_remaining(tx, number, self._shard)
+            await accounts.cancel_remaining(tx, number)
         if move is Move.RESUME:
             await pages.reopen_all(tx, number)
         return Reply(

@@ -15,7 +15,8 @@ import structlog
 from contracts import routing
 from worker.amqp.messages import Outgoing
 from worker.db import events
-from worker.db.outage import outlast
+from worker.db.retrying import Idempotent
+from worker.domain.failures import Busy
 
 if TYPE_CHECKING:
     from contracts.events import DeliveryEvent
@@ -68,8 +69,14 @@ class EventsService:
         """Publishes events until `stop`."""
         async with self._wakener.listening():
             while not stop.is_set():
-                if not await outlast(self._tell, "publishing events"):
+                if not await self._told():
                     await self._wakener.wait(stop, self._idle)
+
+    async def _told(self) -> int:
+        try:
+            return await self._db.until_done(Idempotent(self._tell), "publishing events")
+        except Busy:
+            return 0  # they stay in the outbox
 
     async def _tell(self) -> int:
         """Publishes the oldest event of each delivery; returns how many."""
@@ -78,7 +85,9 @@ class EventsService:
             return 0
         try:
             async with asyncio.timeout(self._lease / 2):
-                await asyncio.gather(*(self._publish(event) for event in heads))
+                async with asyncio.TaskGroup() as group:
+                    for event in heads:
+                        group.create_task(self._publish(event))
         except TimeoutError:
             log.warning("the broker does not confirm: events stay in the outbox", events=len(heads))
             await events.release(self._db, heads)

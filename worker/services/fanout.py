@@ -15,9 +15,10 @@ import structlog
 from contracts import routing
 from contracts.sends import message_id
 from worker.amqp.messages import Outgoing
-from worker.amqp.pika.connection import OUT_OF_REACH
 from worker.db import pages
-from worker.db.outage import outlast
+from worker.db.failures import ERRORS
+from worker.db.retrying import Idempotent
+from worker.domain.failures import Busy, Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +38,9 @@ _PAGES_AT_ONCE: Final = 4
 
 _LOOK_EVERY: Final = 0.05
 """Seconds between two looks at how much waits in the send queues: time for a thousand messages."""
+
+_RELEASE_SECONDS: Final = 1
+"""Seconds for giving a lease back: another fan-out gets on at once, and otherwise when the lease runs out."""
 
 _SHORTEST_IDLE: Final = 0.01
 """Seconds: a turn that another fan-out is about to take must not be asked for without a pause."""
@@ -105,22 +109,26 @@ class FanoutService:
                 leased = await self._take(room, channels)
                 publishing |= {group.create_task(self._publish(page)) for page in leased}
                 if not publishing:
-                    await self._wakener.wait(stop, await outlast(self._idle_for, "reading the next turn"))
+                    await self._wakener.wait(stop, await self._idle_for())
                 elif len(leased) < room or len(publishing) >= _PAGES_AT_ONCE:
                     _, publishing = await asyncio.wait(publishing, return_when=asyncio.FIRST_COMPLETED)
 
     async def _take(self, room: int, channels: list[str]) -> list[Page]:
         lease = {"seconds": self._lease, "owner": self._owner, "channels": channels}
-        paced = await outlast(
-            lambda: pages.lease_paced(self._db, limit=room, **lease),  # type: ignore[arg-type]
-            "leasing pages with a limit",
-        )
-        if len(paced) == room:
-            return paced
-        plain = await outlast(
-            lambda: pages.lease(self._db, after=self._last, limit=room - len(paced), **lease),  # type: ignore[arg-type]
-            "leasing pages",
-        )
+        paced: list[Page] = []
+        plain: list[Page] = []
+        with contextlib.suppress(Busy):  # what is leased is published, and the rest is leased the next time
+            paced = await self._db.until_done(
+                Idempotent(lambda: pages.lease_paced(self._db, limit=room, **lease)),  # type: ignore[arg-type]
+                "leasing pages with a limit",
+            )
+            if len(paced) == room:
+                return paced
+            rest = room - len(paced)
+            plain = await self._db.until_done(
+                Idempotent(lambda: pages.lease(self._db, after=self._last, limit=rest, **lease)),  # type: ignore[arg-type]
+                "leasing pages",
+            )
         if plain:
             self._last = plain[-1].delivery_id
         return [*paced, *plain]
@@ -128,24 +136,42 @@ class FanoutService:
     async def _idle_for(self) -> float:
         if len(self._open) < len(self._channels):
             return _LOOK_EVERY  # a queue that is full now may be empty long before the next look for pages
-        turn = await pages.seconds_to_next_turn(self._db)
+        try:
+            asking = Idempotent(lambda: pages.seconds_to_next_turn(self._db))
+            turn = await self._db.until_done(asking, "reading the next turn")
+        except Busy:
+            return self._idle
         return self._idle if turn is None else min(self._idle, max(turn, _SHORTEST_IDLE))
 
     async def _publish(self, page: Page) -> None:
-        sends = await outlast(lambda: pages.read_sends(self._db, page), "reading a page")
+        """Publishes a page; where that cannot be done now, its lease is given back, or runs out."""
+        try:
+            await self._publish_leased(page)
+        except Busy:
+            await self._release(page)
+        except (asyncio.CancelledError, Stopped):
+            await self._release(page)
+            raise
+
+    async def _release(self, page: Page) -> None:
+        try:
+            async with asyncio.timeout(_RELEASE_SECONDS):
+                await pages.release(self._db, page, self._owner)
+        except ERRORS as error:  # the lease runs out by itself too
+            log.debug(
+                "lease not given back", delivery_id=page.delivery_id, page=page.page, because=str(error)
+            )
+
+    async def _publish_leased(self, page: Page) -> None:
+        reading = Idempotent(lambda: pages.read_sends(self._db, page))
+        sends = await self._db.until_done(reading, "reading a page")
         messages = [
             Outgoing(body.encode(), routing.TYPE_SEND, message_id(page.delivery_id, recipient, attempt))
             for recipient, attempt, body in sends
         ]
-        try:
-            await self._publisher.publish(self._names.exchange(routing.SENDS), page.channel, messages)
-        except asyncio.CancelledError:
-            with contextlib.suppress(Exception):  # the lease runs out by itself too
-                await pages.release(self._db, page, self._owner)
-            raise
-        await outlast(
-            lambda: pages.published(self._db, page, self._owner, self._look_after), "checkpointing a page"
-        )
+        await self._publisher.publish(self._names.exchange(routing.SENDS), page.channel, messages)
+        checkpoint = Idempotent(lambda: pages.published(self._db, page, self._owner, self._look_after))
+        await self._db.until_done(checkpoint, "checkpointing a page")
         self._metrics.pages_published.inc()
         self._metrics.sends_published.labels(page.channel).inc(len(messages))
         log.debug("page published", delivery_id=page.delivery_id, page=page.page, messages=len(messages))
@@ -159,8 +185,5 @@ class FanoutService:
         return self._open
 
     async def _has_room(self, channel: str) -> bool:
-        try:
-            waiting = await self._depth.ready(self._names.queue(routing.send_queue(channel)))
-        except OUT_OF_REACH:
-            return False
-        return waiting < self._high_water
+        waiting = await self._depth.ready(self._names.queue(routing.send_queue(channel)))
+        return waiting is not None and waiting < self._high_water

@@ -6,16 +6,18 @@ A batch is acknowledged after its commit. It may come again: facts are set once,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from contracts import results
 from worker.amqp.batches import take_batches
-from worker.db import accounts, breaker, deliveries
+from worker.db import breaker, deliveries
 from worker.db.audiences import Audiences, nobody
 from worker.db.halves import ROWS_AT_ONCE, write_by_halves
-from worker.db.outage import outlast
+from worker.db.retrying import Idempotent
+from worker.domain.failures import Busy
 from worker.domain.outcomes import fold
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from worker.amqp.dead import DeadQueue
     from worker.amqp.messages import Consumer, Incoming
+    from worker.db.accounts import Accounts
     from worker.db.pool import Database
     from worker.domain.breaker import Limits
     from worker.domain.outcomes import Facts
@@ -43,13 +46,13 @@ class ResultsService:
         consumers: Sequence[Consumer],
         dead: DeadQueue,
         db: Database,
+        accounts: Accounts,
         metrics: Metrics,
         *,
         batch: int,
         age: float,
         limits: Limits,
         retries: Retries,
-        shard: int,
     ) -> None:
         """Takes its parts.
 
@@ -57,23 +60,23 @@ class ResultsService:
             consumers: Of the queues of results.
             dead: For what cannot be recorded.
             db: The database.
+            accounts: Where results are recorded.
             metrics: Where to count.
             batch: The most messages of a batch.
             age: How old a batch may become, in seconds.
             limits: When a delivery is paused that has no limits of its own.
             retries: When recipients are tried again.
-            shard: The counter row to move.
         """
         self._consumers = consumers
         self._dead = dead
         self._db = db
+        self._accounts = accounts
         self._metrics = metrics
         self._batch = batch
         self._age = age
         self._limits = limits
         self._retries = retries
-        self._shard = shard
-        self._audiences = Audiences(db)
+        self._audiences = Audiences(accounts, db)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Records results until `stop`."""
@@ -93,7 +96,11 @@ class ResultsService:
         for (delivery_id, recipient), known in fold(decoded).items():
             by_delivery.setdefault(delivery_id, {})[recipient] = known
         for delivery_id, facts in sorted(by_delivery.items()):
-            size = await self._audiences.size(delivery_id)
+            try:
+                size = await self._audiences.size(delivery_id)
+            except Busy as busy:
+                await self._bury(batch, delivery_id, facts.keys(), str(busy))
+                continue
             strangers = {r for r in facts if r > size}
             if strangers:
                 await self._bury(batch, delivery_id, strangers, nobody(size))
@@ -114,9 +121,11 @@ class ResultsService:
         order = sorted(facts)
         for start in range(0, len(order), ROWS_AT_ONCE):
             rows = order[start : start + ROWS_AT_ONCE]
-            moved += await write_by_halves(rows, write, bury, "recording results")
+            moved += await write_by_halves(self._db, rows, write, bury, "recording results")
         if moved:
-            await outlast(lambda: self._look(delivery_id), "looking how far a delivery is")
+            looking = Idempotent(lambda: self._look(delivery_id))
+            with contextlib.suppress(Busy):  # the next batch looks again, and so does the scheduler
+                await self._db.until_done(looking, "looking how far a delivery is")
         log.debug("results recorded", delivery_id=delivery_id, results=len(facts), moved=moved)
 
     async def _look(self, delivery_id: int) -> None:
@@ -132,7 +141,7 @@ class ResultsService:
 
     async def _write(self, delivery_id: int, facts: dict[int, Facts]) -> int:
         with self._metrics.record_seconds.time():
-            moved = await accounts.record(self._db, delivery_id, facts, self._retries, self._shard)
+            moved = await self._accounts.record(delivery_id, facts, self._retries)
         self._metrics.record_recipients.observe(len(facts))
         self._metrics.results_recorded.inc(len(facts))
         self._metrics.outcomes_moved.inc(moved)

@@ -1,30 +1,37 @@
 """The clock: starts what is due, ends what is over, and repairs what was lost. Any number may run at once.
 
-Each duty is one guarded statement or transaction, and looks for what is older than a limit, never at a window
-of time, so that a duty missed while everything was down is done at the next tick.
+Each duty is one guarded statement or transaction for each delivery, and looks for what is older than a limit,
+never at a window of time, so that a duty missed while everything was down is done at the next tick. So is one
+that the database is too busy for; other deliveries and other duties go on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from contracts import routing
 from contracts.states import State
-from worker.amqp.pika.connection import OUT_OF_REACH
 from worker.db import accounts, alerts, commands, deliveries, pages
-from worker.db.outage import outlast
+from worker.db.retrying import Idempotent
 from worker.domain.authority import check_start
+from worker.domain.failures import Busy
 from worker.domain.states import Move
 from worker.lifecycle import pause
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+    import asyncpg
 
     from worker.amqp.topology import QueueDepth
-    from worker.db.pages import Inspected, PagesDue
+    from worker.db.accounts import Accounts
+    from worker.db.pages import Inspected, PagesDue, RetriesLeft
     from worker.db.pool import Database
     from worker.telemetry.metrics import Metrics
 
@@ -45,6 +52,7 @@ class ScheduleService:
         self,
         depth: QueueDepth,
         db: Database,
+        accounts: Accounts,
         names: routing.Names,
         metrics: Metrics,
         *,
@@ -53,13 +61,13 @@ class ScheduleService:
         look_after: float,
         redelivery_after: float,
         alert_interval: float,
-        shard: int,
     ) -> None:
         """Takes its parts.
 
         Args:
             depth: Tells how many messages wait in a queue.
             db: The database.
+            accounts: Where claims run out.
             names: The installation's names.
             metrics: Where to count.
             tick: Seconds between two looks.
@@ -67,10 +75,10 @@ class ScheduleService:
             look_after: Seconds between two looks at a published page.
             redelivery_after: Seconds after which an unclaimed page is published again in any case.
             alert_interval: Seconds between two looks for alerts.
-            shard: The counter row to move.
         """
         self._depth = depth
         self._db = db
+        self._accounts = accounts
         self._names = names
         self._metrics = metrics
         self._tick = tick
@@ -78,7 +86,6 @@ class ScheduleService:
         self._look_after = look_after
         self._redelivery_after = redelivery_after
         self._alert_interval = alert_interval
-        self._shard = shard
 
     async def run(self, stop: asyncio.Event) -> None:
         """Starts deliveries at their time, does the other duties at every tick, and alerts, until `stop`."""
@@ -90,25 +97,30 @@ class ScheduleService:
     async def _keep_starting(self, stop: asyncio.Event) -> None:
         """Sleeps until the next contact date; not for long, as any moment an earlier one may be confirmed."""
         while not stop.is_set():
-            seconds = await outlast(self._start_due, "starting what is due")
-            await pause(stop, seconds)
+            await pause(stop, await self._start_due())
 
     async def _keep_looking(self, stop: asyncio.Event) -> None:
-        duties: list[tuple[str, Callable[[], Awaitable[None]]]] = [
-            ("cancelling what is over", self._cancel_expired),
-            ("opening due retries", self._open_retries),
-            ("looking after pages", self._look_after_pages),
-            ("finishing what is done", self._finish_done),
-        ]
         while not stop.is_set():
-            for doing, duty in duties:
-                await outlast(duty, doing)
+            await self._cancel_expired()
+            await self._open_retries()
+            await self._look_after_pages()
+            await self._finish_done()
             await pause(stop, self._tick)
 
     async def _keep_alerting(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            await outlast(self._alert, "looking for alerts")
+            await self._do(self._alert, "looking for alerts")
             await pause(stop, self._alert_interval)
+
+    async def _do(self, duty: Callable[[], Coroutine[Any, Any, None]], doing: str) -> None:
+        """Does a duty, for one delivery where it has to do with any; not now if the database is too busy."""
+        with contextlib.suppress(Busy):  # logged and counted where it is given up
+            await self._db.until_done(Idempotent(duty), doing)
+
+    async def _read(self, query: str, doing: str) -> list[asyncpg.Record]:
+        with contextlib.suppress(Busy):
+            return await self._db.until_done(Idempotent(lambda: self._db.fetch(query)), doing)
+        return []
 
     async def _alert(self) -> None:
         await alerts.sample(self._db)
@@ -123,9 +135,11 @@ class ScheduleService:
 
     async def _start_due(self) -> float:
         """Starts what is due; returns the seconds to the next look."""
-        for row in await self._db.fetch("read_due_deliveries"):
-            await self._start(row["delivery_id"])
-        seconds = await self._db.fetchval("read_seconds_to_next_start")
+        doing = "starting what is due"
+        for row in await self._read("read_due_deliveries", doing):
+            await self._do(partial(self._start, row["delivery_id"]), doing)
+        rows = await self._read("read_seconds_to_next_start", doing)
+        seconds = rows[0][0] if rows else None
         return _LONGEST_SLEEP if seconds is None else min(max(seconds, _SHORTEST_SLEEP), _LONGEST_SLEEP)
 
     async def _start(self, delivery_id: int) -> None:
@@ -143,7 +157,7 @@ class ScheduleService:
             if late is not None:
                 reason = f"Skipped: {late}."
                 await deliveries.move(tx, delivery_id, Move.FAIL, reason=reason)
-                await accounts.cancel_remaining(tx, delivery_id, self._shard)
+                await accounts.cancel_remaining(tx, delivery_id)
                 log.warning("delivery skipped", delivery_id=delivery_id, because=reason)
                 return
             name, by_token = await deliveries.authority(tx, delivery_id)
@@ -157,31 +171,43 @@ class ScheduleService:
         log.info("delivery started", delivery_id=delivery_id)
 
     async def _cancel_expired(self) -> None:
-        for row in await self._db.fetch("read_expired_deliveries"):
-            async with self._db.transaction() as tx:
-                await accounts.close_claims(tx, row["delivery_id"])
-                await accounts.cancel_remaining(tx, row["delivery_id"], self._shard)
-            log.warning("validity over: what was not tried is cancelled", delivery_id=row["delivery_id"])
+        doing = "cancelling what is over"
+        for row in await self._read("read_expired_deliveries", doing):
+            await self._do(partial(self._cancel, row["delivery_id"]), doing)
+
+    async def _cancel(self, delivery_id: int) -> None:
+        async with self._db.transaction() as tx:
+            await accounts.close_claims(tx, delivery_id)
+            await accounts.cancel_remaining(tx, delivery_id)
+        log.warning("validity over: what was not tried is cancelled", delivery_id=delivery_id)
 
     async def _open_retries(self) -> None:
-        for left in await pages.with_retries(self._db):
-            opened = await pages.open_due_retries(self._db, left.delivery_id)
-            self._metrics.pages_reopened.labels("retry").inc(opened)
-            if left.only_retries:
-                async with self._db.transaction() as tx:
-                    await deliveries.move(tx, left.delivery_id, Move.AWAIT_RETRIES)
+        doing = "opening due retries"
+        with contextlib.suppress(Busy):
+            for left in await self._db.until_done(Idempotent(lambda: pages.with_retries(self._db)), doing):
+                await self._do(partial(self._open_retries_of, left), doing)
+
+    async def _open_retries_of(self, left: RetriesLeft) -> None:
+        opened = await pages.open_due_retries(self._db, left.delivery_id)
+        self._metrics.pages_reopened.labels("retry").inc(opened)
+        if left.only_retries:
+            async with self._db.transaction() as tx:
+                await deliveries.move(tx, left.delivery_id, Move.AWAIT_RETRIES)
 
     async def _look_after_pages(self) -> None:
-        for due in await pages.to_inspect(self._db):
-            for page in await pages.inspect(self._db, due.delivery_id, self._look_after, _PAGES_AT_ONCE):
-                await self._look_after_page(due, page)
+        doing = "looking after pages"
+        with contextlib.suppress(Busy):
+            for due in await self._db.until_done(Idempotent(lambda: pages.to_inspect(self._db)), doing):
+                await self._do(partial(self._look_after_pages_of, due), doing)
+
+    async def _look_after_pages_of(self, due: PagesDue) -> None:
+        for page in await pages.inspect(self._db, due.delivery_id, self._look_after, _PAGES_AT_ONCE):
+            await self._look_after_page(due, page)
 
     async def _look_after_page(self, due: PagesDue, page: Inspected) -> None:
         delivery_id = due.delivery_id
         if page.sending:
-            lost = await accounts.expire(
-                self._db, delivery_id, page.first, page.last, lease=self._claim_lease, shard=self._shard
-            )
+            lost = await self._accounts.expire(delivery_id, page.first, page.last, lease=self._claim_lease)
             self._metrics.claims_expired.inc(lost)
             if lost:
                 log.warning(
@@ -204,13 +230,14 @@ class ScheduleService:
 
         Published again though they still wait, they are merely refused: claims decide.
         """
-        try:
-            waiting = await self._depth.ready(self._names.queue(routing.send_queue(channel)))
-        except OUT_OF_REACH:
-            return False
-        return waiting == 0 or page.age > self._redelivery_after
+        waiting = await self._depth.ready(self._names.queue(routing.send_queue(channel)))
+        return waiting is not None and (waiting == 0 or page.age > self._redelivery_after)
 
     async def _finish_done(self) -> None:
-        for row in await self._db.fetch("read_active_deliveries"):
-            if await deliveries.finish(self._db, row["delivery_id"]):
-                log.info("delivery finished", delivery_id=row["delivery_id"])
+        doing = "finishing what is done"
+        for row in await self._read("read_active_deliveries", doing):
+            await self._do(partial(self._finish, row["delivery_id"]), doing)
+
+    async def _finish(self, delivery_id: int) -> None:
+        if await deliveries.finish(self._db, delivery_id):
+            log.info("delivery finished", delivery_id=delivery_id)

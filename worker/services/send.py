@@ -8,6 +8,8 @@ again by itself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 from collections import OrderedDict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -19,20 +21,23 @@ from contracts import results, routing
 from contracts.base import explain
 from contracts.batch import MAX_ITEMS
 from contracts.sends import Send
+from worker.amqp.consuming import consuming
 from worker.amqp.messages import Outgoing
 from worker.channels.protocol import ChannelUnreachable
-from worker.db import accounts, deliveries
-from worker.db.outage import outlast
+from worker.db import deliveries
+from worker.db.retrying import Idempotent, Unstorable
 from worker.domain.audience import address_key
 from worker.domain.content import ContentInvalid
+from worker.domain.failures import NO_MESSAGES_FAULT, Busy, Failure, Stopped
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
 from worker.domain.window import ClaimWindow
-from worker.lifecycle import on_stop, pause
+from worker.lifecycle import pause, unless
 
 if TYPE_CHECKING:
     from worker.amqp.dead import DeadQueue
     from worker.amqp.messages import Consumer, Incoming, Publisher
     from worker.channels.protocol import Channel
+    from worker.db.accounts import Accounts
     from worker.db.pool import Database
     from worker.domain.verdicts import Verdict
     from worker.telemetry.metrics import Metrics
@@ -42,6 +47,7 @@ log = structlog.get_logger(__name__)
 _Result = results.Taken | results.Bounce | results.Error
 
 _CONTENTS_KEPT: Final = 64
+_SHORTEST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 10.0
 
 
@@ -69,9 +75,9 @@ class SendService:
         names: routing.Names,
         metrics: Metrics,
         *,
+        accounts: Accounts,
         batch: int,
         age: float,
-        shard: int,
     ) -> None:
         """Takes its parts; at most `batch` messages are claimed together, `age` seconds after the first."""
         self.name = f"send {channel_name}"
@@ -81,11 +87,11 @@ class SendService:
         self._publisher = publisher
         self._dead = dead
         self._db = db
+        self._accounts = accounts
         self._exchange = names.exchange(routing.RESULTS)
         # Twice the channel's own concurrency: the next messages are claimed while the present ones are sent.
         self._window = ClaimWindow(batch if channel.concurrency is None else 2 * channel.concurrency, batch)
         self._age = age
-        self._shard = shard
         self._contents: OrderedDict[int, Any] = OrderedDict()
         self._sending: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
@@ -96,18 +102,16 @@ class SendService:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sends until `stop`; what was claimed is sent and reported first."""
-        await self._consumer.start()
         done = asyncio.Event()
-        async with asyncio.TaskGroup() as group:
+        async with consuming(self._consumer, stop), asyncio.TaskGroup() as group:
             group.create_task(self._report(done))
-            async with on_stop(stop, self._consumer.stop):
+            with contextlib.suppress(Stopped):  # what is not claimed goes back to the queue
                 while batch := await self._consumer.batch(await self._free_slots(), self._age):
-                    await self._take(batch, stop)
-                while self._sending:
-                    await asyncio.wait(self._sending)
+                    await self._take(batch, stop, group)
+            while self._sending:
+                await asyncio.wait(self._sending)
             done.set()
             self._reported.set()
-        await self._consumer.close()
         await self._channel.close()
 
     async def _free_slots(self) -> int:
@@ -117,7 +121,7 @@ class SendService:
             await self._freed.wait()
         return free
 
-    async def _take(self, batch: list[Incoming], stop: asyncio.Event) -> None:
+    async def _take(self, batch: list[Incoming], stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
         by_delivery: dict[int, dict[int, _Asked]] = {}
         for message in batch:
             try:
@@ -133,30 +137,56 @@ class SendService:
                 asked[one.send.recipient] = later
                 self._consumer.settle([earlier.message])
         for delivery_id, asked in sorted(by_delivery.items()):
-            if not await self._channel_ready(stop):
-                return  # unsettled, they go back to the queue
-            await self._send_granted(delivery_id, asked)
+            await self._channel_ready(stop)
+            await self._send_granted(delivery_id, asked, group)
 
-    async def _channel_ready(self, stop: asyncio.Event) -> bool:
-        """Waits for the channel before anything is claimed: an outage must not cost recipients an attempt."""
-        wait = 0.25
+    async def _channel_ready(self, stop: asyncio.Event) -> None:
+        """Waits for the channel before anything is claimed: an outage must not cost recipients an attempt.
+
+        A channel that refuses us is waited for like one that is away: the others have nothing to do with it.
+
+        Raises:
+            Stopped: `stop` is set.
+        """
+        said: bool | None = None
+        wait = _SHORTEST_PAUSE
         while not stop.is_set():
             try:
-                await self._channel.ready()
+                await unless(stop, self._channel.ready())
             except ChannelUnreachable as error:
-                log.warning("channel out of reach, waiting", channel=self._channel_name, because=str(error))
+                refused = error.failure is Failure.BROKEN
+                if refused is not said:
+                    log.warning(
+                        "channel refuses us, waiting" if refused else "channel out of reach, waiting",
+                        channel=self._channel_name,
+                        because=str(error),
+                    )
+                said = refused
                 wait = min(2 * wait, _LONGEST_PAUSE)
-                await pause(stop, wait)
+                await pause(stop, wait * random.uniform(0.5, 1))  # noqa: S311 - lest all come back at once
             else:
-                return True
-        return False
+                if said is not None:
+                    log.info("channel is back", channel=self._channel_name)
+                return
+        raise Stopped("The process stops, and nothing more is claimed.")
 
-    async def _send_granted(self, delivery_id: int, asked: dict[int, _Asked]) -> None:
+    async def _send_granted(
+        self, delivery_id: int, asked: dict[int, _Asked], group: asyncio.TaskGroup
+    ) -> None:
         wanted = {r: (a.send.attempt, address_key(a.send.address)) for r, a in asked.items()}
+        claiming = Idempotent(lambda: self._accounts.claim(delivery_id, wanted))
         with self._metrics.claim_seconds.time():
-            granted = await outlast(
-                lambda: accounts.claim(self._db, delivery_id, wanted, self._shard), "claiming recipients"
-            )
+            try:
+                granted = await self._db.until_done(claiming, "claiming recipients")
+            except (Busy, Unstorable) as error:
+                # Refused, so that others get on: the scheduler has the page published again. Of a claim's
+                # values only the key can be refused, where several others claim the same recipient just now.
+                log.warning(
+                    "claims refused", delivery_id=delivery_id, messages=len(wanted), because=str(error)
+                )
+                self._metrics.sends_refused.labels(self._channel_name).inc(len(wanted))
+                self._consumer.settle([a.message for a in asked.values()])
+                return
         self._metrics.claim_recipients.observe(len(wanted))
         self._metrics.sends_claimed.labels(self._channel_name).inc(len(granted))
         self._metrics.sends_refused.labels(self._channel_name).inc(len(wanted) - len(granted))
@@ -172,9 +202,7 @@ class SendService:
             self._tell([(message, _result(send, verdict, now)) for (send, message), verdict in tried])
             return
         for one in ordered:
-            task = asyncio.create_task(
-                self._try_and_tell(compiled, one), name=f"send {one.message.message_id}"
-            )
+            task = group.create_task(self._try_and_tell(compiled, one), name=f"send {one.message.message_id}")
             self._sending.add(task)
             task.add_done_callback(self._free)
 
@@ -184,15 +212,16 @@ class SendService:
         self._freed.set()
 
     async def _refuse(self, delivery_id: int, refused: list[_Asked]) -> None:
-        """Settles what was not granted: done, paused, stopped or over; strangers go to the dead queue."""
+        """Settles what was not granted: done, paused, stopped, over; what names nobody is buried."""
         if not refused:
             return
         numbers = [a.send.recipient for a in refused]
-        strangers = await outlast(
-            lambda: accounts.strangers(self._db, delivery_id, numbers), "looking for strangers"
-        )
+        looking = Idempotent(lambda: self._accounts.absent(delivery_id, numbers))
+        absent: set[int] = set()
+        with contextlib.suppress(Busy):  # they are refused, and not looked at
+            absent = await self._db.until_done(looking, "looking for absent recipients")
         for one in refused:
-            if one.send.recipient in strangers:
+            if one.send.recipient in absent:
                 reason = "The delivery was never confirmed, or has no recipient of this number."
                 await self._dead.bury(one.message, reason)
         self._consumer.settle([a.message for a in refused])
@@ -201,7 +230,11 @@ class SendService:
     async def _compiled(self, delivery_id: int) -> Any:  # noqa: ANN401 - each channel's own
         """Returns a delivery's content, compiled; the confirmed content never changes, so it is kept."""
         if delivery_id not in self._contents:
-            found = await outlast(lambda: deliveries.content(self._db, delivery_id), "reading the content")
+            reading = Idempotent(lambda: deliveries.content(self._db, delivery_id))
+            try:
+                found = await self._db.until_done(reading, "reading the content")
+            except Busy as busy:
+                return busy  # of this batch alone
             try:
                 compiled = self._channel.prepare(found[1]) if found else None
             except ContentInvalid as error:
@@ -219,8 +252,12 @@ class SendService:
     async def _try(self, compiled: Any, one: _Asked) -> Verdict:  # noqa: ANN401 - each channel's own
         if isinstance(compiled, ContentInvalid):
             return Failed("content", retryable=False, detail=str(compiled))
+        if isinstance(compiled, Busy):
+            return Failed("internal", retryable=True, detail=str(compiled))
         try:
             verdict = await self._channel.send(compiled, one.send)
+        except NO_MESSAGES_FAULT:
+            raise
         except Exception as error:
             # A fault of ours with one message must neither stop the others nor leave it without an outcome.
             log.exception("send failed", delivery_id=one.send.delivery_id, recipient=one.send.recipient)
@@ -248,7 +285,9 @@ class SendService:
             for _, result in taken:
                 if result is not None:
                     by_key.setdefault(results.routing_key(result), []).append(result)
-            await asyncio.gather(*(self._publish(key, found) for key, found in by_key.items()))
+            async with asyncio.TaskGroup() as group:
+                for key, found in by_key.items():
+                    group.create_task(self._publish(key, found))
             self._consumer.settle([message for message, _ in taken])
 
     async def _publish(self, key: str, found: list[Any]) -> None:

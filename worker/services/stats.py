@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -12,15 +13,15 @@ from contracts import routing
 from contracts.base import explain
 from contracts.commands import ComputeStats, Reason, Reply, Status
 from contracts.stats import Stats
+from worker.amqp.consuming import consuming
 from worker.amqp.requests import reply_to
 from worker.db import stats
-from worker.db.outage import outlast
+from worker.db.retrying import Idempotent
 from worker.domain.deliveries import unknown_delivery
-from worker.domain.kpis import derive
-from worker.lifecycle import on_stop
+from worker.domain.failures import NO_MESSAGES_FAULT, Busy
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Iterable
 
     from worker.amqp.dead import DeadQueue
     from worker.amqp.messages import Consumer, Incoming, Publisher
@@ -53,7 +54,6 @@ class StatsService:
         *,
         deadline: float,
         at_once: int,
-        shard: int,
     ) -> None:
         """Takes its parts.
 
@@ -65,7 +65,6 @@ class StatsService:
             metrics: Where to count.
             deadline: Seconds for one recount; after them the live counters are the answer.
             at_once: Deliveries that are recounted side by side, each over a connection.
-            shard: The counter row that a repair moves.
         """
         self._metrics = metrics
         self._consumer = consumer
@@ -74,17 +73,14 @@ class StatsService:
         self._db = db
         self._deadline = deadline
         self._room = asyncio.Semaphore(at_once)
-        self._shard = shard
         self._asking: dict[int, list[Incoming]] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answers requests until `stop`."""
-        await self._consumer.start()
-        async with asyncio.TaskGroup() as group, on_stop(stop, self._consumer.stop):
+        async with consuming(self._consumer, stop), asyncio.TaskGroup() as group:
             while batch := await self._consumer.batch(_AT_ONCE):
                 for message in batch:
                     self._take(message, group)
-        await self._consumer.close()
 
     def _take(self, message: Incoming, group: asyncio.TaskGroup) -> None:
         try:
@@ -109,6 +105,11 @@ class StatsService:
     async def _settle(self, asking: list[Incoming], answering: Awaitable[None]) -> None:
         try:
             await answering
+        except NO_MESSAGES_FAULT:
+            raise
+        except Busy as busy:
+            for message in asking:
+                await self._dead.bury(message, str(busy))
         except Exception as error:
             # A fault of ours with one delivery must not end the service for all others.
             log.exception("request failed", routing_key=routing.COMPUTE_STATS, requests=len(asking))
@@ -128,12 +129,12 @@ class StatsService:
         if answer is None:
             unknown = unknown_delivery(number)
             refusals = (_refusal(m, Status.REFUSED, unknown.reason, unknown.message, number) for m in asking)
-            await asyncio.gather(*map(self._reply, asking, refusals))
+            await _all(map(self._reply, asking, refusals))
             return
         body = answer.model_dump_json().encode()
         self._metrics.commands.labels(routing.COMPUTE_STATS, answer.status.value, "").inc(len(asking))
         told = [m for m in asking if m.reply_to]
-        await asyncio.gather(*(reply_to(self._publisher, m, body, routing.TYPE_STATS) for m in told))
+        await _all(reply_to(self._publisher, m, body, routing.TYPE_STATS) for m in told)
 
     async def _reply(self, message: Incoming, refusal: Reply) -> None:
         self._metrics.commands.labels(routing.COMPUTE_STATS, refusal.status.value, refusal.reason).inc()
@@ -143,25 +144,23 @@ class StatsService:
 
     async def _compute(self, number: int) -> Stats | None:
         try:
-            found = await outlast(
-                lambda: stats.recount(self._db, number, self._shard, deadline=self._deadline),
+            found = await self._db.until_done(
+                Idempotent(lambda: stats.recount(self._db, number, deadline=self._deadline)),
                 "computing stats",
             )
-        except stats.TookTooLong:
+        except (stats.TookTooLong, Busy):
             log.warning("a recount took too long: the live counters are the answer", delivery_id=number)
-            found = await outlast(lambda: stats.live(self._db, number), "reading the live counters")
+            live = Idempotent(lambda: stats.live(self._db, number))
+            found = await self._db.until_done(live, "reading the live counters")
         if found is None:
             return None
         if found.drift:
             log.error("counters had drifted and were repaired", delivery_id=number, drift=found.drift)
             self._metrics.stats_drift.inc(sum(abs(by) for by in found.drift.values()))
         row = found.deployment
-        counts = {k: row[k] + found.drift.get(k, 0) for k in stats.COUNTED}
         return Stats.model_validate(
             {
-                **{k: row[k] for k in Stats.model_fields.keys() & row.keys()},
-                **counts,
-                **derive(counts, row["to_deliver"]),
+                **{k: _plain(row[k]) for k in Stats.model_fields.keys() & row.keys()},
                 "preparation": row["preparation"] or None,
                 "excluded_by_cause": found.excluded_by_cause,
                 "as_of": found.as_of,
@@ -169,6 +168,18 @@ class StatsService:
                 "drift": found.drift,
             }
         )
+
+
+def _plain(value: object) -> object:
+    # A percentage is a numeric of two decimals in the database.
+    return float(value) if isinstance(value, Decimal) else value
+
+
+async def _all(answers: Iterable[Awaitable[None]]) -> None:
+    """Waits for all of them, and then raises what the first died of: none is left to run by itself."""
+    for died in await asyncio.gather(*answers, return_exceptions=True):
+        if died is not None:
+            raise died
 
 
 def _refusal(

@@ -15,17 +15,19 @@ from worker.amqp.batches import take_batches
 from worker.db import tracking
 from worker.db.audiences import Audiences, nobody
 from worker.db.halves import write_by_halves
+from worker.domain.failures import Busy
 from worker.domain.machines import RulesInvalid, own_rules, read_rules
 from worker.domain.tracking import fold, judge
 from worker.settings import SettingsError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from contracts.tracking import TrackingEvent
     from worker.amqp.dead import DeadQueue
     from worker.amqp.messages import Consumer, Incoming
+    from worker.db.accounts import Accounts
     from worker.db.pool import Database
     from worker.domain.machines import Machines
     from worker.domain.tracking import Tracked
@@ -64,12 +66,12 @@ class TrackingService:
         consumer: Consumer,
         dead: DeadQueue,
         db: Database,
+        accounts: Accounts,
         metrics: Metrics,
         machines: Machines,
         *,
         batch: int,
         age: float,
-        shard: int,
     ) -> None:
         """Takes its parts.
 
@@ -77,11 +79,11 @@ class TrackingService:
             consumer: Of the queue of tracking events.
             dead: For what cannot be recorded.
             db: The database.
+            accounts: Tell how many recipients a delivery has.
             metrics: Where to count.
             machines: The rules that tell machines from persons.
             batch: The most messages of a batch.
             age: How old a batch may become, in seconds.
-            shard: The counter row to move.
         """
         self._consumer = consumer
         self._dead = dead
@@ -90,8 +92,7 @@ class TrackingService:
         self._machines = machines
         self._batch = batch
         self._age = age
-        self._shard = shard
-        self._audiences = Audiences(db)
+        self._audiences = Audiences(accounts, db)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Records events until `stop`."""
@@ -108,16 +109,19 @@ class TrackingService:
                 sources.setdefault((event.delivery_id, event.event_id), message)
             events += content.results
         for delivery_id, by_id in sorted(fold(events).items()):
-            size = await self._audiences.size(delivery_id)
-            strangers: dict[Incoming, list[TrackingEvent]] = {}
+            try:
+                size = await self._audiences.size(delivery_id)
+            except Busy as busy:
+                await self._bury(delivery_id, by_id.values(), sources, str(busy))
+                continue
+            strangers: list[TrackingEvent] = []
             tracked: list[Tracked] = []
             for event in by_id.values():
                 if event.recipient > size:
-                    strangers.setdefault(sources[delivery_id, event.event_id], []).append(event)
+                    strangers.append(event)
                 else:
                     tracked.append(judge(event, self._machines))
-            for message, unknown in strangers.items():
-                await self._dead.bury(message, nobody(size), wire.encode(unknown))
+            await self._bury(delivery_id, strangers, sources, nobody(size))
             if tracked:
                 await self._record_delivery(delivery_id, tracked, sources)
 
@@ -128,15 +132,10 @@ class TrackingService:
             return await self._write(delivery_id, rows)
 
         async def bury(rows: Sequence[Tracked], reason: str) -> None:
-            refused: dict[Incoming, list[TrackingEvent]] = {}
-            for row in rows:
-                refused.setdefault(sources[delivery_id, row.event.event_id], []).append(row.event)
-            for message, events in refused.items():
-                await self._dead.bury(
-                    message, f"The tracking event cannot be stored: {reason}", wire.encode(events)
-                )
+            sentence = f"The tracking event cannot be stored: {reason}"
+            await self._bury(delivery_id, [row.event for row in rows], sources, sentence)
 
-        new = await write_by_halves(tracked, write, bury, "recording tracking events")
+        new = await write_by_halves(self._db, tracked, write, bury, "recording tracking events")
         unheeded = {t.machine_rule for t in tracked if t.event.kind is TrackingKind.OPTOUT and not t.heeded}
         if unheeded:
             log.warning(
@@ -146,10 +145,23 @@ class TrackingService:
 
     async def _write(self, delivery_id: int, rows: Sequence[Tracked]) -> int:
         with self._metrics.tracking_seconds.time():
-            done = await tracking.record(self._db, delivery_id, rows, self._machines.version, self._shard)
+            done = await tracking.record(self._db, delivery_id, rows, self._machines.version)
         self._metrics.tracking_batch.observe(len(rows))
         self._metrics.tracking_recorded.labels("machine").inc(done.machines)
         self._metrics.tracking_recorded.labels("person").inc(done.events - done.machines)
         self._metrics.tracking_repeated.inc(len(rows) - done.events)
         self._metrics.optouts.inc(done.opted_out)
         return done.events
+
+    async def _bury(
+        self,
+        delivery_id: int,
+        events: Iterable[TrackingEvent],
+        sources: dict[tuple[int, str], Incoming],
+        reason: str,
+    ) -> None:
+        by_message: dict[Incoming, list[TrackingEvent]] = {}
+        for event in events:
+            by_message.setdefault(sources[delivery_id, event.event_id], []).append(event)
+        for message, bad in by_message.items():
+            await self._dead.bury(message, reason, wire.encode(bad))

@@ -45,6 +45,7 @@ class Metrics:
     tracking_seconds: Histogram
     broker_connected: Gauge
     database_failures: Counter
+    database_busy: Counter
 
     @classmethod
     def create(cls, registry: CollectorRegistry) -> Metrics:
@@ -115,8 +116,11 @@ class Metrics:
             tracking_seconds=histogram(
                 "tracking_duration_seconds", "Time for one write of tracking events.", _SECONDS
             ),
-            broker_connected=gauge("broker_connected", "1 while both connections to the broker stand."),
+            broker_connected=gauge("broker_connected", "1 while the connections to the broker stand."),
             database_failures=counter(
                 "database_failures", "Transactions that failed because the database was out of reach."
+            ),
+            database_busy=counter(
+                "database_busy", "Work given up because the database was too busy for it.", "doing"
             ),
         )

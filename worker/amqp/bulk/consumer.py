@@ -79,6 +79,10 @@ class BulkConsumer:
         for channel, group in itertools.groupby(messages, _channel_of):
             channel.settle([message.tag for message in group])
 
+    async def watch(self) -> None:
+        """Returns once it is closed; raises what the task that keeps the connection died of."""
+        await self._keeper.watch()
+
     async def stop(self) -> None:
         """Stops consuming. What waits in the buffer goes back to the queue when the connection closes."""
         self._buffer.stop()

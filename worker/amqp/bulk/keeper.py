@@ -9,7 +9,10 @@ import structlog
 
 from worker.amqp.bulk.connection import Events
 from worker.amqp.bulk.errors import ConnectionLost
+from worker.amqp.bulk.failures import classify
 from worker.amqp.errors import RECONNECT_INTERVAL, BrokerUnreachable
+from worker.domain.failures import Failure
+from worker.lifecycle import Background
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -35,20 +38,28 @@ class Keeper(Generic[C]):
         """
         self._name = name
         self._open_channel = open_channel
-        self._task: asyncio.Task[None] | None = None
+        self._keeping: Background | None = None
         self._attempted = 0.0
         self.current: C | None = None
 
     async def start(self) -> None:
         """Opens the first; what goes wrong with it is raised."""
         self.current = await self._attempt()
-        self._task = asyncio.create_task(self._keep(self.current), name=f"keep {self._name}")
+        self._keeping = Background(self._keep(self.current), f"keep {self._name}")
+
+    async def watch(self) -> None:
+        """Returns once it is closed; raises what keeping died of: what is lost then is not opened again.
+
+        Raises:
+            BrokerUnreachable, ConnectionLost: the broker refuses us, whatever we wait for.
+        """
+        if self._keeping is not None:
+            await self._keeping.watch()
 
     async def close(self) -> None:
         """Closes the channel and opens no other."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        if self._keeping is not None:
+            await self._keeping.end()
         current, self.current = self.current, None
         if current is not None:
             await current.connection.close()
@@ -69,7 +80,11 @@ class Keeper(Generic[C]):
             current.flow()
 
     async def _again(self) -> C:
-        """Tries until it works: without its broker a worker has nothing else to do."""
+        """Tries until it works: without its broker a worker has nothing else to do.
+
+        Raises:
+            BrokerUnreachable, ConnectionLost: trying again is no use.
+        """
         while True:
             # The last attempt may have been the one that opened the connection just lost: a queue that is
             # gone is no reason to connect without a pause.
@@ -78,4 +93,6 @@ class Keeper(Generic[C]):
             try:
                 return await self._attempt()
             except (BrokerUnreachable, ConnectionLost) as error:
+                if classify(error) is Failure.BROKEN:
+                    raise
                 log.debug("still no connection to the broker", connection=self._name, because=str(error))

@@ -15,6 +15,8 @@ from worker.amqp.bulk.errors import ChannelClosed, ConnectionLost
 from worker.amqp.bulk.keeper import Keeper
 from worker.amqp.errors import RECONNECT_INTERVAL
 from worker.amqp.messages import Unroutable
+from worker.domain.failures import Stopped
+from worker.lifecycle import wait_any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +34,16 @@ _PUBLISH: Final = (60, 40)
 class BulkPublisher:
     """Publishes over one connection of its own with confirms; may be used by any number of tasks."""
 
-    def __init__(self, url: str, *, name: str, window: int, timeout: float, connect_timeout: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        window: int,
+        timeout: float,
+        connect_timeout: float,
+        stop: asyncio.Event | None = None,
+    ) -> None:
         """Takes where to publish; `start` connects.
 
         Args:
@@ -42,6 +53,7 @@ class BulkPublisher:
             timeout: Seconds for one confirm; after them the connection is given up and the publish is tried
                 again, since nobody knows. While the broker takes no publishes, the time does not count.
             connect_timeout: Seconds for each attempt to connect.
+            stop: Once it is set, a broker that is away is not waited for.
         """
         self._url = url
         self._name = name
@@ -50,6 +62,7 @@ class BulkPublisher:
         self._connect_timeout = connect_timeout
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
+        self._stop = stop or asyncio.Event()
         self._closed = False
         self._keeper: Keeper[_Channel] = Keeper(name, self._open)
 
@@ -66,6 +79,10 @@ class BulkPublisher:
         """
         await self._keeper.start()
 
+    async def watch(self) -> None:
+        """Returns once it is closed; raises what the task that keeps the connection died of."""
+        await self._keeper.watch()
+
     async def publish(
         self, exchange: str, routing_key: str, messages: Sequence[Outgoing], *, mandatory: bool = True
     ) -> None:
@@ -75,10 +92,11 @@ class BulkPublisher:
             Unroutable: no queue took one of them, or the broker refuses to publish there.
             ValueError: a name, an identifier or headers are too long for AMQP; some may be published.
             ConnectionLost: the publisher was closed.
+            Stopped: `stop` is set while the broker is away; some may be published.
         """
         encoder = publishes(exchange, routing_key, mandatory=mandatory)
         rest = messages
-        # Bounded by the caller: a shutdown cancels it, until then there is nothing better to do than to wait.
+        # Away or busy, the broker is waited for: there is nothing better to do until the process stops.
         while rest:
             flights: list[Flight] = []
             at = 0
@@ -127,7 +145,12 @@ class BulkPublisher:
             if channel is not None and channel.connection.writable and channel.room >= least:
                 return channel
             self._changed.clear()
-            await self._changed.wait()
+            if channel is not None and not channel.connection.lost.done():
+                await self._changed.wait()
+            elif self._stop.is_set():
+                raise Stopped("The process stops while the broker is away.")
+            else:
+                await wait_any(self._changed, self._stop)
 
 
 class _Channel(Events):

@@ -8,14 +8,15 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from aio_pika import DeliveryMode, Message
-from aio_pika.exceptions import AMQPChannelError, DeliveryError, PublishError
+from aio_pika.exceptions import AMQPChannelError, PublishError
 from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.routing import AUTHORIZATION, COMMANDS, CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
 from worker.amqp.messages import Unroutable
-from worker.amqp.pika.connection import OUT_OF_REACH
+from worker.amqp.pika.failures import ERRORS, classify
 from worker.amqp.pika.publisher import APP_ID
+from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection, HeadersType
@@ -102,7 +103,9 @@ async def ask(
             f"The broker has no queue for {routing_key} behind {names.exchange(COMMANDS)}:"
             " run “sendoff migrate”, and see that SENDOFF_QUEUE_PREFIX is the workers' own."
         ) from error
-    except (DeliveryError, *OUT_OF_REACH) as error:
+    except ERRORS as error:
+        if classify(error) is Failure.BROKEN:
+            raise
         if not published:
             raise BrokerUnreachable(
                 f"The broker did not confirm the command ({str(error) or type(error).__name__}):"

@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import aio_pika
 import aiormq.exceptions
-from aio_pika.exceptions import CONNECTION_EXCEPTIONS
 
 from worker.amqp.errors import RECONNECT_INTERVAL, BrokerUnreachable, no_virtual_host
 from worker.amqp.pika import properties
+from worker.amqp.pika.failures import ERRORS
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractRobustConnection
-
-OUT_OF_REACH: Final = (*CONNECTION_EXCEPTIONS, TimeoutError)
-"""What aio-pika raises when the broker is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +79,7 @@ async def open_connection(url: str, *, name: str, timeout: float) -> AbstractRob
 
 
 async def _connect(url: str, name: str, timeout: float) -> AbstractRobustConnection:  # noqa: ASYNC109
-    properties.forgive()
+    properties.read_leniently()
     try:
         async with asyncio.timeout(timeout):
             return await aio_pika.connect_robust(
@@ -104,6 +101,6 @@ async def _connect(url: str, name: str, timeout: float) -> AbstractRobustConnect
         if "Connection.OpenOk" in str(error):
             raise BrokerUnreachable(no_virtual_host(url)) from error
         raise BrokerUnreachable(f"What answers at SENDOFF_AMQP_URL is no broker: {error}") from error
-    except (*OUT_OF_REACH, ValueError) as error:
+    except (*ERRORS, ValueError) as error:
         reason = str(error) or type(error).__name__
         raise BrokerUnreachable(f"The broker is out of reach: {reason}") from error

@@ -8,16 +8,15 @@ dropped: the broker delivers it again, and every consumer of ours takes a messag
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import aiormq
-import structlog
 
 from worker.amqp.buffer import Buffer
 from worker.amqp.ledger import Ledger
 from worker.amqp.messages import Incoming
-from worker.amqp.pika.connection import OUT_OF_REACH
+from worker.amqp.pika.failures import forgiving
+from worker.lifecycle import Background
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,7 +28,8 @@ if TYPE_CHECKING:
         AbstractRobustQueue,
     )
 
-log = structlog.get_logger(__name__)
+_FAREWELL_SECONDS: Final = 5
+"""How long each step of the end of a consumer may take."""
 
 
 class PikaConsumer:
@@ -51,7 +51,7 @@ class PikaConsumer:
         self._tag = ""
         self._channel: AbstractRobustChannel
         self._source: AbstractRobustQueue
-        self._acker: asyncio.Task[None]
+        self._acker: Background
 
     async def start(self) -> None:
         """Opens a channel and consumes."""
@@ -61,7 +61,7 @@ class PikaConsumer:
         await self._channel.set_qos(prefetch_count=self._prefetch)
         # Declared passively, so that a reconnect restores the consumer and never alters the queue.
         self._source = await self._channel.declare_queue(self.queue, passive=True)
-        self._acker = asyncio.create_task(self._acknowledger.run(), name=f"acknowledge {self.queue}")
+        self._acker = Background(self._acknowledger.run(), f"acknowledge {self.queue}")
         self._tag = await self._source.consume(self._take)
 
     async def present(self) -> bool:
@@ -79,22 +79,29 @@ class PikaConsumer:
         """Says that messages are dealt with: they are acknowledged soon, in ranges where possible."""
         self._acknowledger.settle(messages)
 
+    async def watch(self) -> None:
+        """Returns once it is closed; raises what the task that acknowledges died of."""
+        await self._acker.watch()
+
     async def stop(self) -> None:
         """Stops consuming. What waits in the buffer goes back to the queue when the channel closes."""
         self._buffer.stop()
-        if self._tag:
-            with contextlib.suppress(*OUT_OF_REACH):
-                async with asyncio.timeout(5):
+        # On a lost connection aio-pika would wait for the next one.
+        if self._tag and self._connection.connected.is_set():
+            with forgiving():
+                async with asyncio.timeout(_FAREWELL_SECONDS):
                     await self._source.cancel(self._tag)
-            self._tag = ""
+        self._tag = ""
 
     async def close(self) -> None:
         """Sends the last acknowledgements and closes the channel."""
         self._acknowledger.finish()
-        with contextlib.suppress(*OUT_OF_REACH):
-            async with asyncio.timeout(5):
-                await self._acker
-                await self._channel.close()
+        if self._connection.connected.is_set():
+            with forgiving():
+                async with asyncio.timeout(_FAREWELL_SECONDS):
+                    await self._acker.wait()
+                    await self._channel.close()
+        await self._acker.end()
 
     async def _take(self, message: AbstractIncomingMessage) -> None:
         tag = message.delivery_tag
@@ -152,11 +159,8 @@ class _Acknowledger:
             last = self._finished  # what was settled until then is still acknowledged
             channel = self._channel
             upto, alone = self._ledger.due(everything=last)
-            try:
+            with forgiving():  # the channel may be gone and with it the tags; the broker delivers again
                 if upto:
                     await channel.basic_ack(upto, multiple=True)
                 for tag in alone:
                     await channel.basic_ack(tag)
-            except OUT_OF_REACH as error:
-                # The channel is gone and with it the tags; the broker delivers again.
-                log.debug("acknowledgement lost with its channel", because=str(error))

@@ -7,11 +7,10 @@ this at the same time do not see each other's messages, and lose none.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aio_pika import DeliveryMode, Message
 from aio_pika.exceptions import AMQPChannelError, DeliveryError, PublishError
@@ -19,8 +18,9 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.routing import DEAD_QUEUE, HEADER_EXCHANGE, HEADER_REASON, HEADER_ROUTING_KEY
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
-from worker.amqp.pika.connection import OUT_OF_REACH
+from worker.amqp.pika.failures import ERRORS, classify, forgiving
 from worker.amqp.topology import TopologyMismatch
+from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -46,17 +46,26 @@ class CannotReplay(Exception):  # noqa: N818 - the name is the sentence
     """A message cannot go back; it stays in the dead queue, and the message says why."""
 
 
+class Origin(NamedTuple):
+    """Why a message is dead, and where it came from."""
+
+    reason: str
+    """A sentence: of the worker that put it here, or what the broker says."""
+    exchange: str | None
+    """Where it was first published to, and what with; None where nobody knows."""
+    routing_key: str | None
+    vouched: bool
+    """Whether the broker says so; else the headers claim it, which whoever published the message wrote."""
+
+
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
     """A message in the dead queue."""
 
     position: int
     """From the head of the queue, the oldest, which is 1."""
-    reason: str
-    """Why it is here: the sentence of the worker that put it here, or what the broker says."""
-    exchange: str | None
-    """Where it was first published to, and what with; None where nobody knows."""
-    routing_key: str | None
+    origin: Origin
+    """Why it is here, and where it came from."""
     message: AbstractIncomingMessage
 
 
@@ -64,9 +73,10 @@ class DeadLetters:
     """The dead queue over one channel; made by `open_dead_letters`."""
 
     def __init__(
-        self, queue: AbstractRobustQueue, connection: AbstractRobustConnection, timeout: float
+        self, queue: AbstractRobustQueue, connection: AbstractRobustConnection, names: Names, timeout: float
     ) -> None:
         self._queue = queue
+        self._names = names
         self._connection = connection
         self._publishing: AbstractRobustChannel | None = None
         self._timeout = timeout
@@ -87,8 +97,7 @@ class DeadLetters:
             return None
         message = self._ahead.popleft()
         self._taken += 1
-        reason, exchange, routing_key = origin(message.headers)
-        return DeadLetter(self._taken, reason, exchange, routing_key, message)
+        return DeadLetter(self._taken, origin(message.headers, self._names), message)
 
     async def look_ahead(self, most: int = LOOKED_AT) -> None:
         """Takes the next messages, as many as there are, up to `most` and `LOOKED_AT`."""
@@ -107,21 +116,24 @@ class DeadLetters:
         twice.
 
         Raises:
-            CannotReplay: it does not say where it came from, or nothing takes it there now.
+            CannotReplay: nobody vouches for where it came from, that is no place of ours, or nothing takes
+                it there.
         """
-        if letter.exchange is None or letter.routing_key is None:
-            raise CannotReplay("It does not say where it was first published to.")
+        _, exchange_name, routing_key, _ = letter.origin
+        if exchange_name is None or routing_key is None:
+            raise CannotReplay("Nobody vouches for where it was first published to.")
+        if self._names.queue_behind(exchange_name, routing_key) is None:
+            raise CannotReplay(
+                f"Its headers claim the exchange “{exchange_name}” with the key “{routing_key}”:"
+                " no queue of ours is behind them."
+            )
         if self._publishing is None:
             self._publishing = self._connection.channel(on_return_raises=True)
             await self._publishing.initialize(timeout=self._timeout)
-        exchange = (
-            await self._publishing.get_exchange(letter.exchange, ensure=False)
-            if letter.exchange
-            else self._publishing.default_exchange
-        )
-        where = f"the exchange “{letter.exchange}” with the key “{letter.routing_key}”"
+        exchange = await self._publishing.get_exchange(exchange_name, ensure=False)
+        where = f"the exchange “{exchange_name}” with the key “{routing_key}”"
         try:
-            await exchange.publish(_again(letter.message), letter.routing_key, timeout=self._timeout)
+            await exchange.publish(_again(letter.message), routing_key, timeout=self._timeout)
         except PublishError as error:
             raise CannotReplay(f"No queue takes {where}.") from error
         except AMQPChannelError as error:
@@ -164,14 +176,16 @@ async def open_dead_letters(
                     f"The broker is not set up: {error}. Run “sendoff migrate”."
                 ) from error
             try:
-                letters = DeadLetters(queue, connection, timeout)
+                letters = DeadLetters(queue, connection, names, timeout)
                 await letters.look_ahead()
                 yield letters
             finally:
                 await _give_back(reading, timeout)
     except ChannelAccessRefused as error:
         raise BrokerForbids(error) from error
-    except OUT_OF_REACH as error:
+    except ERRORS as error:
+        if classify(error) is Failure.BROKEN:
+            raise
         raise BrokerUnreachable(
             f"The broker went out of reach: {str(error) or type(error).__name__}."
             " What was not dealt with is still in the dead queue."
@@ -184,33 +198,38 @@ async def _give_back(channel: AbstractRobustChannel, timeout: float) -> None:  #
     Closing the channel would do the same, but only some time after the broker has said that it is closed: who
     looks again at once would find the rest in front.
     """
-    with contextlib.suppress(*OUT_OF_REACH):
+    with forgiving():
         async with asyncio.timeout(timeout):
             underlay = await channel.get_underlay_channel()
             await underlay.basic_nack(0, multiple=True, requeue=True)
 
 
-def origin(headers: Mapping[str, Any]) -> tuple[str, str | None, str | None]:
+def origin(headers: Mapping[str, Any], names: Names) -> Origin:
     """Reads from a dead message's headers why it is dead and where it was first published to.
 
-    Args:
-        headers: Either a worker's own three, or `x-death`, the broker's list of what happened, newest first.
+    Any publisher can write any header. What the broker wrote is known by its `x-death`: where there is one,
+    nothing else counts. A publisher can forge an entry that the broker then carries on, so the exchange and
+    the key must be those of the very queue that the message died in.
 
-    Returns:
-        The reason as a sentence, the exchange, the routing key; the last two None where nobody knows.
+    Args:
+        headers: A worker's own three, or `x-death`, the broker's list of what happened, newest first.
+        names: The installation's names.
     """
-    if HEADER_EXCHANGE in headers and HEADER_ROUTING_KEY in headers:
-        reason = str(headers.get(HEADER_REASON) or _NO_REASON)
-        return reason, str(headers[HEADER_EXCHANGE]), str(headers[HEADER_ROUTING_KEY])
-    deaths = headers.get("x-death")
-    if not (isinstance(deaths, list) and deaths and isinstance(deaths[0], dict)):
-        return str(headers.get(HEADER_REASON) or _NO_REASON), None, None
-    last = deaths[0]
-    sentence = f"The broker gave it up ({last.get('reason')}), from the queue {last.get('queue')}."
-    keys = last.get("routing-keys") or []
-    if "exchange" not in last or not keys:
-        return sentence, None, None
-    return sentence, str(last["exchange"]), str(keys[0])
+    if "x-death" in headers:
+        deaths = headers["x-death"]
+        last = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], dict) else {}
+        reason = f"The broker gave it up ({last.get('reason')}), from the queue {last.get('queue')}."
+        exchange, keys = last.get("exchange"), last.get("routing-keys")
+        for key in keys if isinstance(keys, list) else ():
+            if isinstance(exchange, str) and isinstance(key, str):
+                queue = names.queue_behind(exchange, key)
+                if queue is not None and queue == last.get("queue"):
+                    return Origin(reason, exchange, key, vouched=True)
+        return Origin(reason, None, None, vouched=True)
+    reason = str(headers.get(HEADER_REASON) or _NO_REASON)
+    if HEADER_EXCHANGE not in headers or HEADER_ROUTING_KEY not in headers:
+        return Origin(reason, None, None, vouched=False)
+    return Origin(reason, str(headers[HEADER_EXCHANGE]), str(headers[HEADER_ROUTING_KEY]), vouched=False)
 
 
 def _again(message: AbstractIncomingMessage) -> Message:

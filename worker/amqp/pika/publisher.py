@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 from aio_pika import DeliveryMode, Message
-from aio_pika.exceptions import ChannelNotFoundEntity, DeliveryError, PublishError
+from aio_pika.exceptions import ChannelNotFoundEntity, ChannelPreconditionFailed, PublishError
 from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.routing import CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
 from worker.amqp.errors import RECONNECT_INTERVAL, BrokerForbids
 from worker.amqp.messages import Unroutable
-from worker.amqp.pika.connection import OUT_OF_REACH
+from worker.amqp.pika.failures import classify
+from worker.domain.failures import Failure
+from worker.lifecycle import unless
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,19 +33,33 @@ APP_ID: Final = "sendoff"
 class PikaPublisher:
     """Publishes over one channel with confirms; may be used by any number of tasks."""
 
-    def __init__(self, connection: AbstractRobustConnection, *, window: int, timeout: float) -> None:
+    def __init__(
+        self,
+        connection: AbstractRobustConnection,
+        *,
+        window: int,
+        timeout: float,
+        stop: asyncio.Event | None = None,
+    ) -> None:
         """Takes the connection; `start` opens the channel.
 
         Args:
             connection: The one that only publishes.
             window: The most publishes that wait for their confirm at once.
             timeout: Seconds for one confirm; after them the publish is tried again, since nobody knows.
+            stop: Once it is set, a broker that is away is not waited for.
         """
         self._connection = connection
         self._window = asyncio.Semaphore(window)
         self._timeout = timeout
+        self._stop = stop or asyncio.Event()
         self._channel: AbstractRobustChannel
         self._exchanges: dict[str, AbstractExchange] = {}
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands at this moment."""
+        return self._connection.connected.is_set()
 
     async def start(self) -> None:
         """Opens the channel."""
@@ -57,12 +73,13 @@ class PikaPublisher:
         """Publishes messages, as `worker.amqp.messages.Publisher` says.
 
         Raises:
-            Unroutable: no queue took one of them, or there is no such exchange.
+            Unroutable: no queue took one of them, there is no such exchange, or the broker refuses a message.
             BrokerForbids: the broker user may not publish there.
+            Stopped: `stop` is set while the broker is away; some may be published.
         """
         target = await self._exchange(exchange)
         rest = messages
-        # Bounded by the caller: a shutdown cancels it, until then there is nothing better to do than to wait.
+        # Away or busy, the broker is waited for: there is nothing better to do until the process stops.
         while rest:
             results = await asyncio.gather(
                 *(self._one(target, routing_key, m, mandatory=mandatory) for m in rest),
@@ -75,13 +92,17 @@ class PikaPublisher:
                     raise Unroutable(f"No queue takes {exchange!r} with the key {routing_key!r}.") from result
                 if isinstance(result, ChannelNotFoundEntity):
                     raise Unroutable(f"There is no exchange {exchange!r}: {result}") from result
+                if isinstance(result, ChannelPreconditionFailed):
+                    raise Unroutable(
+                        f"The broker refuses what is published to {exchange!r}: {result}"
+                    ) from result
                 if isinstance(result, ChannelAccessRefused):
                     raise BrokerForbids(result) from result
-                if isinstance(result, (DeliveryError, *OUT_OF_REACH)):
+                if isinstance(result, BaseException):
+                    if classify(result) is Failure.BROKEN:
+                        raise result
                     again.append(message)
                     fault = result
-                elif isinstance(result, BaseException):
-                    raise result
             if again:
                 log.warning(
                     "publishing again",
@@ -90,7 +111,6 @@ class PikaPublisher:
                     because=str(fault) or repr(fault),
                 )
                 await asyncio.sleep(RECONNECT_INTERVAL)
-                await self._channel.ready()
             rest = again
 
     async def close(self) -> None:
@@ -101,6 +121,7 @@ class PikaPublisher:
         self, exchange: AbstractExchange, routing_key: str, message: Outgoing, *, mandatory: bool
     ) -> None:
         async with self._window:
+            await self._ready()
             await exchange.publish(
                 Message(
                     message.body,
@@ -118,9 +139,14 @@ class PikaPublisher:
                 timeout=self._timeout,
             )
 
+    async def _ready(self) -> None:
+        # Left to itself the publish would wait for the connection too, but not for `stop`.
+        if not self.connected:
+            await unless(self._stop, self._channel.ready())
+
     async def _exchange(self, name: str) -> AbstractExchange:
         if name not in self._exchanges:
-            await self._channel.ready()
+            await self._ready()
             self._exchanges[name] = (
                 await self._channel.get_exchange(name, ensure=False)
                 if name

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from worker.channels.email.channel import EmailChannel
 from worker.channels.email.smtp import SmtpPool
+from worker.channels.email.timeouts import Timeouts
 from worker.channels.protocol import Kind, Probe
 from worker.domain import templates
 from worker.domain.audience import mail_address
@@ -21,15 +22,25 @@ EMAIL_CONTENT: Final = ContentTable("email", EmailContent, required=True, proble
 
 def _open(settings: Settings) -> EmailChannel:
     return EmailChannel(
-        SmtpPool(settings.smtp_url, size=settings.smtp_connections, timeout=settings.smtp_timeout)
+        SmtpPool(settings.smtp_url, size=settings.smtp_connections, timeouts=timeouts(settings))
+    )
+
+
+def timeouts(settings: Settings) -> Timeouts:
+    """Returns how long each phase of a mail transaction may take."""
+    return Timeouts(
+        connect=settings.smtp_timeout,
+        command=settings.smtp_command_timeout,
+        data=settings.smtp_data_timeout,
+        block=settings.smtp_block_timeout,
+        dot=settings.smtp_dot_timeout,
     )
 
 
 async def _look(settings: Settings) -> None:
     try:
-        pool = SmtpPool(
-            settings.smtp_url, size=1, timeout=min(settings.smtp_timeout, settings.connect_timeout)
-        )
+        soon = Timeouts.all(min(settings.smtp_timeout, settings.connect_timeout))
+        pool = SmtpPool(settings.smtp_url, size=1, timeouts=soon)
     except ValueError as error:
         raise ValueError(f"SENDOFF_SMTP_URL: {error}") from error
     try:

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LONGEST_LINE: Final = 8192
-"""Octets of a reply's line; RFC 5321 section 4.5.3.1.5 has 512, and servers write more."""
-_LONGEST_REPLY: Final = 4 * _LONGEST_LINE
-"""Octets of a reply in all its lines."""
+_KEPT_LINE: Final = 8192
+"""Octets of a reply's line that are kept; RFC 5321 section 4.5.3.1.5 has 512, and servers write more."""
+_KEPT_LINES: Final = 64
+"""Lines of a reply that are kept."""
+_LONGEST_REPLY: Final = 1 << 20
+"""Octets after which a reply is taken for one that never ends."""
 _CODE_LENGTH: Final = 3
 
 
@@ -22,16 +24,22 @@ class Reply(NamedTuple):
 
 
 class ReplyReader:
-    """Reads the replies of one connection."""
+    """Reads the replies of one connection; of a long one it keeps the code and the beginning of the text.
+
+    What a server answers to the final dot decides whether the message is taken. So no length of its text may
+    keep the code from being read.
+    """
 
     def __init__(self) -> None:
         """Has read nothing yet."""
-        self._rest = b""
+        self._lines: list[bytes] = []
+        self._line = b""
+        self._octets = 0
 
     @property
     def between_replies(self) -> bool:
         """Whether nothing of a reply has come that is not whole yet."""
-        return not self._rest
+        return not self._octets
 
     def feed(self, data: bytes) -> Iterator[Reply]:
         """Takes in what came; to be read to its end.
@@ -40,36 +48,35 @@ class ReplyReader:
             The replies that are whole with it; bytes in them that are not UTF-8 as surrogates.
 
         Raises:
-            ValueError: It is no reply, or longer than one may be; the message says so.
+            ValueError: It is no reply, or it does not end; the message says so.
         """
-        data = self._rest + data if self._rest else data
         start = 0
-        while (end := _end_of_reply(data, start)) > 0:
-            yield _read(data[start:end])
+        while (end := data.find(b"\n", start) + 1) > 0:
+            self._add(data[start:end])
             start = end
-        self._rest = data[start:]
+            line, self._line = self._line, b""
+            if line[_CODE_LENGTH : _CODE_LENGTH + 1] == b"-":
+                if len(self._lines) < _KEPT_LINES:
+                    self._lines.append(line)
+                continue
+            lines, self._lines, self._octets = self._lines, [], 0
+            yield _read(lines, line)
+        self._add(data[start:])
+
+    def _add(self, piece: bytes) -> None:
+        self._octets += len(piece)
+        if self._octets > _LONGEST_REPLY:
+            raise ValueError("the server's reply does not end")
+        self._line += piece[: _KEPT_LINE - len(self._line)]
 
 
-def _end_of_reply(data: bytes, start: int) -> int:
-    """Finds where the reply ends that begins at `start`; 0 if it is not whole yet."""
-    line = start
-    while (end := data.find(b"\n", line) + 1) > 0:
-        if end - line > _LONGEST_LINE or end - start > _LONGEST_REPLY:
-            raise ValueError("the server's reply is too long")
-        if data[line + _CODE_LENGTH : line + _CODE_LENGTH + 1] != b"-":
-            return end
-        line = end
-    if len(data) - line > _LONGEST_LINE or len(data) - start > _LONGEST_REPLY:
-        raise ValueError("the server's reply is too long")
-    return 0
-
-
-def _read(reply: bytes) -> Reply:
-    *before, last = reply.decode("utf-8", "surrogateescape").split("\n")[:-1]
+def _read(before: list[bytes], line: bytes) -> Reply:
+    last = line.decode("utf-8", "surrogateescape")
     code = last[:_CODE_LENGTH]
     if len(code) != _CODE_LENGTH or not (code.isascii() and code.isdigit()):
         raise ValueError(f"the server's reply is not one: {last.strip()[:200]!r}")
-    text = last[_CODE_LENGTH + 1 :].strip(" \t\r")
+    text = last[_CODE_LENGTH + 1 :].strip(" \t\r\n")
     if before:
-        text = "\n".join([*(line[_CODE_LENGTH + 1 :].strip(" \t\r") for line in before), text])
+        earlier = (one[_CODE_LENGTH + 1 :].decode("utf-8", "surrogateescape") for one in before)
+        text = "\n".join([*(one.strip(" \t\r\n") for one in earlier), text])
     return Reply(int(code), text)

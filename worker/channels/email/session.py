@@ -26,6 +26,7 @@ from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
 
 if TYPE_CHECKING:
     from worker.channels.email.replies import Reply
+    from worker.channels.email.timeouts import Timeouts
     from worker.domain.verdicts import Verdict
 
 _GOODBYE_SECONDS: Final = 2.0
@@ -70,12 +71,12 @@ class ConnectionLost(Exception):  # noqa: N818 - named for what happened, as a v
 class Session:
     """A session with the server, for one message at a time."""
 
-    def __init__(self, smtp: aiosmtplib.SMTP, reply_seconds: float) -> None:
+    def __init__(self, smtp: aiosmtplib.SMTP, timeouts: Timeouts) -> None:
         """Takes over the connection of a client that has greeted the server; the client is done with.
 
         Args:
             smtp: The client.
-            reply_seconds: How long to wait for any one reply, and for a large body to leave.
+            timeouts: How long to wait in each phase.
 
         Raises:
             ConnectionLost: It is not connected any more.
@@ -83,11 +84,12 @@ class Session:
         self._pipelining, self._size, self._smtputf8 = map(
             smtp.supports_extension, ("pipelining", "size", "smtputf8")
         )
+        self._timeouts = timeouts
         self._between_messages = True
         self.messages = 0
         """Transactions begun so far."""
         try:
-            self._wire = take_over(smtp.transport, reply_seconds)
+            self._wire = take_over(smtp.transport)
         except WireLost as error:
             raise ConnectionLost(str(error)) from error
 
@@ -146,7 +148,8 @@ class Session:
     async def _envelope(self, commands: tuple[bytes, ...]) -> Bounced | Failed | None:
         """Everything up to the leave to send the body; returns the refusal, if there is one."""
         for number, command in enumerate(commands):
-            refusal = _judged(number, await self._command(command))
+            seconds = self._timeouts.data if number == _DATA else self._timeouts.command
+            refusal = _judged(number, await self._command(command, seconds))
             if refusal is not None:
                 return refusal
         return None
@@ -154,7 +157,7 @@ class Session:
     async def _envelope_at_once(self, commands: tuple[bytes, ...]) -> Bounced | Failed | None:
         """The same in one write, where the server offers that (RFC 2920 section 3.1)."""
         self._write(b"".join(commands), replies=len(commands))
-        await self._wire.gather(len(commands))
+        await self._wire.gather(len(commands), self._timeouts.command)
         for number in range(_DATA + 1):
             refusal = _judged(number, await self._reply())
             if refusal is not None:
@@ -187,9 +190,9 @@ class Session:
                 return
         self.abort()
 
-    async def _command(self, command: bytes) -> Reply:
+    async def _command(self, command: bytes, seconds: float | None = None) -> Reply:
         self._write(command, replies=1)
-        return await self._reply()
+        return await self._reply(seconds)
 
     def _write(self, data: bytes, *, replies: int) -> None:
         try:
@@ -197,9 +200,9 @@ class Session:
         except WireLost as error:
             raise ConnectionLost(str(error)) from error
 
-    async def _reply(self) -> Reply:
+    async def _reply(self, seconds: float | None = None) -> Reply:
         try:
-            reply = await self._wire.reply()
+            reply = await self._wire.reply(seconds or self._timeouts.command)
         except WireLost as error:
             raise ConnectionLost(str(error)) from error
         if reply.code == SHUTTING_DOWN:
@@ -213,14 +216,14 @@ class Session:
             stuffed = b"." + stuffed
         if len(stuffed) > _AT_ONCE:
             try:
-                await self._wire.write_through(stuffed)
+                await self._wire.write_through(stuffed, self._timeouts.block)
             except WireLost as error:
                 raise ConnectionLost(str(error)) from error
             stuffed = b""
         self._write(stuffed + b".\r\n", replies=1)
         # From here on, silence leaves the outcome open.
         try:
-            reply = await self._wire.reply()
+            reply = await self._wire.reply(self._timeouts.dot)
         except WireLost as error:
             return Unsure(f"The message was written whole, and no answer came: {error}.")
         line = reply_line(*reply)

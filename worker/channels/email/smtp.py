@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Final
 
 import aiosmtplib
 
+from worker.channels.email.failures import ERRORS, classify
 from worker.channels.email.session import ConnectionLost, Session, in_words
 from worker.channels.email.url import SmtpUrl
 from worker.channels.protocol import ChannelUnreachable
+from worker.domain.failures import Failure
 from worker.domain.verdicts import Failed, Unsure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from worker.channels.email.timeouts import Timeouts
     from worker.domain.verdicts import Verdict
 
 _TRIES: Final = 2
@@ -23,6 +26,8 @@ _TRIES: Final = 2
 _FRESH_SECONDS: Final = 1.0
 """How long after its last reply the server counts as reachable without being asked."""
 _NEVER: Final = float("-inf")
+_NOT_UNDERSTOOD: Final = (500, 502, 504)
+"""Answers to EHLO of a server that does not know it and may know HELO (RFC 5321 section 3.2)."""
 
 
 class SmtpPool:
@@ -31,13 +36,15 @@ class SmtpPool:
     Safe to use from any number of tasks; as many messages are under way at once as there are connections.
     """
 
-    def __init__(self, url: str, *, size: int, timeout: float, messages_per_connection: int = 1000) -> None:
+    def __init__(
+        self, url: str, *, size: int, timeouts: Timeouts, messages_per_connection: int = 1000
+    ) -> None:
         """Reads the settings; connects to nothing yet.
 
         Args:
             url: Where the server is; see `worker.channels.email.url.SmtpUrl`.
             size: The most connections at a time.
-            timeout: Seconds to connect in, TLS and login included, and to wait for any one reply.
+            timeouts: How long each phase may take.
             messages_per_connection: After so many messages a connection is replaced, as many servers end
                 long sessions, and a balancer in front of several can share them out anew.
 
@@ -46,7 +53,7 @@ class SmtpPool:
         """
         self.size: Final = size
         self._url = SmtpUrl.parse(url)
-        self._timeout = timeout
+        self._timeouts = timeouts
         self._messages_per_connection = messages_per_connection
         self._slots = asyncio.Semaphore(size)
         self._idle: list[Session] = []
@@ -75,12 +82,13 @@ class SmtpPool:
                 after, when its claim has run out or its delivery was stopped.
         """
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeouts.connect):
                 await self._slots.acquire()
         except TimeoutError as error:
             raise ChannelUnreachable(
-                f"No connection to the SMTP server {self._url} came free within {self._timeout:g} s: "
-                f"it answers slowly, or not any more."
+                f"No connection to the SMTP server {self._url} came free within {self._timeouts.connect:g} s:"
+                f" it answers slowly, or not any more.",
+                Failure.BUSY,
             ) from error
         try:
             yield
@@ -164,27 +172,23 @@ class SmtpPool:
         return await self._open()
 
     async def _open(self) -> Session:
-        smtp = self._url.client(self._timeout)
+        smtp = self._url.client(self._timeouts.connect)
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self._timeouts.connect):
                 await smtp.connect()
                 if smtp.is_ehlo_or_helo_needed:
-                    await smtp.ehlo()
-            session = Session(smtp, self._timeout)
+                    await _greet(smtp)
+            session = Session(smtp, self._timeouts)
         except BaseException as error:
             smtp.close()
             self._heard_at = _NEVER
+            if not isinstance(error, ERRORS):
+                raise
+            what, advice = "cannot be used", "it runs and that the SMTP URL is right"
             if isinstance(error, aiosmtplib.SMTPAuthenticationError):
-                raise ChannelUnreachable(
-                    f"The SMTP server {self._url} refused the login: {in_words(error)}; "
-                    f"check the user and the password in the SMTP URL."
-                ) from error
-            if isinstance(error, aiosmtplib.SMTPException | OSError | ConnectionLost):
-                raise ChannelUnreachable(
-                    f"The SMTP server {self._url} cannot be used: {in_words(error)}; "
-                    f"check that it runs and that the SMTP URL is right."
-                ) from error
-            raise
+                what, advice = "refused the login", "the user and the password in the SMTP URL are right"
+            sentence = f"The SMTP server {self._url} {what}: {in_words(error)}; check that {advice}."
+            raise ChannelUnreachable(sentence, classify(error)) from error
         self._heard()
         return session
 
@@ -196,3 +200,13 @@ class SmtpPool:
         self._closed = True
         idle, self._idle = self._idle, []
         await asyncio.gather(*(session.quit() for session in idle))
+
+
+async def _greet(smtp: aiosmtplib.SMTP) -> None:
+    """Says EHLO, or HELO to a server that does not know it (RFC 5321 section 3.2)."""
+    try:
+        await smtp.ehlo()
+    except aiosmtplib.SMTPHeloError as error:
+        if error.code not in _NOT_UNDERSTOOD:
+            raise
+        await smtp.helo()

@@ -30,15 +30,9 @@ class WireLost(Exception):  # noqa: N818 - named for what happened, as a verdict
 class Wire(asyncio.Protocol):
     """A connection that is past its greeting, for one user at a time."""
 
-    def __init__(self, transport: asyncio.Transport, reply_seconds: float) -> None:
-        """Takes the transport over from the protocol that it had.
-
-        Args:
-            transport: An open connection on which no reply is outstanding.
-            reply_seconds: How long to wait for any one reply, and for what is written to leave.
-        """
+    def __init__(self, transport: asyncio.Transport) -> None:
+        """Takes over an open transport, on which no reply is outstanding, from the protocol that it had."""
         self._transport = transport
-        self._reply_seconds = reply_seconds
         self._loop = asyncio.get_running_loop()
         self._outstanding = 0
         """Replies that are still to come."""
@@ -46,6 +40,7 @@ class Wire(asyncio.Protocol):
         self._reader = ReplyReader()
         self._waiter: asyncio.Future[None] | None = None
         self._wanted = 0
+        self._seconds = 0.0
         self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._write_paused = False
@@ -72,8 +67,8 @@ class Wire(asyncio.Protocol):
         self._outstanding += replies
         self._transport.write(data)
 
-    async def write_through(self, data: bytes) -> None:
-        """Writes what no reply is owed for, and returns when it has left for the network.
+    async def write_through(self, data: bytes, seconds: float) -> None:
+        """Writes what no reply is owed for, and returns when it has left for the network, within `seconds`.
 
         What TLS has encrypted counts as having left: asyncio does not tell. It goes piece by piece, lest that
         is all of it.
@@ -84,25 +79,30 @@ class Wire(asyncio.Protocol):
         # The buffer counts as full from its first bytes, so that the leave to go on means that it is empty.
         # Not from 0: TLS would take an empty one for full.
         self._transport.set_write_buffer_limits(high=1)
-        deadline = self._loop.time() + self._reply_seconds
+        deadline = self._loop.time() + seconds
         for start in range(0, len(data), _PIECE):
             self.write(data[start : start + _PIECE], replies=0)
             await asyncio.sleep(
                 0
             )  # a loss is told between two turns of the loop, and not to who never pauses
             while self._write_paused and self._lost is None:
-                await self._wait(wanted=0, deadline=deadline)
+                await self._wait(0, deadline - self._loop.time())
         if self._lost is not None:
             raise WireLost(self._lost)
         self._transport.set_write_buffer_limits()
 
-    async def gather(self, replies: int) -> None:
-        """Returns once so many replies lie ready, or fewer where the server takes its leave or is lost."""
-        while len(self._replies) < replies and self._lost is None and not self._leaving():
-            await self._wait(wanted=replies)
+    async def gather(self, replies: int, seconds: float) -> None:
+        """Returns once so many replies lie ready, or fewer where the server takes its leave or is lost.
 
-    async def reply(self) -> Reply:
-        """Returns the next reply.
+        Args:
+            replies: How many.
+            seconds: How long any one of them may take.
+        """
+        while len(self._replies) < replies and self._lost is None and not self._leaving():
+            await self._wait(replies, seconds)
+
+    async def reply(self, seconds: float) -> Reply:
+        """Returns the next reply, which may take so many seconds.
 
         Raises:
             WireLost: It did not come in time, or the connection is gone.
@@ -110,7 +110,7 @@ class Wire(asyncio.Protocol):
         while not self._replies:
             if self._lost is not None:
                 raise WireLost(self._lost)
-            await self._wait(wanted=1)
+            await self._wait(1, seconds)
         return self._replies.popleft()
 
     def abort(self, reason: str = "we closed it") -> None:
@@ -118,11 +118,14 @@ class Wire(asyncio.Protocol):
         self._lose(reason)
         self._transport.abort()
 
-    async def _wait(self, wanted: int, deadline: float | None = None) -> None:
+    async def _wait(self, wanted: int, seconds: float) -> None:
         self._wanted = wanted
         self._waiter = self._loop.create_future()
-        self._deadline = deadline or self._loop.time() + self._reply_seconds
-        if self._timer is None:
+        self._seconds = seconds
+        self._deadline = self._loop.time() + seconds
+        if self._timer is None or self._timer.when() > self._deadline:
+            if self._timer is not None:
+                self._timer.cancel()
             self._timer = self._loop.call_at(self._deadline, self._look_at_clock)
         try:
             await self._waiter
@@ -171,7 +174,7 @@ class Wire(asyncio.Protocol):
             raise ValueError(f"the server spoke out of turn: {reply.code} {reply.text[:200]}")
         self._outstanding -= 1
         self._replies.append(reply)
-        self._deadline = self._loop.time() + self._reply_seconds
+        self._deadline = self._loop.time() + self._seconds
         if reply.code == SHUTTING_DOWN or len(self._replies) >= self._wanted > 0:
             self._wake()
 
@@ -193,7 +196,7 @@ class Wire(asyncio.Protocol):
         self._wake()
 
 
-def take_over(transport: asyncio.BaseTransport | None, reply_seconds: float) -> Wire:
+def take_over(transport: asyncio.BaseTransport | None) -> Wire:
     """Makes a wire of a library's transport.
 
     Raises:
@@ -201,4 +204,4 @@ def take_over(transport: asyncio.BaseTransport | None, reply_seconds: float) -> 
     """
     if transport is None or transport.is_closing():
         raise WireLost("the server closed it")
-    return Wire(cast("asyncio.Transport", transport), reply_seconds)
+    return Wire(cast("asyncio.Transport", transport))

@@ -1,0 +1,192 @@
+-- The accounts: rows and counters move together, in one guarded statement. Each statement says by how much by what
+-- its rows were and are (was, status); sendoff.count_moves does the rest.
+
+-- name: record_outcomes
+-- A row is inserted for a result without a claim, and changed only by a fact of higher precedence or one that
+-- is not known yet; so doubled, late and reordered results change nothing twice. A fact comes with the time of its next
+-- attempt, where it may have one: within the delivery's limits it is *retrying*, with the fact's own precedence, else
+-- it stands as it is. Of recipients who were erased, mostly nobody, no reply is kept, and none is tried again.
+-- Measured with 1,000 rows a batch: 6 µs a row.
+WITH result AS (
+    SELECT r.recipient, r.attempt, CASE WHEN again.planned THEN 'retrying' ELSE r.status END AS status, r.precedence,
+           r.sent_at, r.bounced_at, r.error_at, CASE WHEN again.planned THEN r.retry_at END AS retry_at, r.reason,
+           r.code, r.fault, CASE WHEN NOT person.erased THEN r.reply END AS reply,
+           CASE WHEN NOT person.erased THEN r.provider_id END AS provider_id
+    FROM unnest(:recipients::int[], :attempts::smallint[], :statuses::text[], :precedences::int[],
+                :sent_at::timestamptz[], :bounced_at::timestamptz[], :error_at::timestamptz[], :reasons::text[],
+                :codes::text[], :faults::text[], :replies::text[], :provider_ids::text[], :retry_at::timestamptz[])
+         AS r (recipient, attempt, status, precedence, sent_at, bounced_at, error_at, reason, code, fault, reply,
+               provider_id, retry_at)
+    JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id
+    CROSS JOIN (
+        SELECT array_agg(x.recipient) AS recipients FROM sendoff.erased_recipient x WHERE x.delivery_id = :delivery_id
+    ) e
+    CROSS JOIN LATERAL (SELECT coalesce(r.recipient = ANY (e.recipients), false) AS erased) person
+    CROSS JOIN LATERAL (
+        SELECT r.retry_at < d.valid_until AND r.attempt < coalesce(d.max_attempts, :max_attempts::int)
+               AND d.cancelled_at IS NULL AND d.under_way AND NOT person.erased AS planned
+    ) again
+    WHERE d.confirmed_at IS NOT NULL AND r.recipient <= d.to_deliver
+), changed AS (
+    INSERT INTO sendoff.outcome AS o (
+        delivery_id, recipient, attempt, status, precedence, sent_at, bounced_at, error_at, retry_at, reason, code,
+        fault, reply, provider_id)
+    SELECT :delivery_id, recipient, attempt, status, precedence, sent_at, bounced_at, error_at, retry_at, reason, code,
+           fault, reply, provider_id
+    FROM result
+    ORDER BY recipient
+    ON CONFLICT (delivery_id, recipient) DO UPDATE
+    SET was = o.status,
+        sent_at = coalesce(o.sent_at, excluded.sent_at),
+        bounced_at = coalesce(o.bounced_at, excluded.bounced_at),
+        error_at = coalesce(o.error_at, excluded.error_at),
+        precedence = greatest(o.precedence, excluded.precedence),
+        attempt = CASE WHEN excluded.precedence > o.precedence THEN excluded.attempt ELSE o.attempt END,
+        status = CASE WHEN excluded.precedence > o.precedence THEN excluded.status ELSE o.status END,
+        reason = CASE WHEN excluded.precedence > o.precedence THEN excluded.reason ELSE o.reason END,
+        code = CASE WHEN excluded.precedence > o.precedence THEN excluded.code ELSE o.code END,
+        fault = CASE WHEN excluded.precedence > o.precedence THEN excluded.fault ELSE o.fault END,
+        reply = CASE WHEN excluded.precedence > o.precedence THEN excluded.reply ELSE o.reply END,
+        provider_id = coalesce(excluded.provider_id, o.provider_id),
+        retry_at = CASE WHEN excluded.precedence > o.precedence THEN excluded.retry_at ELSE o.retry_at END
+    WHERE excluded.precedence > o.precedence
+       OR (o.sent_at IS NULL AND excluded.sent_at IS NOT NULL)
+       OR (o.bounced_at IS NULL AND excluded.bounced_at IS NOT NULL)
+       OR (o.error_at IS NULL AND excluded.error_at IS NOT NULL)
+    RETURNING o.was, o.status
+)
+SELECT coalesce(sum(recipients), 0)::int AS moved,
+       sendoff.count_moves(:delivery_id, array_agg((was, status, recipients)::sendoff.move))
+FROM (
+    SELECT was, status, count(*) AS recipients FROM changed WHERE status IS DISTINCT FROM was GROUP BY was, status
+) m;
+
+-- name: read_audience_size
+-- For results that may be for nobody: how many recipients the confirmed delivery has; no row where there is
+-- no such delivery, it was never confirmed, or has left by retention.
+SELECT to_deliver FROM sendoff.delivery_record
+WHERE delivery_id = :delivery_id AND confirmed_at IS NOT NULL AND purged_at IS NULL;
+
+-- name: cancel_remaining
+-- Ends what was not tried: at a stop, and when the validity is over. Asked with the claims closed, so that
+-- "the rest" is a number and not a race: who is pending. From here on, a recipient without a row counts as cancelled.
+-- Who waits for a retry was tried: the fact stands.
+WITH closed AS (
+    UPDATE sendoff.delivery_record
+    SET cancelled_at = now(), updated_at = now()
+    WHERE delivery_id = :delivery_id AND cancelled_at IS NULL
+    RETURNING delivery_id
+), ended AS (
+    UPDATE sendoff.outcome o
+    SET status = sendoff.standing_status(o.precedence), was = o.status, retry_at = NULL
+    FROM closed
+    WHERE o.delivery_id = :delivery_id AND o.retry_at IS NOT NULL
+    RETURNING o.was, o.status
+)
+SELECT sendoff.count_moves(:delivery_id, ARRAY(
+           SELECT (was, status, count(*))::sendoff.move FROM ended GROUP BY was, status
+           UNION ALL
+           SELECT ('pending', 'cancelled', d.pending)::sendoff.move
+           FROM sendoff.deployment d
+           WHERE d.delivery_id = closed.delivery_id))
+FROM closed;
+
+-- name: read_unknown
+-- Of a range of recipients, by the key.
+SELECT recipient
+FROM sendoff.outcome
+WHERE delivery_id = :delivery_id AND recipient BETWEEN :first AND :last AND status = 'unknown'
+ORDER BY recipient;
+
+-- name: settle_unknown
+-- Those of :recipients that are unknown still. The precedence stays that of *unknown*, so that any real outcome of the
+-- attempt wins, however late, and ends a resend that is not claimed yet. A fact is dated as the claim. Nobody who was
+-- erased is sent to again.
+WITH found AS (
+    SELECT recipient
+    FROM sendoff.outcome
+    WHERE delivery_id = :delivery_id AND recipient = ANY (:recipients::int[]) AND status = 'unknown'
+      AND (:become <> 'resend' OR (SELECT true FROM sendoff.erased_recipient x
+                                   WHERE x.delivery_id = :delivery_id AND x.recipient = outcome.recipient) IS NULL)
+      AND recipient BETWEEN (SELECT min(r) FROM unnest(:recipients) AS r)
+                        AND (SELECT max(r) FROM unnest(:recipients) AS r)
+    ORDER BY recipient
+    FOR NO KEY UPDATE
+), moved AS (
+    UPDATE sendoff.outcome o
+    SET was = o.status,
+        status = CASE :become::text WHEN 'resend' THEN 'retrying' ELSE :become END,
+        retry_at = CASE :become WHEN 'resend' THEN now() END,
+        sent_at = CASE :become WHEN 'sent' THEN coalesce(o.sent_at, o.claimed_at) ELSE o.sent_at END,
+        error_at = CASE :become WHEN 'error' THEN coalesce(o.error_at, o.claimed_at) ELSE o.error_at END,
+        reason = :reason, reply = :reply
+    FROM found
+    WHERE o.delivery_id = :delivery_id AND o.recipient = found.recipient
+      AND o.recipient BETWEEN (SELECT min(r) FROM unnest(:recipients) AS r)
+                          AND (SELECT max(r) FROM unnest(:recipients) AS r)
+    RETURNING o.was, o.status
+)
+SELECT count(*)::int AS settled, sendoff.count_moves(:delivery_id, ARRAY(
+           SELECT (was, status, count(*))::sendoff.move FROM moved GROUP BY was, status))
+FROM moved;
+
+-- name: erase_recipients
+-- What is personal is overwritten, what is counted stays. Asked with the claims closed, so that no result that is
+-- being recorded brings a reply back. A number that was read before another preparation may be of somebody else than
+-- :profile_id. Who waits to be tried is not tried, where the delivery may still send to the audience that it has
+-- (before *ready* another is to be prepared): excluded who was never claimed, and with the fact that stands who waits
+-- for a retry.
+WITH person AS (
+    UPDATE sendoff.recipient
+    SET profile_id = NULL, address = '', variables = '{}'
+    WHERE delivery_id = :delivery_id AND recipient = ANY (:recipients::int[]) AND profile_id = :profile_id
+    RETURNING recipient
+), marked AS (
+    INSERT INTO sendoff.erased_recipient (delivery_id, recipient)
+    SELECT :delivery_id, recipient FROM person
+    ON CONFLICT (delivery_id, recipient) DO NOTHING
+), events AS (
+    -- A url that others clicked too says nothing of the person, and keeps its count.
+    UPDATE sendoff.tracking_event e
+    SET user_agent = NULL, url = CASE WHEN s.shared THEN e.url END, link = CASE WHEN s.shared THEN e.link END
+    FROM person p
+    CROSS JOIN LATERAL (
+        SELECT k.event_id, k.kind = 'click' AND coalesce((
+                   SELECT true FROM sendoff.tracking_event c
+                   WHERE c.delivery_id = :delivery_id AND c.kind = 'click' AND c.link = k.link
+                     AND c.recipient <> ALL (:recipients::int[])
+                   LIMIT 1), false) AS shared
+        FROM sendoff.tracking_event k
+        WHERE k.delivery_id = :delivery_id AND k.recipient = p.recipient
+    ) s
+    WHERE e.delivery_id = :delivery_id AND e.event_id = s.event_id
+), changed AS (
+    INSERT INTO sendoff.outcome AS o (delivery_id, recipient, attempt, status, precedence, reason, excluded_at)
+    SELECT :delivery_id, recipient, 1, 'excluded', 16, 'erased', now()
+    FROM person p
+    WHERE (SELECT (d.under_way OR d.state = 'ready') AND d.cancelled_at IS NULL AND d.purged_at IS NULL
+           FROM sendoff.delivery_record d WHERE d.delivery_id = :delivery_id)
+       OR (SELECT true FROM sendoff.outcome k WHERE k.delivery_id = :delivery_id AND k.recipient = p.recipient)
+    ORDER BY recipient
+    ON CONFLICT (delivery_id, recipient) DO UPDATE
+    SET was = o.status, reply = NULL, provider_id = NULL, retry_at = NULL,
+        status = CASE o.status WHEN 'retrying' THEN sendoff.standing_status(o.precedence) ELSE o.status END
+    RETURNING o.was, o.status
+)
+SELECT (SELECT count(*)::int FROM person) AS messages, count(*)::int AS kept_from,
+       sendoff.count_moves(:delivery_id, ARRAY(
+           SELECT (was, status, count(*))::sendoff.move FROM changed GROUP BY was, status))
+FROM changed
+WHERE status IS DISTINCT FROM was;
+
+-- name: repair_counters
+-- Adds the drift that one snapshot showed. Outcomes, events and counters that moved since moved together, so that the
+-- difference still holds; not so when what was left was cancelled, which is computed from the counters, drift and
+-- all, nor when its rows are leaving by retention, which no snapshot is safe from: then no row comes back, and it is to
+-- be counted again.
+SELECT d.delivery_id, sendoff.count_moves(d.delivery_id, ARRAY(
+           SELECT ('pending', counter, missing)::sendoff.move
+           FROM unnest(:counters::text[], :missing::int[]) AS k (counter, missing)))
+FROM sendoff.delivery_record d
+WHERE d.delivery_id = :delivery_id AND d.cancelled_at IS NOT DISTINCT FROM :cancelled_at::timestamptz
+  AND d.purged_at IS NULL;

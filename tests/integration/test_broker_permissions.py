@@ -1,0 +1,342 @@
+"""The permissions of deploy/rabbitmq: what each broker user needs works, and everything else is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import aio_pika
+import pytest
+from aiormq.exceptions import ChannelAccessRefused
+
+from contracts import routing
+from tests.support.stack import Stack, until
+from worker.amqp import topology
+from worker.amqp.errors import BrokerUnreachable
+from worker.amqp.pika.connection import open_connection
+from worker.amqp.pika.dead import open_dead_letters
+from worker.bootstrap import SERVICES
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    import aiormq
+
+    from tests.support.processes import Sendoff
+    from worker.db.pool import Database
+    from worker.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+DEPLOY = ROOT / "deploy/rabbitmq"
+USERS = [user["name"] for user in json.loads((DEPLOY / "definitions.json").read_text())["users"]]
+_MODULES = ("backends", "instance", "probes", "programs", "set_passwords")
+DEFAULT = ""
+SENDS = [routing.send_queue(channel) for channel in ("email", "null")]
+RESULTS = [routing.SENT_QUEUE, routing.BOUNCE_QUEUE, routing.ERROR_QUEUE]
+EXCHANGES = [
+    DEFAULT,
+    routing.COMMANDS,
+    routing.SENDS,
+    routing.RESULTS,
+    routing.TRACKING,
+    routing.EVENTS,
+    routing.DEAD,
+]
+QUEUES = [*routing.BINDINGS, *SENDS, routing.DEAD_QUEUE]
+
+MAY: dict[str, tuple[set[str], set[str]]] = {
+    "upstream": ({routing.COMMANDS}, set()),
+    "listener": (set(), set()),
+    "tracker": ({routing.TRACKING}, set()),
+    "sendoff-confirm": ({DEFAULT, routing.DEAD}, {routing.COMMANDS_QUEUE}),
+    "sendoff-fanout": ({routing.SENDS}, set()),
+    "sendoff-send": ({routing.RESULTS, routing.DEAD}, set(SENDS)),
+    "sendoff-results": ({routing.DEAD}, set(RESULTS)),
+    "sendoff-tracking": ({routing.DEAD}, {routing.TRACKING_QUEUE}),
+    "sendoff-stats": ({DEFAULT, routing.DEAD}, {routing.STATS_QUEUE}),
+    "sendoff-schedule": (set(), set()),
+    "sendoff-events": ({routing.EVENTS}, set()),
+    "sendoff-ops": (set(EXCHANGES) - {DEFAULT}, set(QUEUES)),
+}
+"""The exchanges that a user may publish to, and the queues of ours that they may read."""
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A broker of this file's own, with the users of deploy/rabbitmq."""
+
+    port: int
+    passwords: dict[str, str]
+
+    def url(self, user: str) -> str:
+        return f"amqp://{user}:{self.passwords.get(user, 'x' * 20)}@127.0.0.1:{self.port}/"
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(DEPLOY)
+        patch.syspath_prepend(ROOT / "dev")
+        backends, instance, probes, programs, set_passwords = map(importlib.import_module, _MODULES)
+    found = programs.find()
+    if found is None:
+        pytest.skip("the programs of RabbitMQ are not on this machine")
+    folder = tmp_path_factory.mktemp("broker")
+    home, mark = instance.claim(folder)
+    passwords = {user: f"{home.secret}-{user}" for user in USERS}
+    secrets = folder / "secrets"
+    secrets.mkdir()
+    for user, password in passwords.items():
+        (secrets / user).write_text(f"{password}\n")
+    definitions = json.loads((DEPLOY / "definitions.json").read_text())
+    definitions["users"].append(definitions["users"][0] | {"name": "locked"})
+    definitions["permissions"].append(definitions["permissions"][0] | {"user": "locked"})
+    (folder / "committed.json").write_text(json.dumps(definitions))
+    (folder / "definitions.json").write_text(set_passwords.filled(folder / "committed.json", secrets))
+
+    servers = [s for s in backends.native(home, found) if s.name in ("epmd", "rabbitmq")]
+    running: list[subprocess.Popen[bytes]] = []
+    try:
+        with (folder / "log").open("wb") as log:
+            for server in servers:
+                server.prepare()
+                if server.name == "rabbitmq":
+                    with (folder / "rabbitmq/rabbitmq.conf").open("a") as conf:
+                        conf.write(f"load_definitions = {folder}/definitions.json\n")
+                running.append(
+                    subprocess.Popen(
+                        server.command,
+                        env=server.environment,
+                        cwd="/",
+                        stdin=subprocess.DEVNULL,
+                        stdout=log,
+                        stderr=log,
+                        start_new_session=True,
+                    )
+                )
+        deadline = time.monotonic() + 60
+        while not probes.amqp(home.amqp_port, "sendoff-ops", passwords["sendoff-ops"]):
+            ended = running[1].poll() is not None
+            assert not ended, (folder / "log").read_text()[-3000:]
+            assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
+            time.sleep(0.05)
+        yield Broker(home.amqp_port, passwords)
+    finally:
+        for process in reversed(running):  # there is nothing to keep
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+        if mark:
+            mark.close()
+
+
+@pytest.fixture
+async def connect(broker: Broker) -> AsyncIterator[Callable[[str], Any]]:
+    """Connects as a user; closes every connection when the test ends."""
+    async with AsyncExitStack() as stack:
+
+        async def connected(user: str) -> Any:
+            return await stack.enter_async_context(await aio_pika.connect(broker.url(user), timeout=10))
+
+        yield connected
+
+
+@pytest.fixture
+async def own(
+    settings: Settings, db: Database, tmp_path: Path, broker: Broker, connect: Any
+) -> AsyncIterator[Stack]:
+    """An installation on this broker, set up by ops; the test publishes as upstream."""
+    ours = settings.model_copy(
+        update={"amqp_url": broker.url("sendoff-ops"), "queue_prefix": "", "database_pool": 2}
+    )
+    async with Stack(ours, db, await connect("sendoff-ops"), tmp_path).set_up() as stack:
+        stack.channel = await (await connect("upstream")).channel(on_return_raises=True)
+        yield stack
+
+
+async def refused(connection: Any, act: Callable[[aiormq.abc.AbstractChannel], Any]) -> bool:
+    """Says whether the broker refuses an act on a fresh channel with ACCESS_REFUSED."""
+    channel = await connection.channel(publisher_confirms=True)
+    try:
+        await act(await channel.get_underlay_channel())
+    except ChannelAccessRefused:
+        return True
+    await channel.close()
+    return False
+
+
+@pytest.mark.usefixtures("own")
+async def test_a_user_may_publish_and_read_what_they_need_and_nothing_else(connect: Any) -> None:
+    key = {routing.EVENTS: "delivery.started"}
+    found = {}
+    for user in USERS:
+        connection = await connect(user)
+        published = {
+            name
+            for name in EXCHANGES
+            if not await refused(
+                connection,
+                lambda c, n=name: c.basic_publish(b"", exchange=n, routing_key=key.get(n, "nobody")),
+            )
+        }
+        read = {name for name in QUEUES if not await refused(connection, lambda c, n=name: c.basic_get(n))}
+        found[user] = (published, read)
+    assert found == MAY
+
+
+@pytest.mark.usefixtures("own")
+async def test_only_ops_may_change_the_topology(connect: Any) -> None:
+    changes: list[Callable[[aiormq.abc.AbstractChannel], Any]] = [
+        lambda c: c.exchange_declare("sendoff.new"),
+        lambda c: c.exchange_delete("sendoff.new"),
+        lambda c: c.queue_declare("sendoff.new", durable=True),
+        lambda c: c.queue_bind("sendoff.new", routing.COMMANDS, "delivery.confirm"),
+        lambda c: c.queue_bind(routing.COMMANDS_QUEUE, routing.EVENTS, "delivery.paused"),
+        lambda c: c.queue_unbind(routing.COMMANDS_QUEUE, routing.EVENTS, "delivery.paused"),
+        lambda c: c.queue_bind(routing.STATS_QUEUE, routing.COMMANDS, "delivery.confirm"),
+        lambda c: c.queue_unbind(routing.STATS_QUEUE, routing.COMMANDS, "delivery.confirm"),
+        lambda c: c.queue_delete("sendoff.new"),
+    ]
+    for user in USERS:
+        connection = await connect(user)
+        answers = [await refused(connection, change) for change in changes]
+        assert answers == [user != "sendoff-ops"] * len(changes), user
+        for queue in ("upstream.answers", "listener.events", "elsewhere"):
+            theirs = queue.partition(".")[0] == user
+            declare = lambda c, q=queue: c.queue_declare(q, exclusive=True)  # noqa: E731
+            assert await refused(connection, declare) is not theirs, (user, queue)
+
+
+async def test_a_listener_binds_a_queue_of_its_own_to_events_alone(own: Stack, connect: Any) -> None:
+    connection = await connect("listener")
+    channel = await connection.channel()
+    queue = await channel.declare_queue("listener.events", exclusive=True)
+    await queue.bind(own.names.exchange(routing.EVENTS), "delivery.*")
+    for exchange, key in (
+        (routing.EVENTS, "#"),
+        (routing.COMMANDS, "delivery.confirm"),
+        (routing.SENDS, "email"),
+        (routing.DEAD, ""),
+    ):
+        assert await refused(connection, lambda c, e=exchange, k=key: c.queue_bind("listener.events", e, k))
+    events = await connect("sendoff-events")
+    publish = lambda c: c.basic_publish(b"", exchange=routing.EVENTS, routing_key="other.news")  # noqa: E731
+    assert await refused(events, publish)
+
+
+async def test_a_broker_user_cannot_publish_in_the_name_of_another(own: Stack) -> None:
+    with pytest.raises(aio_pika.exceptions.AMQPChannelError, match="PRECONDITION_FAILED"):
+        await own.publish(routing.COMMANDS, routing.STOP, b"{}", user_id="sendoff-ops")
+
+
+@pytest.mark.parametrize("user", ["locked", "sendoff", "guest"])
+async def test_nobody_gets_in_without_a_password_from_the_deployment(broker: Broker, user: str) -> None:
+    with pytest.raises(BrokerUnreachable, match="refuses the user or password"):
+        await open_connection(broker.url(user), name="test", timeout=10)
+
+
+async def test_a_delivery_goes_its_whole_way_with_each_service_as_its_own_user(
+    own: Stack, broker: Broker, connect: Any, sendoff: Sendoff
+) -> None:
+    number = await own.prepare(25)
+    listening = await (await connect("listener")).channel()
+    heard = await listening.declare_queue("listener.events", exclusive=True)
+    await heard.bind(own.names.exchange(routing.EVENTS), "delivery.*")
+    env = {"SENDOFF_AMQP_URL": broker.url("upstream"), "SENDOFF_QUEUE_PREFIX": ""}
+    async with AsyncExitStack() as services:
+        for name in SERVICES:
+            url = broker.url(f"sendoff-{name}")
+            await services.enter_async_context(
+                own.running(name, amqp_url=url, publishers=("upstream",), channels=("email", "null"))
+            )
+        done = await asyncio.to_thread(sendoff, "confirm", number, "--operator", "ana", "--yes", env=env)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (await own.finished(number))["sent"] == 25
+        stats = await own.request(routing.COMPUTE_STATS, {"delivery_id": number})
+        assert stats["sent"] == 25
+
+        events = []
+        while not events or events[-1] != "delivery.finished":
+            message = await until(lambda: heard.get(fail=False, no_ack=True))
+            events.append(message.routing_key)
+        assert events[:2] == ["delivery.confirmed", "delivery.started"]
+
+        for user, exchange, key in (
+            ("sendoff-send", routing.RESULTS, "sent"),
+            ("sendoff-fanout", routing.SENDS, "null"),
+        ):
+            channel = await (await connect(user)).channel()
+            target = await channel.get_exchange(own.names.exchange(exchange), ensure=False)
+            await target.publish(aio_pika.Message(b"nonsense"), key)
+        operations = await open_connection(broker.url("sendoff-ops"), name="test", timeout=10)
+        async with operations:
+
+            async def both_dead() -> bool:
+                depth = await topology.QueueDepth(operations).ready(own.names.queue(routing.DEAD_QUEUE))
+                return depth == 2
+
+            await until(both_dead)
+            async with open_dead_letters(operations, own.names, timeout=10) as letters:
+                letter = await letters.take()
+                assert letter is not None
+                assert letter.message.body == b"nonsense"
+                await letters.replay(letter)
+            await until(both_dead)
+
+
+@pytest.mark.usefixtures("own")
+async def test_a_command_as_the_wrong_user_names_what_is_refused(broker: Broker, sendoff: Sendoff) -> None:
+    async def wrong(user: str, *command: object) -> str:
+        env = {"SENDOFF_AMQP_URL": broker.url(user), "SENDOFF_QUEUE_PREFIX": ""}
+        done = await asyncio.to_thread(sendoff, *command, env=env)
+        assert done.returncode == 1
+        last = done.stderr.strip().splitlines()[-1]
+        assert f"refused for user '{user}'" in last
+        return last
+
+    said = await asyncio.gather(
+        wrong("sendoff-send", "migrate"),
+        wrong("sendoff-send", "stats", 1),
+        wrong("upstream", "dead", "list"),
+        wrong("sendoff-confirm", "run", "stats"),
+    )
+    refused_to = (
+        "exchange 'sendoff.commands'",
+        "queue 'amq_",
+        "queue 'sendoff.dead'",
+        "queue 'sendoff.stats'",
+    )
+    for sentence, what in zip(said, refused_to, strict=True):
+        assert what in sentence
+
+
+def test_the_committed_definitions_hold_no_password() -> None:
+    definitions = json.loads((DEPLOY / "definitions.json").read_text())
+    assert {user["password_hash"] for user in definitions["users"]} == {""}
+    assert [p["user"] for p in definitions["permissions"]] == USERS
+    assert set(USERS) == set(MAY)
+    assert {f"sendoff-{name}" for name in SERVICES} <= set(USERS)
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "sentence"),
+    [("upstreem", "x" * 20, "no user of this name"), ("upstream", "short", "shorter than 16")],
+)
+def test_a_password_that_cannot_be_meant_is_a_sentence(
+    tmp_path: Path, name: str, password: str, sentence: str
+) -> None:
+    (tmp_path / name).write_text(password)
+    (tmp_path / "..data").mkdir()
+    script = [sys.executable, str(DEPLOY / "set_passwords.py"), str(tmp_path)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert sentence in done.stderr

@@ -1,0 +1,130 @@
+"""`sendoff check`: every line is there, whatever is broken."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from contracts import routing
+
+if TYPE_CHECKING:
+    from tests.support.processes import Sendoff
+    from tests.support.stack import Stack
+
+NOWHERE = "127.0.0.1:1"
+
+
+async def check(sendoff: Sendoff, **env: str) -> tuple[int, dict[str, tuple[str, str]]]:
+    ran = await asyncio.to_thread(sendoff, "check", "--json", env=env)
+    assert ran.stderr == ""
+    findings = {f["part"]: (f["standing"], f["message"]) for f in json.loads(ran.stdout)}
+    assert list(findings) == [
+        "configuration",
+        "broker",
+        "topology",
+        "database",
+        "schema",
+        "partitions",
+        "relay",
+    ]
+    return ran.returncode, findings
+
+
+def standings(findings: dict[str, tuple[str, str]]) -> str:
+    return " ".join(standing for standing, _ in findings.values())
+
+
+async def test_a_whole_installation_is_ok(stack: Stack, sendoff: Sendoff) -> None:
+    status, findings = await check(sendoff)
+    assert (status, standings(findings)) == (0, "ok ok ok ok ok ok ok")
+    ran = await asyncio.to_thread(sendoff, "check")
+    assert [line.split()[:2] for line in ran.stdout.splitlines()] == [[part, "ok"] for part in findings]
+    assert stack.names.prefix
+
+
+@pytest.mark.parametrize(
+    ("env", "expected", "part", "sentence"),
+    [
+        (
+            {"SENDOFF_AMQP_URL": f"amqp://{NOWHERE}/"},
+            "ok unreachable skipped ok ok ok ok",
+            "broker",
+            "The broker is out of reach",
+        ),
+        (
+            {"SENDOFF_DATABASE_URL": f"postgresql://user:secret@{NOWHERE}/x"},
+            "ok ok ok unreachable skipped skipped ok",
+            "database",
+            "The database is out of reach",
+        ),
+        (
+            {"SENDOFF_SMTP_URL": f"smtp://{NOWHERE}"},
+            "ok ok ok ok ok ok unreachable",
+            "relay",
+            "cannot be used",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("stack")
+async def test_what_is_out_of_reach_is_named_beside_the_rest(
+    sendoff: Sendoff, env: dict[str, str], expected: str, part: str, sentence: str
+) -> None:
+    status, findings = await check(sendoff, **env)
+    assert (status, standings(findings)) == (3, expected)
+    assert sentence in findings[part][1]
+    assert "secret" not in str(findings)
+
+
+async def test_a_missing_queue_is_named(stack: Stack, sendoff: Sendoff) -> None:
+    queue = stack.names.queue(routing.STATS_QUEUE)
+    await stack.channel.queue_delete(queue)
+    status, findings = await check(sendoff)
+    assert (status, standings(findings)) == (1, "ok ok wrong ok ok ok ok")
+    assert queue in findings["topology"][1]
+    assert "sendoff migrate" in findings["topology"][1]
+
+
+async def test_a_schema_of_another_version_is_named(stack: Stack, sendoff: Sendoff) -> None:
+    async with stack.db.session() as session:
+        await session.connection.execute("INSERT INTO sendoff.migration (number, name) VALUES (999, 'x')")
+    status, findings = await check(sendoff)
+    assert (status, standings(findings)) == (1, "ok ok ok ok wrong skipped ok")
+    assert "upgrade Sendoff" in findings["schema"][1]
+
+
+async def test_a_missing_partition_is_named_and_the_room_of_the_newest_set_is_said(
+    stack: Stack, sendoff: Sendoff
+) -> None:
+    await stack.prepare(1)
+    assert (await check(sendoff))[1]["partitions"][1] == (
+        "Sets: 1; the newest, deliveries 1 to 100000, has room for 99999 more."
+    )
+    async with stack.db.session() as session:
+        await session.connection.execute("ALTER TABLE sendoff.outcome DETACH PARTITION sendoff.outcome_1")
+    status, findings = await check(sendoff)
+    assert (status, standings(findings)) == (1, "ok ok ok ok ok wrong ok")
+    assert "outcome_1" in findings["partitions"][1]
+
+
+@pytest.mark.usefixtures("stack")
+async def test_an_smtp_url_that_cannot_be_is_wrong(sendoff: Sendoff) -> None:
+    status, findings = await check(sendoff, SENDOFF_SMTP_URL="smtp://u:secret@relay.example.org")
+    assert (status, standings(findings)) == (1, "ok ok ok ok ok ok wrong")
+    assert "in the clear" in findings["relay"][1]
+    assert "secret" not in str(findings)
+
+
+@pytest.mark.usefixtures("stack")
+async def test_without_the_channel_email_no_relay_is_needed(sendoff: Sendoff) -> None:
+    status, findings = await check(sendoff, SENDOFF_CHANNELS='["null"]', SENDOFF_SMTP_URL=f"smtp://{NOWHERE}")
+    assert (status, standings(findings)) == (0, "ok ok ok ok ok ok ok")
+
+
+@pytest.mark.usefixtures("stack")
+async def test_wrong_settings_are_named_and_the_other_lines_are_there(sendoff: Sendoff) -> None:
+    status, findings = await check(sendoff, SENDOFF_PAGE_SIZE="many")
+    assert (status, standings(findings)) == (1, "wrong skipped skipped skipped skipped skipped skipped")
+    assert "SENDOFF_PAGE_SIZE" in findings["configuration"][1]
