@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
-from pydantic import AmqpDsn, Field, PostgresDsn, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AmqpDsn, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.domain.retention import read_age
+from worker.domain.servers import postgres_hosts
 
 Algorithm = Literal[
     "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512",
@@ -174,7 +175,7 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_postgres(cls, value: str) -> str:
-        PostgresDsn(value)
+        postgres_hosts(value)
         return value
 
     @field_validator("smtp_url")

@@ -15,13 +15,13 @@ from urllib.parse import urlsplit
 import pytest
 import typer
 
-from tests.stack import until
+from tests.support.stack import until
 from worker.cli import app
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 MORE = {
     "watch": ["--until", "ready"],

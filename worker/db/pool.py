@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +12,7 @@ from sql import migrations, queries
 from worker.db.failures import ERRORS, NoConnection, classify
 from worker.db.retrying import Retrier
 from worker.domain.failures import Failure
+from worker.domain.servers import passwords
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -247,8 +247,6 @@ async def _as_it_is(connection: asyncpg.Connection) -> None:
 
 def _without_password(error: BaseException, url: str) -> str:
     text = str(error) or type(error).__name__
-    with contextlib.suppress(IndexError):
-        password = url.split("://", 1)[1].split("@", 1)[0].split(":", 1)[1]
-        if password:
-            text = text.replace(password, "…")
+    for password in passwords(url):
+        text = text.replace(password, "…")
     return text
