@@ -24,6 +24,8 @@ _SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 """The least length of a shared secret (RFC 7518, 3.2)."""
 
 
+_FINGERPRINT_BYTES: Final = 32
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -161,6 +163,8 @@ class Settings(BaseSettings):
     """How long new deliveries go into one set of partitions, which is what retention drops: 30 days."""
     retention: str = ""
     """How long ago what `sendoff retention` removes must have ended, such as `400d`; it runs when told to."""
+    fingerprint_key: SecretStr | None = None
+    """The secret, of 32 bytes or more, for the fingerprint of an erased profile in `command_log`."""
     alert_interval: Annotated[float, Field(gt=0, le=60)] = 10
     """How often the scheduler looks for alerts."""
     tick: Annotated[float, Field(gt=0, le=60)] = 1
@@ -209,7 +213,13 @@ class Settings(BaseSettings):
         return items
 
     @field_validator(
-        "auth_key", "auth_key_file", "auth_jwks_file", "token", "machine_rules_file", mode="before"
+        "auth_key",
+        "auth_key_file",
+        "auth_jwks_file",
+        "token",
+        "machine_rules_file",
+        "fingerprint_key",
+        mode="before",
     )
     @classmethod
     def _is_set(cls, value: object) -> object:
@@ -224,6 +234,13 @@ class Settings(BaseSettings):
     def _fits_together(self) -> Self:
         keys = [name for name in ("auth_key", "auth_key_file", "auth_jwks_file") if getattr(self, name)]
         faults = list(self._token_faults(keys)) if self.auth == "token" else []
+        if (
+            self.fingerprint_key
+            and len(self.fingerprint_key.get_secret_value().encode()) < _FINGERPRINT_BYTES
+        ):
+            faults.append(
+                f"SENDOFF_FINGERPRINT_KEY is too short: it needs {_FINGERPRINT_BYTES} bytes or more"
+            )
         if self.auth == "none" and keys:
             faults.append(
                 f"{_variable(keys[0])} is set and no token is asked for: set SENDOFF_AUTH=token, or unset it"

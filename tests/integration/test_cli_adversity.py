@@ -7,57 +7,18 @@ import os
 import signal
 import sys
 from contextlib import asynccontextmanager, suppress
-from enum import Enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
-import typer
 
+from tests.support.commands import COMMANDS, arguments
 from tests.support.stack import until
-from worker.cli import app
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from tests.support.stack import Stack
-
-MORE = {
-    "watch": ["--until", "ready"],
-    "dead replay": ["--all"],
-    "dead drop": ["--all"],
-    "alert set": ["--on"],
-    "retention": ["--older-than", "400d"],
-}
-"""What takes a command further than its required arguments do."""
-
-
-def walk(group: Any, *path: str) -> Iterator[tuple[str, Any]]:
-    for name, command in group.commands.items():
-        if hasattr(command, "commands"):
-            yield from walk(command, *path, name)
-        else:
-            yield " ".join((*path, name)), command
-
-
-COMMANDS = dict(walk(typer.main.get_command(app)))
-
-
-def arguments(name: str, folder: Path) -> list[str]:
-    """The command with what it requires, made up from the names and types of its parameters."""
-    by_name = {"profile_id": "crm-1", "recipients": str(folder / "r.csv")}
-    by_type = {int: "1", float: "1", str: "ana", Path: str(folder / "d.toml")}
-    found = name.split()
-    for parameter in COMMANDS[name].params:
-        if parameter.name == "yes":
-            found.append("--yes")
-        elif parameter.required or parameter.name == "timeout":
-            kind = parameter.type_descriptor.annotation
-            value = next(iter(kind)).value if issubclass(kind, Enum) else by_type[kind]
-            option = [o for o in parameter.opts if o.startswith("--")]
-            found += [*option, by_name.get(parameter.name, value)]
-    return [*found, *MORE.get(name, [])]
 
 
 @pytest.fixture
@@ -78,6 +39,10 @@ class Ran:
     def __init__(self, process: asyncio.subprocess.Process, *, heard: bool) -> None:
         self._process = process
         self._heard = heard
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     @property
     def ended(self) -> bool:
@@ -131,7 +96,7 @@ async def finish(world: Stack, name: str, *statuses: int, **how: Any) -> str:
             async def at_work() -> bool:
                 query = "SELECT FROM pg_stat_activity WHERE datname = $1 AND application_name ~ $2"
                 database = world.settings.database_url.rpartition("/")[2]
-                return bool(await world.rows(query, database, "^sendoff .*:[0-9]")) or ran.ended
+                return bool(await world.rows(query, database, f":{ran.pid}$")) or ran.ended
 
             await until(at_work, 90)
             ran.signal(signal.SIGTERM)

@@ -117,8 +117,7 @@ def _run() -> None:
         try:
             argument.encode()
         except UnicodeEncodeError:
-            said = plain(argument)
-            sys.stderr.write(f"The argument “{said}” is not text in the encoding of your locale.\n")
+            _say(f"The argument “{argument}” is not text in the encoding of your locale.")
             sys.exit(_USAGE)
     app(prog_name="sendoff")
 
@@ -131,11 +130,16 @@ def _guarded(action: Callable[[], None]) -> int | None:
         return end.code if isinstance(end.code, int) else _FAULT if end.code else 0
     except tuple(_STATUS) as error:
         if str(error):
-            sys.stderr.write(f"{error}\n")
+            _say(str(error))
         return next(status for kind, status in _STATUS.items() if isinstance(error, kind))
     except Exception as error:  # noqa: BLE001 - whatever it is, it is said in a sentence
-        sys.stderr.write(f"This is a fault of Sendoff: {plain(repr(error))}.\n")
+        _say(f"This is a fault of Sendoff: {error!r}.")
         if os.environ.get("SENDOFF_LOG_LEVEL", "").lower() == "debug":
             traceback.print_exc()
         return _FAULT
     return None
+
+
+def _say(sentence: str) -> None:
+    """Writes on standard error; what it quotes may be anybody's."""
+    sys.stderr.write("\n".join(map(plain, sentence.split("\n"))) + "\n")

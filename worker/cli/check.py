@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
@@ -19,7 +18,7 @@ from worker.auth.tokens import open_verifier
 from worker.channels.protocol import ChannelUnreachable
 from worker.channels.registry import CHANNELS
 from worker.cli.asking import JsonOption
-from worker.cli.show import plain
+from worker.cli.show import plain, to_json
 from worker.db import partitions
 from worker.db.failures import ERRORS, classify
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch, open_database
@@ -76,7 +75,7 @@ def check(as_json: JsonOption = False) -> None:
         findings = [Finding("configuration", Standing.OK, "The settings can be read.")]
         findings += asyncio.run(_look(settings))
     if as_json:
-        typer.echo(json.dumps([asdict(f) for f in findings], ensure_ascii=False))
+        typer.echo(to_json([asdict(f) for f in findings]))
     else:
         for f in findings:
             typer.echo(f"{f.part:14} {f.standing.value:12} {plain(f.message)}")

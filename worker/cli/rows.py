@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
-from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.table import Table
 
-from worker.cli.show import console, number, words
+from worker.cli.show import cell, console, number, to_json, words
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -67,14 +65,9 @@ async def write(
         await _write_csv(rows, columns)
     elif form is Format.JSON:
         async for row in rows:
-            sys.stdout.write(json.dumps(values(row), ensure_ascii=False) + "\n")
+            sys.stdout.write(f"{to_json(dict(row))}\n")
     else:
         await _write_table(rows, head, cells)
-
-
-def values(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a row as JSON has it: times in ISO 8601."""
-    return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in row.items()}
 
 
 def standing_status(row: Mapping[str, Any]) -> str:
@@ -93,7 +86,7 @@ async def _write_csv(rows: AsyncIterator[Mapping[str, Any]], columns: Sequence[s
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(columns)
     async for row in rows:
-        writer.writerow(values(row).values())
+        writer.writerow([cell(value) for value in row.values()])
 
 
 async def _write_table(
