@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from worker.cli import main
+import sys
+
+
+def main() -> None:
+    """Runs `sendoff`: Ctrl-C ends it with 130 also while it is being loaded, which takes half a second."""
+    try:
+        from worker.cli import main as run  # noqa: PLC0415 - see above
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

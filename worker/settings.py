@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
-from pydantic import AmqpDsn, Field, PostgresDsn, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AmqpDsn, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker.domain.retention import read_age
+from worker.domain.servers import postgres_hosts
 
 Algorithm = Literal[
     "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512",
@@ -22,6 +23,8 @@ _Delay = Annotated[float, Field(gt=0, le=30 * 86_400)]
 _SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 """The least length of a shared secret (RFC 7518, 3.2)."""
 
+
+_FINGERPRINT_BYTES: Final = 32
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,8 +52,8 @@ class Settings(BaseSettings):
     """The relay that mail is handed to."""
     queue_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{0,40}$")] = ""
     """Put before every exchange and queue, so that several installations share a broker."""
-    channels: tuple[str, ...] = ("email", "null")
-    """The channels that this installation sends over, as a JSON list."""
+    channels: Annotated[tuple[str, ...], NoDecode] = ("email", "null")
+    """The channels that this installation sends over, as a JSON list or with commas."""
 
     publishers: Annotated[tuple[str, ...], NoDecode] = ()
     """The broker users that may publish commands, as a JSON list or with commas; none for everybody."""
@@ -164,6 +167,8 @@ class Settings(BaseSettings):
     """How long new deliveries go into one set of partitions, which is what retention drops: 30 days."""
     retention: str = ""
     """How long ago what `sendoff retention` removes must have ended, such as `400d`; it runs when told to."""
+    fingerprint_key: SecretStr | None = None
+    """The secret, of 32 bytes or more, for the fingerprint of an erased profile in `command_log`."""
     alert_interval: Annotated[float, Field(gt=0, le=60)] = 10
     """How often the scheduler looks for alerts."""
     tick: Annotated[float, Field(gt=0, le=60)] = 1
@@ -178,7 +183,7 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _is_postgres(cls, value: str) -> str:
-        PostgresDsn(value)
+        postgres_hosts(value)
         return value
 
     @field_validator("smtp_url")
@@ -195,7 +200,7 @@ class Settings(BaseSettings):
             read_age(value)
         return value
 
-    @field_validator("publishers", "auth_algorithms", "retry_delays", mode="before")
+    @field_validator("channels", "publishers", "auth_algorithms", "retry_delays", mode="before")
     @classmethod
     def _is_list(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -212,7 +217,13 @@ class Settings(BaseSettings):
         return items
 
     @field_validator(
-        "auth_key", "auth_key_file", "auth_jwks_file", "token", "machine_rules_file", mode="before"
+        "auth_key",
+        "auth_key_file",
+        "auth_jwks_file",
+        "token",
+        "machine_rules_file",
+        "fingerprint_key",
+        mode="before",
     )
     @classmethod
     def _is_set(cls, value: object) -> object:
@@ -227,6 +238,13 @@ class Settings(BaseSettings):
     def _fits_together(self) -> Self:
         keys = [name for name in ("auth_key", "auth_key_file", "auth_jwks_file") if getattr(self, name)]
         faults = list(self._token_faults(keys)) if self.auth == "token" else []
+        if (
+            self.fingerprint_key
+            and len(self.fingerprint_key.get_secret_value().encode()) < _FINGERPRINT_BYTES
+        ):
+            faults.append(
+                f"SENDOFF_FINGERPRINT_KEY is too short: it needs {_FINGERPRINT_BYTES} bytes or more"
+            )
         if self.auth == "none" and keys:
             faults.append(
                 f"{_variable(keys[0])} is set and no token is asked for: set SENDOFF_AUTH=token, or unset it"
@@ -268,10 +286,14 @@ def read_settings() -> Settings:
     """Reads the settings.
 
     Raises:
-        SettingsError: one or more are wrong; the message names each by its variable.
+        SettingsError: one or more are wrong, the message names each by its variable; `.env` cannot be read.
     """
     try:
         return Settings()
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"The file .env is not UTF-8 ({error}).") from None
+    except OSError as error:
+        raise SettingsError(f"The file .env cannot be read: {error.strerror}.") from None
     except ValidationError as error:
         faults = [
             (f"{_variable(str(e['loc'][0]))}: " if e["loc"] else "") + e["msg"].removeprefix("Value error, ")

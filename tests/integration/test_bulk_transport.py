@@ -378,7 +378,7 @@ async def test_a_connection_that_breaks_while_consuming_delivers_again(
     [
         ({"netloc": "nobody:wrong@{place}"}, "refuses the user or password of SENDOFF_AMQP_URL"),
         ({"netloc": "127.0.0.1:1"}, "out of reach"),
-        ({"path": "/no-such-host"}, "out of reach.*no-such-host"),
+        ({"path": "/no-such-host"}, "does not let the user of SENDOFF_AMQP_URL into .*“no-such-host”"),
     ],
 )
 async def test_a_broker_that_does_not_let_us_in_is_a_sentence(
@@ -387,8 +387,6 @@ async def test_a_broker_that_does_not_let_us_in_is_a_sentence(
     parts = urlsplit(server_settings.amqp_url)
     place = parts.netloc.rpartition("@")[2]
     url = parts._replace(**{k: v.format(place=place) for k, v in change.items()}).geturl()
-    if transport.kind == "aio-pika":
-        sentence = "The broker"
     with pytest.raises(BrokerUnreachable, match=sentence):
         await transport.publisher(url)
     with pytest.raises(BrokerUnreachable, match=sentence):

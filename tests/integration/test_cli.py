@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.support.processes import Sendoff
+    from worker.db.pool import Database
     from worker.settings import Settings
 
 DELIVERY = """
@@ -81,6 +84,18 @@ def test_a_wrong_call_or_a_server_out_of_reach_is_a_sentence_and_a_status(
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == "" or arguments == ["migrate"]
+
+
+async def test_the_database_may_be_reached_over_its_socket(
+    settings: Settings, db: Database, sendoff: Sendoff
+) -> None:
+    async with db.session() as session:
+        folder = await session.connection.fetchval("SHOW unix_socket_directories")
+    parts = urlsplit(settings.database_url)
+    query = f"host={folder}&port={parts.port}&user={parts.username}&password={parts.password}"
+    url = f"postgresql://{parts.path}?{query}"
+    done = await asyncio.to_thread(sendoff, "operator", "list", env={"SENDOFF_DATABASE_URL": url})
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 async def test_a_database_that_goes_away_in_the_middle_is_a_sentence(settings: Settings) -> None:

@@ -11,6 +11,7 @@ import pty
 import signal
 import subprocess
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -281,3 +282,28 @@ async def test_the_table_ends_after_a_thousand_rows_and_says_how_many_are_left(
     assert lines[-1] == "… and 1,345 more: --csv and --json print all of them."
     everything = await call("log", number, "--json")
     assert [json.loads(x)["recipient"] for x in everything.stdout.splitlines()] == list(range(1, 2_346))
+
+
+async def test_the_log_is_filtered_by_the_time_of_what_stands(stack: Stack, call: Call) -> None:
+    number = await stack.prepare(4)
+    async with stack.db.session() as session:
+        query = (
+            "INSERT INTO sendoff.outcome (delivery_id, recipient, attempt, status, precedence, sent_at)"
+            " VALUES ($1, $2, 1, 'sent', 1, $3)"
+        )
+        for recipient, moment in ((1, "10:59:59"), (2, "11:00:00"), (3, "11:30:00")):
+            sent_at = datetime.fromisoformat(f"2026-01-01T{moment}+00:00")
+            await session.connection.execute(query, number, recipient, sent_at)
+
+    async def only(*options: str) -> list[int]:
+        done = await call("log", number, "--json", *options)
+        assert (done.returncode, done.stderr) == (0, "")
+        return [json.loads(line)["recipient"] for line in done.stdout.splitlines()]
+
+    assert await only("--since", "2026-01-01T12:00+01:00") == [2, 3]
+    assert await only("--until", "2026-01-01T11:00") == [1]
+    assert await only("--since", "2026-01-01T11:00Z", "--until", "2026-01-01 11:30") == [2]
+    assert await only("--since", "2026-01-02") == []
+    refused = await call("log", number, "--since", "yesterday")
+    assert refused.returncode == 2
+    assert "“yesterday” is no time such as" in refused.stderr

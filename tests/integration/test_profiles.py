@@ -34,6 +34,7 @@ WHO, ADDRESS = "crm-7", "zoe.person@example.org"
 COLUMNS = "address,profile_id,first_name"
 ROWS = ["a@example.org,crm-1,Ana", f"{ADDRESS},{WHO},Zoë", "b@example.org,crm-2,Bo"]
 ADMIN = "root"
+KEY = "k" * 32
 
 
 async def prepared(stack: Stack, **more: Any) -> int:
@@ -305,8 +306,8 @@ async def test_who_may_not_is_refused_and_the_command_log_names_nobody_who_was_e
     await sent(stack)
     for operator in ("ana", "nobody"):
         with pytest.raises(ErasureRefused):
-            await service.erase(stack.db, Request(WHO, operator))
-    await erased(stack)
+            await service.erase(stack.db, Request(WHO, operator, fingerprint_key=KEY))
+    await service.erase(stack.db, Request(WHO, ADMIN, fingerprint_key=KEY))
     rows = await stack.rows(
         "SELECT operator, status, reason, body FROM sendoff.command_log WHERE command = 'profile.erase'"
         " ORDER BY received_at"
@@ -316,7 +317,14 @@ async def test_who_may_not_is_refused_and_the_command_log_names_nobody_who_was_e
         ("nobody", "refused", "operator_unknown"),
         (ADMIN, "accepted", None),
     ]
-    assert {json.loads(r["body"])["profile_sha256"] for r in rows} == {fingerprint(WHO)}
+    assert {json.loads(r["body"])["profile_hmac"] for r in rows} == {fingerprint(WHO, KEY)}
+
+
+async def test_without_a_key_no_fingerprint_is_recorded(stack: Stack) -> None:
+    await sent(stack)
+    await erased(stack)
+    (row,) = await stack.rows("SELECT body FROM sendoff.command_log WHERE command = 'profile.erase'")
+    assert json.loads(row["body"])["profile_hmac"] is None
 
 
 async def test_erase_asks_for_a_yes_and_the_administration_role_and_says_what_it_did(

@@ -21,8 +21,9 @@ def test_only_an_administrator_may_erase() -> None:
 
 @given(st.text(min_size=1, max_size=20), st.text(min_size=1, max_size=20))
 def test_a_fingerprint_tells_two_profiles_apart_and_holds_neither(one: str, other: str) -> None:
-    assert (fingerprint(one) == fingerprint(other)) == (one == other)
+    assert (fingerprint(one, "key") == fingerprint(other, "key")) == (one == other)
 
 
-def test_a_fingerprint_is_the_sha_256_that_anybody_can_compute() -> None:
-    assert fingerprint("p-1") == "1dee6e3ec67dc8033b3363d93f46f1affea85aa403abe01a03fc6c21cbff1c15"
+def test_a_fingerprint_is_the_hmac_that_openssl_computes_under_the_same_key() -> None:
+    assert fingerprint("p-1", "k" * 32) == "3132cebf4a5c40f8a9c55084676bd87c3cb385bb28124d1a8808136ba8a93463"
+    assert fingerprint("p-1", "l" * 32) != fingerprint("p-1", "k" * 32)

@@ -36,9 +36,23 @@ def test_header_names_are_trimmed() -> None:
     assert RecipientsFile(io.StringIO("\u00a0address , n\u200b\n").readline).columns == ("address", "n")
 
 
-def test_semicolons_separate_where_the_header_has_no_comma() -> None:
+def test_semicolons_or_tabs_separate_where_the_header_has_no_comma() -> None:
+    assert good("address\tname\na\tx;y\n") == [(2, ["a", "x;y"])]
+    assert good("address\t\na\n") == [(2, ["a"])]
     assert good("address;name\na;x,y\n") == [(2, ["a", "x,y"])]
     assert good("address,a;b\na;c,d\n") == [(2, ["a;c", "d"])]
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("line", ["sep={}\n", "SEP={}\r\n", '"sep={}"\n', "\nsep={}\n\n"])
+def test_a_first_line_may_name_the_separator_and_is_no_row(separator: str, line: str) -> None:
+    head = line.format(separator)
+    rows = good(f"{head}address{separator}a.b\nx{separator}1\n")
+    assert rows == [(head.count("\n") + 2, ["x", "1"])]
+
+
+def test_what_only_begins_as_such_a_line_is_a_header() -> None:
+    assert RecipientsFile(io.StringIO("sep=;x,address\n").readline).columns == ("sep=;x", "address")
 
 
 @pytest.mark.parametrize(
@@ -49,6 +63,19 @@ def test_semicolons_separate_where_the_header_has_no_comma() -> None:
         ("email,name\n", "^it has no column “address”; its header names email, name$"),
         ("address,name,name\n", "^two columns are named “name”$"),
         ("address,,name\n", "^column 2 has no name that can be read$"),
+        (
+            "address,name,\n",
+            "^its header ends with a separator that no name follows; remove it from every line$",
+        ),
+        (
+            "address;name;; \n",
+            "^its header ends with 2 separators that no name follows; remove them from every",
+        ),
+        (
+            "sep=|\naddress|n\n",
+            "^its first line names the separator “|”; it may be a comma, a semicolon or a tab$",
+        ),
+        ("sep=;\n\n", "^it is empty; its first line must name the columns$"),
         ("address,a\0b\n", "^column 2 has no name that can be read$"),
         ('address,"name', "^its header cannot be read: a quote is not closed$"),
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Final
+from urllib.parse import unquote, urlsplit
 
 from worker.domain.failures import Broken
 
@@ -22,3 +23,12 @@ class BrokerForbids(Broken):
         super().__init__(
             f"The broker does not allow it: {error}. See which user this needs, and its permissions."
         )
+
+
+def no_virtual_host(url: str) -> str:
+    """Returns what to say of a broker that lets the user of a URL in, and then ends the connection."""
+    name = unquote(urlsplit(url).path[1:]) or "/"
+    return (
+        f"The broker does not let the user of SENDOFF_AMQP_URL into the virtual host “{name}”:"
+        " it does not exist, the user has no permission for it, or it takes no further connections."
+    )

@@ -11,8 +11,9 @@ from aio_pika.exceptions import AMQPChannelError, ChannelNotFoundEntity
 from aiormq.exceptions import ChannelAccessRefused
 
 from contracts import routing
-from worker.amqp.errors import BrokerForbids
-from worker.amqp.pika.failures import forgiving
+from worker.amqp.errors import BrokerForbids, BrokerUnreachable
+from worker.amqp.pika.failures import ERRORS, classify, forgiving
+from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,8 @@ deletes for good. Not left out: RabbitMQ 4 then takes 20, and 3.10 puts what com
 Not -1, RabbitMQ 4's word for none: 3.10 takes it, and deletes a message the first time it comes back."""
 
 _ANSWER_SECONDS: Final = 10
+_SETUP_SECONDS: Final = 20
+"""For all questions or declarations together: on a connection that is lost, aio-pika would wait for ever."""
 
 _EXCHANGES: Final = {
     routing.COMMANDS: ExchangeType.DIRECT,
@@ -63,9 +66,10 @@ async def declare(connection: AbstractConnection, names: Names, channels: Sequen
     Raises:
         BrokerForbids: the user may not declare them.
         TopologyMismatch: something of the same name is there with other properties.
+        BrokerUnreachable: the connection was lost in the middle, or there was no answer in time.
     """
     try:
-        async with connection.channel() as channel:
+        async with asyncio.timeout(_SETUP_SECONDS), connection.channel() as channel:
             exchanges = {
                 name: await channel.declare_exchange(names.exchange(name), kind, durable=True)
                 for name, kind in _EXCHANGES.items()
@@ -94,6 +98,10 @@ async def declare(connection: AbstractConnection, names: Names, channels: Sequen
             f"The broker has something of ours with other properties: {error}."
             " Delete it, or choose another SENDOFF_QUEUE_PREFIX."
         ) from error
+    except ERRORS as error:
+        if classify(error) is Failure.BROKEN:
+            raise
+        raise _gone(error) from error
     return [names.queue(q) for q in (*_queues(channels), routing.DEAD_QUEUE)]
 
 
@@ -102,15 +110,20 @@ async def check(connection: AbstractConnection, names: Names, channels: Sequence
 
     Raises:
         TopologyMismatch: an exchange or a queue is missing.
+        BrokerUnreachable: as `declare`.
     """
     try:
-        async with connection.channel() as channel:
+        async with asyncio.timeout(_SETUP_SECONDS), connection.channel() as channel:
             for name in _EXCHANGES:
                 await channel.get_exchange(names.exchange(name), ensure=True)
             for name in (*_queues(channels), routing.DEAD_QUEUE):
                 await channel.get_queue(names.queue(name), ensure=True)
     except AMQPChannelError as error:
         raise TopologyMismatch(f"The broker is not set up: {error}. Run “sendoff migrate”.") from error
+    except ERRORS as error:
+        if classify(error) is Failure.BROKEN:
+            raise
+        raise _gone(error) from error
 
 
 class QueueDepth:
@@ -160,6 +173,10 @@ class QueueDepth:
         underlay = await self._channel.get_underlay_channel()
         declared = await underlay.queue_declare(queue, passive=True)
         return declared.message_count or 0
+
+
+def _gone(error: BaseException) -> BrokerUnreachable:
+    return BrokerUnreachable(f"The broker went out of reach: {str(error) or type(error).__name__}")
 
 
 def _queues(channels: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:

@@ -1,15 +1,18 @@
 """The command line. A command is a function in a module of its own here, registered by one line below.
 
-Exit status: 0 done; 1 refused; 2 bad usage or a wrong setting; 3 the broker or the database is out of reach,
-or does not have the schema or topology that this Sendoff needs; 130 interrupted. What is wrong is said in a
-sentence on standard error.
+Exit status: 0 done, or nobody reads the output any more; 1 refused, or the output cannot be written; 2 bad
+usage or a wrong setting; 3 the broker or the database is out of reach, or does not have the schema or the
+topology that this Sendoff needs; 130 interrupted. What is wrong is said in a sentence on standard error. A
+fault of the program is one too, with status 1; SENDOFF_LOG_LEVEL=debug adds the traceback.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
-from typing import Final
+import traceback
+from typing import TYPE_CHECKING, Final
 
 import typer
 
@@ -35,13 +38,20 @@ from worker.cli import (
     watch,
 )
 from worker.cli.common import CommandRefused
+from worker.cli.show import plain
+from worker.cli.streams import OutputClosed, OutputLost, close_output, discard_output, open_streams
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch
 from worker.lifecycle import ServiceDied
 from worker.operations.prepare import PreparationRefused
 from worker.settings import SettingsError
 from worker.telemetry.health import HealthUnavailable
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 _STATUS: Final[dict[type[Exception], int]] = {
+    OutputClosed: 0,
+    OutputLost: 1,
     CommandRefused: 1,
     PreparationRefused: 1,
     BrokerForbids: 1,
@@ -55,7 +65,10 @@ _STATUS: Final[dict[type[Exception], int]] = {
     Unroutable: 3,
     ServiceDied: 1,
 }
-"""The exit status for what a command may raise; anything else is a fault of the program, with a traceback."""
+"""The exit status for what a command may raise; anything else is a fault of the program."""
+
+_FAULT: Final = 1
+_USAGE: Final = 2
 
 app = typer.Typer(
     name="sendoff",
@@ -88,11 +101,45 @@ app.command("erase")(erase.erase)
 
 def main() -> None:
     """Runs the command that the arguments name, and exits."""
+    open_streams()
     # Clients of the broker also log what they raise; one sentence on stderr is enough.
     for library in ("aio_pika", "aiormq"):
         logging.getLogger(library).addHandler(logging.NullHandler())
+    status = _guarded(_run)
+    unwritten = _guarded(close_output)
+    if unwritten is not None:
+        discard_output()
+    sys.exit(status or unwritten or 0)
+
+
+def _run() -> None:
+    for argument in sys.argv[1:]:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            _say(f"The argument “{argument}” is not text in the encoding of your locale.")
+            sys.exit(_USAGE)
+    app(prog_name="sendoff")
+
+
+def _guarded(action: Callable[[], None]) -> int | None:
+    """Runs an action; returns the exit status where it ended the command, having said why."""
     try:
-        app(prog_name="sendoff")
+        action()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else _FAULT if end.code else 0
     except tuple(_STATUS) as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(next(status for kind, status in _STATUS.items() if isinstance(error, kind)))
+        if str(error):
+            _say(str(error))
+        return next(status for kind, status in _STATUS.items() if isinstance(error, kind))
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is said in a sentence
+        _say(f"This is a fault of Sendoff: {error!r}.")
+        if os.environ.get("SENDOFF_LOG_LEVEL", "").lower() == "debug":
+            traceback.print_exc()
+        return _FAULT
+    return None
+
+
+def _say(sentence: str) -> None:
+    """Writes on standard error; what it quotes may be anybody's."""
+    sys.stderr.write("\n".join(map(plain, sentence.split("\n"))) + "\n")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import asyncpg
@@ -14,7 +12,7 @@ from rich.table import Table
 from contracts.events import Criterion
 from worker.cli.asking import JsonOption
 from worker.cli.common import CommandRefused, database
-from worker.cli.show import console, number, plain, words
+from worker.cli.show import console, number, plain, to_json, words
 from worker.db.alerts import Alerts
 from worker.settings import read_settings
 
@@ -33,7 +31,7 @@ def list_(*, as_json: JsonOption = False) -> None:
     """Show what is wrong now, what has been so for longest first."""
     found = _run(lambda db: Alerts(db).current())
     if as_json:
-        typer.echo(json.dumps([_plain(row) for row in found], ensure_ascii=False))
+        typer.echo(to_json(found))
         return
     if not found:
         typer.echo("No alerts.")
@@ -41,7 +39,7 @@ def list_(*, as_json: JsonOption = False) -> None:
     table = Table("delivery", "label", "state", "alert", "since (UTC)", "", box=None, pad_edge=False)
     for row in found:
         since = f"{row['since']:%Y-%m-%d %H:%M}"
-        cells = (plain(row["label"]), words(row["state"]), row["criterion"], since)
+        cells = (plain(row["label"]), words(row["state"]), plain(row["criterion"]), since)
         table.add_row(str(row["delivery_id"]), *cells, plain(row["sentence"]))
     console().print(table)
 
@@ -51,7 +49,7 @@ def thresholds(*, as_json: JsonOption = False) -> None:
     """Show every criterion with its threshold."""
     found = _run(lambda db: Alerts(db).thresholds())
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(to_json(found))
         return
     table = Table("criterion", "threshold", "recipients at least", "", box=None, pad_edge=False)
     for row in found:
@@ -85,7 +83,7 @@ def set_(
         why = "is in percent: 100 at most" if percent else "has no threshold; it may be switched --off"
         raise CommandRefused(f"The criterion {criterion.value} {why}.") from error
     if as_json:
-        typer.echo(json.dumps(row))
+        typer.echo(to_json(row))
         return
     limit, least = _limits(row)
     said = [f"threshold {limit}"] * bool(limit) + [f"deliveries to {least} recipients or more"]
@@ -95,10 +93,6 @@ def set_(
 def _limits(row: dict[str, Any]) -> tuple[str, str]:
     limit = "" if row["threshold"] is None else f"{row['threshold']:g} {row['unit']}"
     return limit, number(row["minimum"])
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in row.items()}
 
 
 def _run(action: Callable[[Database], Awaitable[T]]) -> T:

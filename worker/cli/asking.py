@@ -16,7 +16,7 @@ from worker.amqp.pika.client import ask
 from worker.amqp.pika.connection import open_connection
 from worker.auth.tokens import TokenRefused, open_verifier
 from worker.cli.common import CommandRefused
-from worker.cli.show import console, plain
+from worker.cli.show import console, plain, to_json
 from worker.domain.authority import check_bearer
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def show_reply(reply: Reply, *, as_json: bool) -> None:
     """Prints the last reply of a command and ends it with status 1 where it was refused."""
     accepted = reply.status in ACCEPTABLE
     if as_json:
-        typer.echo(reply.model_dump_json())
+        typer.echo(to_json(reply.model_dump(mode="json")))
     else:
         console(stderr=not accepted).print(plain(reply.message))
     if not accepted:

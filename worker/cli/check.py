@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import asyncpg
 import typer
 
 from contracts.routing import Names
@@ -19,8 +19,8 @@ from worker.auth.tokens import open_verifier
 from worker.channels.protocol import ChannelUnreachable
 from worker.channels.registry import CHANNELS
 from worker.cli.asking import JsonOption
-from worker.cli.show import plain
-from worker.db import partitions
+from worker.cli.show import plain, to_json
+from worker.db import partitions, server
 from worker.db.failures import ERRORS, classify
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch, open_database
 from worker.domain.failures import Failure
@@ -55,9 +55,12 @@ class Finding:
     message: str
 
 
+_ROLES: Final = "deploy/postgres/roles.sql makes the roles."
 _PROBES: Final = {name: kind.probe for name, kind in CHANNELS.items() if kind.probe is not None}
+_WITHIN: Final = ("schema", "partitions", "role", "durability")
+"""What can be looked at only in the database."""
 _PARTS: Final = (
-    *("configuration", "broker", "topology", "database", "schema", "partitions"),
+    *("configuration", "broker", "topology", "database", *_WITHIN),
     *(probe.part for probe in _PROBES.values()),
 )
 
@@ -70,13 +73,12 @@ def check(as_json: JsonOption = False) -> None:
         open_machines(settings)
     except SettingsError as error:
         findings = [Finding("configuration", Standing.WRONG, str(error))]
-        skipped = "Not looked at, as long as the settings are wrong."
-        findings += [Finding(part, Standing.SKIPPED, skipped) for part in _PARTS[1:]]
+        findings += _skipped(_PARTS[1:], "Not looked at, as long as the settings are wrong.")
     else:
         findings = [Finding("configuration", Standing.OK, "The settings can be read.")]
         findings += asyncio.run(_look(settings))
     if as_json:
-        typer.echo(json.dumps([asdict(f) for f in findings], ensure_ascii=False))
+        typer.echo(to_json([asdict(f) for f in findings]))
     else:
         for f in findings:
             typer.echo(f"{f.part:14} {f.standing.value:12} {plain(f.message)}")
@@ -87,7 +89,7 @@ def check(as_json: JsonOption = False) -> None:
 async def _look(settings: Settings) -> list[Finding]:
     looks: tuple[tuple[tuple[str, ...], Callable[[Settings], Awaitable[list[Finding]]]], ...] = (
         (("broker", "topology"), _broker),
-        (("database", "schema", "partitions"), _database),
+        (("database", *_WITHIN), _database),
         *(((probe.part,), partial(_probe, channel=name, probe=probe)) for name, probe in _PROBES.items()),
     )
     found = await asyncio.gather(*(_surely(parts, look, settings) for parts, look in looks))
@@ -117,10 +119,11 @@ async def _broker(settings: Settings) -> list[Finding]:
     broker = Finding("broker", Standing.OK, "It answers and lets us in.")
     async with connection:
         try:
-            async with asyncio.timeout(settings.connect_timeout):
-                await topology.check(connection, Names(settings.queue_prefix), settings.channels)
+            await topology.check(connection, Names(settings.queue_prefix), settings.channels)
         except topology.TopologyMismatch as error:
             return [broker, Finding("topology", Standing.WRONG, str(error))]
+        except BrokerUnreachable as error:
+            return [Finding(part, Standing.UNREACHABLE, str(error)) for part in ("broker", "topology")]
     return [broker, Finding("topology", Standing.OK, "Every exchange and queue is there.")]
 
 
@@ -134,36 +137,64 @@ async def _database(settings: Settings) -> list[Finding]:
             application="sendoff check",
         )
     except DatabaseUnreachable as error:
-        return [
-            Finding("database", Standing.UNREACHABLE, str(error)),
-            Finding("schema", Standing.SKIPPED, "Not looked at, as long as the database is out of reach."),
-            Finding(
-                "partitions", Standing.SKIPPED, "Not looked at, as long as the database is out of reach."
-            ),
-        ]
+        because = "Not looked at, as long as the database is out of reach."
+        return [Finding("database", Standing.UNREACHABLE, str(error)), *_skipped(_WITHIN, because)]
     database = Finding("database", Standing.OK, "It answers and lets us in.")
     try:
         version = await db.check_version()
         await db.check()
-        sets = await partitions.look(db)
-    except SchemaMismatch as error:
         return [
             database,
-            Finding("schema", Standing.WRONG, str(error)),
-            Finding("partitions", Standing.SKIPPED, "Not looked at, as long as the schema is wrong."),
+            Finding("schema", Standing.OK, f"It is at version {version}, and every query fits."),
+            _partitions(await partitions.look(db)),
+            _role(await server.role(db)),
+            _durability(await server.durability(db)),
         ]
+    except SchemaMismatch as error:
+        rest = _skipped(_WITHIN[1:], "Not looked at, as long as the schema is wrong.")
+        return [database, Finding("schema", Standing.WRONG, str(error)), *rest]
+    except asyncpg.InsufficientPrivilegeError as error:
+        message = f"The user of SENDOFF_DATABASE_URL may not look: {error}. {_ROLES}"
+        return [database, *(Finding(part, Standing.WRONG, message) for part in _WITHIN)]
     except ERRORS as error:
         if classify(error) is Failure.BROKEN:
             raise
         message = f"It went out of reach: {str(error) or type(error).__name__}."
-        return [Finding(part, Standing.UNREACHABLE, message) for part in ("database", "schema", "partitions")]
+        return [Finding(part, Standing.UNREACHABLE, message) for part in ("database", *_WITHIN)]
     finally:
         await db.close()
-    return [
-        database,
-        Finding("schema", Standing.OK, f"It is at version {version}, and every query fits."),
-        _partitions(sets),
-    ]
+
+
+def _skipped(parts: tuple[str, ...], because: str) -> list[Finding]:
+    return [Finding(part, Standing.SKIPPED, because) for part in parts]
+
+
+def _role(role: server.Role) -> Finding:
+    name = f"“{role.name}”"
+    if role.superuser:
+        message = f"{name} is a superuser, more than anything of Sendoff needs. {_ROLES}"
+    elif role.owner:
+        message = f"{name} owns the schema: for migrate and retention; it is too much for run. {_ROLES}"
+    elif not role.writes:
+        return Finding("role", Standing.WRONG, f"{name} may only read: no service can run so. {_ROLES}")
+    else:
+        message = f"{name} reads and writes rows, and owns nothing: for all but migrate and retention."
+    return Finding("role", Standing.OK, message)
+
+
+def _durability(durability: server.Durability) -> Finding:
+    commits = f"synchronous_commit is {durability.commits}"
+    if durability.commits == "off":
+        message = f"{commits}: a crash of the server loses claims, and their recipients are sent to again."
+        return Finding("durability", Standing.WRONG, message)
+    if durability.standbys and durability.commits != "local":
+        message = f"A commit waits for standbys ({durability.standbys}); {commits}."
+    else:
+        message = (
+            f"A commit waits for no standby ({commits}): a failover can lose the last claims, and their"
+            " recipients are then sent to again. See “Standbys” in docs/operations.md."
+        )
+    return Finding("durability", Standing.OK, message)
 
 
 def _partitions(sets: partitions.Sets | None) -> Finding:

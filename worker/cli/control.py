@@ -116,7 +116,7 @@ def summary_table(summary: Summary) -> Table:
     """Returns what a person must see before the OK."""
     table = grid()
     table.add_row("delivery", plain(summary.label))
-    table.add_row("channel", summary.channel)
+    table.add_row("channel", plain(summary.channel))
     table.add_row("goes to", _people(summary.to_deliver))
     left_out = ", ".join(f"{number(count)} {words(cause)}" for cause, count in summary.excluded.items())
     table.add_row("left out", left_out or "nobody")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -17,7 +16,7 @@ from worker.amqp.pika.connection import open_connection
 from worker.amqp.pika.dead import LOOKED_AT, CannotReplay, DeadLetter, DeadLetters, open_dead_letters
 from worker.cli.asking import JsonOption
 from worker.cli.common import CommandRefused
-from worker.cli.show import console, grid, number, plain
+from worker.cli.show import console, grid, number, plain, to_json
 from worker.settings import Settings, read_settings
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def drop(
         if not typer.confirm(f"Drop {what} for good?", err=as_json):
             raise CommandRefused("Nothing was dropped.")
     dropped = asyncio.run(_drop(settings, position, seen))
-    typer.echo(json.dumps({"dropped": dropped}) if as_json else f"Dropped: {number(dropped)}.")
+    typer.echo(to_json({"dropped": dropped}) if as_json else f"Dropped: {number(dropped)}.")
 
 
 @asynccontextmanager
@@ -119,7 +118,7 @@ async def _list(settings: Settings, limit: int, *, as_json: bool) -> None:
             found.append(_brief(letter))
         total = letters.total
     if as_json:
-        typer.echo(json.dumps({"total": total, "messages": found}, ensure_ascii=False))
+        typer.echo(to_json({"total": total, "messages": found}))
         return
     if not found:
         typer.echo("The dead queue is empty.")
@@ -146,7 +145,7 @@ async def _show(settings: Settings, position: int, *, as_json: bool) -> None:
         async for letter in _each(letters, position):
             whole = _brief(letter) | _whole(letter)
     if as_json:
-        typer.echo(json.dumps(whole, ensure_ascii=False, default=str))
+        typer.echo(to_json(whole))
         return
     body = whole.pop("body", None)
     table = grid()
@@ -169,7 +168,7 @@ async def _replay(settings: Settings, position: int | None, *, as_json: bool) ->
             else:
                 replayed += 1
     if as_json:
-        typer.echo(json.dumps({"replayed": replayed, "kept": kept}, ensure_ascii=False))
+        typer.echo(to_json({"replayed": replayed, "kept": kept}))
     else:
         typer.echo(f"Replayed: {number(replayed)}.")
         for one in kept:

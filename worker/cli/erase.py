@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,7 @@ import typer
 from worker.cli.asking import JsonOption, OperatorOption, TokenOption, read_bearer
 from worker.cli.common import CommandRefused, database
 from worker.cli.history import ProfileArgument
-from worker.cli.show import number, plain
+from worker.cli.show import number, plain, to_json
 from worker.operations import erase as service
 from worker.settings import Settings, read_settings
 
@@ -36,7 +35,8 @@ def erase(
     if not (yes or dry_run or sys.stdin.isatty()):
         raise typer.BadParameter("There is no terminal to ask in; --yes erases without asking.")
     settings = read_settings()
-    request = service.Request(profile_id, operator, read_bearer(settings, operator, token_file))
+    key = settings.fingerprint_key.get_secret_value() if settings.fingerprint_key else None
+    request = service.Request(profile_id, operator, read_bearer(settings, operator, token_file), key)
     asyncio.run(_erase(settings, request, dry_run=dry_run, yes=yes, as_json=as_json))
 
 
@@ -50,9 +50,7 @@ async def _erase(
                 typer.echo(_held(held), err=as_json)
             if dry_run:
                 if as_json:
-                    typer.echo(
-                        json.dumps({"profile_id": request.profile_id, **asdict(held)}, ensure_ascii=False)
-                    )
+                    typer.echo(to_json({"profile_id": request.profile_id, **asdict(held)}))
                 return
             question = f"Erase the profile “{plain(request.profile_id)}” for good?"
             if not yes and not typer.confirm(question, err=as_json):
@@ -61,7 +59,7 @@ async def _erase(
         except service.ErasureRefused as error:
             raise CommandRefused(plain(str(error))) from error
     if as_json:
-        typer.echo(json.dumps({"profile_id": request.profile_id, **asdict(erased)}, ensure_ascii=False))
+        typer.echo(to_json({"profile_id": request.profile_id, **asdict(erased)}))
     else:
         typer.echo(
             f"Erased: {number(erased.messages)} messages, {number(erased.exclusions)} exclusions;"

@@ -11,7 +11,7 @@ import typer
 
 from worker.cli.common import CommandRefused, database
 from worker.cli.rows import CsvOption, Format, LinesOption, chosen, standing_status, standing_time, write
-from worker.cli.show import discard_output, plain
+from worker.cli.show import plain, to_json
 from worker.db import profiles
 from worker.settings import Settings, read_settings
 
@@ -66,24 +66,19 @@ async def _export(settings: Settings, profile_id: str) -> None:
         held = await profiles.held(db, profile_id)
         if not (held.erasable or held.denylisted):
             raise CommandRefused(f"Nothing is held of the profile “{plain(profile_id)}”.")
-        try:
-            await _write_all(db, profile_id)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            discard_output()
+        await _write_all(db, profile_id)
 
 
 async def _write_all(db: Database, profile_id: str) -> None:
     """Writes one object, in constant memory: its lists as they come."""
-    sys.stdout.write(
-        f'{{"profile_id": {_json(profile_id)},\n "denylist": {_json(await profiles.denylist(db, profile_id))}'
-    )
+    listed = to_json(await profiles.denylist(db, profile_id))
+    sys.stdout.write(f'{{"profile_id": {to_json(profile_id)},\n "denylist": {listed}')
     parts = {"messages": profiles.messages(db, profile_id), "exclusions": profiles.exclusions(db, profile_id)}
     for name, rows in parts.items():
         sys.stdout.write(f',\n "{name}": [')
         between = "\n  "
         async for row in rows:
-            sys.stdout.write(between + _json(_readable(row)))
+            sys.stdout.write(between + to_json(_readable(row)))
             between = ",\n  "
         sys.stdout.write("]")
     sys.stdout.write("}\n")
@@ -92,7 +87,3 @@ async def _write_all(db: Database, profile_id: str) -> None:
 def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a row with its variables as an object, not as text."""
     return {k: json.loads(v) if k == "variables" else v for k, v in row.items()}
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, default=lambda moment: moment.isoformat())

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -42,6 +43,24 @@ class Kind(StrEnum):
     IGNORED = "ignored"
 
 
+_TIMES: Final = (
+    "It is of what the log shows as “at”. As in 2026-12-01T09:00+01:00; UTC where it names no offset."
+)
+
+
+def _moment(text: str) -> datetime:
+    """Reads a time in ISO 8601.
+
+    Raises:
+        typer.BadParameter: It is none.
+    """
+    try:
+        read = datetime.fromisoformat(text)
+        return read.astimezone(UTC) if read.tzinfo else read.replace(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise typer.BadParameter(f"“{text}” is no time such as 2026-12-01T09:00+01:00.") from error
+
+
 def log(
     delivery_id: DeliveryArgument,
     status: Annotated[Status | None, typer.Option(help="Only recipients with this status.")] = None,
@@ -53,12 +72,20 @@ def log(
     domain: Annotated[
         str | None, typer.Option(metavar="DOMAIN", help="Only addresses of this domain.")
     ] = None,
+    since: Annotated[
+        datetime | None,
+        typer.Option(metavar="TIME", parser=_moment, help=f"Only from this time on. {_TIMES}"),
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(metavar="TIME", parser=_moment, help="Only before this time.")
+    ] = None,
     as_csv: CsvOption = False,
     as_json: LinesOption = False,
 ) -> None:
     """Print the sending log: every recipient with its status, its facts and the channel's reply."""
     form = chosen(as_csv=as_csv, as_json=as_json)
-    asyncio.run(_log(read_settings(), delivery_id, reading.Only(status, bounce, reason, domain), form))
+    only = reading.Only(status, bounce, reason, domain, since, until)
+    asyncio.run(_log(read_settings(), delivery_id, only, form))
 
 
 async def _log(settings: Settings, delivery_id: int, only: reading.Only, form: Format) -> None:

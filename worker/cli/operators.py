@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from worker.cli.common import CommandRefused, database
+from worker.cli.show import plain, to_json
 from worker.db import operators
 from worker.domain.operators import Role
 from worker.settings import read_settings
@@ -84,11 +84,11 @@ def list_(
     found = _run(operators.list_operators)
     if as_json:
         entries = [{"name": o.name, "active": o.active, "roles": sorted(o.roles)} for o in found]
-        typer.echo(json.dumps(entries, ensure_ascii=False))
+        typer.echo(to_json(entries))
         return
     for operator in found:
         roles = ", ".join(sorted(operator.roles)) or "no role"
-        typer.echo(f"{operator.name}: {roles}{'' if operator.active else ' (deactivated)'}")
+        typer.echo(f"{plain(operator.name)}: {roles}{'' if operator.active else ' (deactivated)'}")
 
 
 def _run(action: Callable[[Database], Awaitable[T]]) -> T:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final
@@ -11,6 +10,7 @@ from typing import Annotated, Final
 import typer
 
 from worker.cli.common import CommandRefused, database
+from worker.cli.show import to_json
 from worker.operations import prepare as service
 from worker.settings import Settings, read_settings
 
@@ -40,7 +40,7 @@ def prepare(
     counts = prepared.counts
     if as_json:
         typer.echo(
-            json.dumps(
+            to_json(
                 {
                     "delivery_id": prepared.delivery_id,
                     "preparation": counts.preparation,

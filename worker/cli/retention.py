@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from worker.cli.asking import JsonOption
 from worker.cli.common import CommandRefused, database
-from worker.cli.show import console, number, words
+from worker.cli.show import console, number, to_json, words
 from worker.domain.retention import read_age
 from worker.operations import retention as service
 from worker.settings import Settings, read_settings
@@ -59,7 +58,7 @@ async def _retain(settings: Settings, age: timedelta, *, yes: bool, as_json: boo
                 raise CommandRefused(str(error)) from error
         if as_json:
             answer = {"older_than_days": age.days, "sets": [_values(s) for s in sets], "removed": removed}
-            typer.echo(json.dumps(answer, ensure_ascii=False))
+            typer.echo(to_json(answer))
         elif not yes and any(s.leaves for s in sets):
             typer.echo("Nothing was removed: --yes removes what leaves.")
         elif not any(s.leaves for s in sets):

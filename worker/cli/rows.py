@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
-from datetime import datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.table import Table
 
-from worker.cli.show import console, discard_output, number, words
+from worker.cli.show import cell, console, number, to_json, words
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -54,7 +52,7 @@ async def write(
     head: Sequence[str],
     cells: Callable[[Mapping[str, Any]], list[str]],
 ) -> None:
-    """Writes rows as they come; a reader that has seen enough ("| head") ends it.
+    """Writes rows as they come.
 
     Args:
         rows: The rows.
@@ -63,22 +61,13 @@ async def write(
         head: The header of the table for people.
         cells: Makes a row of that table.
     """
-    try:
-        if form is Format.CSV:
-            await _write_csv(rows, columns)
-        elif form is Format.JSON:
-            async for row in rows:
-                sys.stdout.write(json.dumps(values(row), ensure_ascii=False) + "\n")
-        else:
-            await _write_table(rows, head, cells)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        discard_output()
-
-
-def values(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a row as JSON has it: times in ISO 8601."""
-    return {k: v.isoformat() if isinstance(v, datetime) else v for k, v in row.items()}
+    if form is Format.CSV:
+        await _write_csv(rows, columns)
+    elif form is Format.JSON:
+        async for row in rows:
+            sys.stdout.write(f"{to_json(dict(row))}\n")
+    else:
+        await _write_table(rows, head, cells)
 
 
 def standing_status(row: Mapping[str, Any]) -> str:
@@ -97,7 +86,7 @@ async def _write_csv(rows: AsyncIterator[Mapping[str, Any]], columns: Sequence[s
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(columns)
     async for row in rows:
-        writer.writerow(values(row).values())
+        writer.writerow([cell(value) for value in row.values()])
 
 
 async def _write_table(

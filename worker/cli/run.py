@@ -11,6 +11,7 @@ import typer
 
 from worker.bootstrap import SERVICES
 from worker.bootstrap import run as run_worker
+from worker.cli.common import database_at_hand
 from worker.settings import read_settings
 from worker.telemetry import logs
 
@@ -36,9 +37,10 @@ def run(
     logs.configure(settings.log_format, settings.log_level)
     gc.freeze()  # what was imported stays
     gc.set_threshold(_COLLECT_AFTER)
-    if sys.platform == "win32":
-        asyncio.run(run_worker(settings, chosen))
-    else:
-        import uvloop  # noqa: PLC0415 - not on every platform
+    with database_at_hand():
+        if sys.platform == "win32":
+            asyncio.run(run_worker(settings, chosen))
+        else:
+            import uvloop  # noqa: PLC0415 - not on every platform
 
-        uvloop.run(run_worker(settings, chosen))
+            uvloop.run(run_worker(settings, chosen))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import codecs
+import json
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
@@ -12,6 +14,9 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+_FORMULA: Final = tuple("=+-@＝＋－＠")
+"""What a formula begins with in a spreadsheet; some also take the wide forms."""
 
 NOTHING: Final = "–"
 """For a percentage of nothing, a date that is not set."""
@@ -51,28 +56,48 @@ _OF: Final = {
 }
 
 
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        discard_output()
-        raise SystemExit(0)
-
-
 def console(*, stderr: bool = False) -> Console:
     """Returns a console on standard output or error, as they are at this moment."""
     stream = sys.stderr if stderr else sys.stdout
     # Piped on ("| head") it mostly ends in the terminal all the same: Rich asks stderr for the width then.
     width = None if stream.isatty() or sys.stderr.isatty() else _WIDTH_ELSEWHERE
-    return _Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
-
-
-def discard_output() -> None:
-    """Sends what is still to be written nowhere: its reader has seen enough ("| head"), which is no error."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
 
 
 def plain(text: str) -> str:
     """Returns foreign text, such as an SMTP reply, without what a terminal would obey."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
+
+
+def to_json(value: object) -> str:
+    """Returns a value as JSON on one line, of printable characters alone; what is none is an escape.
+
+    Args:
+        value: What `json` can write; times become ISO 8601, all else its `str`.
+    """
+    # A stream that is not UTF-8 would make escapes of its own, which are no JSON.
+    ascii_alone = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
+    text = json.dumps(value, ensure_ascii=ascii_alone, default=_written)
+    return (
+        text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    )
+
+
+def cell(value: object) -> object:
+    """Returns a value for a cell of CSV: no text that a spreadsheet would calculate or a terminal obey.
+
+    Text that begins as a formula gets an apostrophe before it. Numbers stay numbers; None is an empty cell.
+    """
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if not isinstance(value, str):
+        return value
+    shown = plain(value)
+    return f"'{shown}" if shown.lstrip("\ufffd ")[:1] in _FORMULA else shown
+
+
+def _written(value: object) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def number(count: int) -> str:
@@ -123,4 +148,4 @@ def kpi_table(kpis: Mapping[str, Any]) -> Table:
 
 def title(label: str, *parts: str) -> Text:
     """Returns a headline: the delivery's label, then what else is to be known of it."""
-    return Text.assemble((plain(label), "bold"), *(f"  {part}" for part in parts))
+    return Text.assemble((plain(label), "bold"), *(f"  {plain(part)}" for part in parts))

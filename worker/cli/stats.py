@@ -20,7 +20,7 @@ from worker.cli.asking import (
     show_reply,
     unreadable,
 )
-from worker.cli.show import console, kpi_table, number, title, words
+from worker.cli.show import console, kpi_table, number, title, to_json, words
 from worker.settings import read_settings
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def stats(
     if isinstance(answer, Reply):
         show_reply(answer, as_json=as_json)
     elif as_json:
-        typer.echo(answer.model_dump_json())
+        typer.echo(to_json(answer.model_dump(mode="json")))
     else:
         _show(answer, console())
 

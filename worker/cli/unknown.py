@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from typing import Annotated
 
@@ -11,7 +10,7 @@ import typer
 
 from worker.cli.asking import DeliveryArgument, JsonOption, OperatorOption, TokenOption, read_bearer
 from worker.cli.common import CommandRefused, database
-from worker.cli.show import number, words
+from worker.cli.show import number, to_json, words
 from worker.db import reading
 from worker.domain.settlement import Settlement
 from worker.operations import settle as service
@@ -56,7 +55,7 @@ def unknown(
             "settled": done.settled,
             "state": done.state,
         }
-        typer.echo(json.dumps(answer))
+        typer.echo(to_json(answer))
         return
     what = f"Recipients {_BECOME[resolve]}: {number(done.settled)}"
     if not done.settled:

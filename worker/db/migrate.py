@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 
 from sql import migrations, misfit, queries
+from worker.db.connecting import check_direct, marked, reason
 from worker.db.failures import ERRORS
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch, read_applied
 
@@ -41,13 +42,12 @@ async def migrate(url: str, *, timeout: float) -> list[Migration]:  # noqa: ASYN
     """
     try:
         connection = await asyncpg.connect(
-            url, timeout=timeout, server_settings={"application_name": "sendoff migrate"}
+            url, timeout=timeout, server_settings=marked({"application_name": "sendoff migrate"})
         )
     except (*ERRORS, ValueError) as error:
-        raise DatabaseUnreachable(
-            f"The database is out of reach: {str(error) or type(error).__name__}"
-        ) from error
+        raise DatabaseUnreachable(f"The database is out of reach: {reason(error, url)}") from error
     try:
+        await check_direct(connection)
         await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
         await connection.execute(_BOOT)
         present = read_applied(await connection.fetch(queries()["read_migrations"].text))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
 from sql import Applied, migrations, misfit, queries
+from worker.db.connecting import check_direct, marked, reason
 from worker.db.failures import ERRORS, NoConnection, classify
 from worker.db.retrying import Retrier
 from worker.domain.failures import Failure
@@ -217,8 +217,21 @@ async def open_database(
         on_busy: Called with what `Database.until_done` gave up, as the server was too busy.
 
     Raises:
-        DatabaseUnreachable: there is no database at the address, or it does not let us in.
+        DatabaseUnreachable: there is no database at the address, or it does not let us in, or a pooler stands
+            before it.
     """
+    session = {
+        "application_name": application,
+        "timezone": "UTC",
+        "statement_timeout": f"{int(command_timeout * 1000) + 1000}",
+        "lock_timeout": f"{int(command_timeout * 1000)}",
+        "idle_in_transaction_session_timeout": "60000",
+        # Every statement goes by a key: the plan is by index, and is made once. Left to itself the planner
+        # reads from end to end a table that was empty when the plan was made, for good.
+        "plan_cache_mode": "force_generic_plan",
+        "enable_seqscan": "off",
+        "jit": "off",
+    }
     try:
         pool = await asyncpg.create_pool(
             url,
@@ -226,22 +239,12 @@ async def open_database(
             max_size=size,
             timeout=connect_timeout,
             command_timeout=command_timeout,
+            init=check_direct,
             reset=_as_it_is,
-            server_settings={
-                "application_name": application,
-                "timezone": "UTC",
-                "statement_timeout": f"{int(command_timeout * 1000) + 1000}",
-                "lock_timeout": f"{int(command_timeout * 1000)}",
-                "idle_in_transaction_session_timeout": "60000",
-                # Every statement goes by a key: the plan is by index, and is made once. Left to itself
-                # the planner reads from end to end a table that was empty when the plan was made, for good.
-                "plan_cache_mode": "force_generic_plan",
-                "enable_seqscan": "off",
-                "jit": "off",
-            },
+            server_settings=marked(session),
         )
     except (*ERRORS, ValueError) as error:
-        raise DatabaseUnreachable(f"The database is out of reach: {_without_password(error, url)}") from error
+        raise DatabaseUnreachable(f"The database is out of reach: {reason(error, url)}") from error
     return Database(pool, connect_timeout, Retrier(stop or asyncio.Event(), on_busy), on_away)
 
 
@@ -251,12 +254,3 @@ async def _as_it_is(connection: asyncpg.Connection) -> None:
     asyncpg's way is to reset everything each time: four statements, and a round trip, beside the three of a
     short transaction.
     """
-
-
-def _without_password(error: BaseException, url: str) -> str:
-    text = str(error) or type(error).__name__
-    with contextlib.suppress(IndexError):
-        password = url.split("://", 1)[1].split("@", 1)[0].split(":", 1)[1]
-        if password:
-            text = text.replace(password, "…")
-    return text

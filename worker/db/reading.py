@@ -31,6 +31,10 @@ class Only(NamedTuple):
     reason: str | None = None
     domain: str | None = None
     """Of the address, in any case."""
+    since: datetime | None = None
+    """Whose time, that of what stands of them, is this or later; with a time zone."""
+    until: datetime | None = None
+    """Whose time is earlier."""
 
 
 EVERYBODY: Final = Only()

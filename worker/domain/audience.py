@@ -24,6 +24,8 @@ _LABEL = r"(?!..--)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _ATEXT = r"[a-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _PLAIN: Final = re.compile(rf"({_ATEXT}(?:\.{_ATEXT})*)@(?:{_LABEL}\.)+([a-z]{{2,63}})")
 _LONGEST_MAIL_ADDRESS: Final = 254
+_LONGEST_LOCAL_PART: Final = 64
+"""Octets before the @ (RFC 5321, 4.5.3.1.1): relays refuse more."""
 _RESERVED: Final = frozenset(name.rpartition(".")[2] for name in SPECIAL_USE_DOMAIN_NAMES)
 _ONE_CASE: Final = frozenset(CASE_INSENSITIVE_MAILBOX_NAMES)
 
@@ -86,11 +88,11 @@ def mail_address(text: str) -> str:
     if text.isascii() and len(text) <= _LONGEST_MAIL_ADDRESS:
         key = text.lower()
         plain = _PLAIN.fullmatch(key)
-        if plain and plain[2] not in _RESERVED:
+        if plain and plain[2] not in _RESERVED and plain.end(1) <= _LONGEST_LOCAL_PART:
             local = plain.end(1)
             return key if plain[1] in _ONE_CASE else text[:local] + key[local:]
     try:
-        return validate_email(text, check_deliverability=False).normalized
+        return validate_email(text, check_deliverability=False, strict=True).normalized
     except EmailNotValidError as error:
         raise AddressInvalid(str(error)) from None
 

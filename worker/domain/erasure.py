@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,13 @@ def check_erasure(operator: Operator | None, name: str) -> Refused | None:
     return refuse_operator(operator, name, Role.ADMINISTRATION, "erase a profile")
 
 
-def fingerprint(profile_id: str) -> str:
-    """Returns the SHA-256 of a profile's id, in hex: only who has the id can tell that it was erased."""
-    return sha256(profile_id.encode()).hexdigest()
+def fingerprint(profile_id: str, key: str) -> str:
+    """Returns the HMAC-SHA256 of a profile's id, in hex: only who has id and key can tell that it was erased.
+
+    A hash without a key would tell it to everybody: ids are few, and can be tried one after the other.
+
+    Args:
+        profile_id: The id, as the recipients files had it.
+        key: The installation's secret, `SENDOFF_FINGERPRINT_KEY`.
+    """
+    return hmac.new(key.encode(), profile_id.encode(), sha256).hexdigest()

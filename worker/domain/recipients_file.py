@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import deque
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -11,6 +13,11 @@ if TYPE_CHECKING:
 
 LONGEST_ROW: Final = 131_072
 """Characters that a row may have, over all its lines: the csv module's own limit for one field."""
+
+_SEPARATOR: Final = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
+"""The line with which a spreadsheet is told the separator of the lines that follow."""
+_SEPARATORS: Final = (",", ";", "\t")
+"""The first of these that the header has separates the columns."""
 
 TRIMMED: Final = (
     "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
@@ -79,8 +86,9 @@ class _Lines:
 class RecipientsFile:
     """The rows below a header.
 
-    Columns are separated by commas or, where the header has a semicolon and no comma, by semicolons, as
-    spreadsheets write them in many countries. Blank lines are no rows.
+    Columns are separated by commas or, where the header has none, by semicolons, as spreadsheets write them
+    in many countries, or else by tabs. A first line `sep=;` says which, as spreadsheets mean it, and is no
+    row. Blank lines are none either.
     """
 
     def __init__(self, readline: Callable[[int], str]) -> None:
@@ -93,10 +101,17 @@ class RecipientsFile:
             RecipientsFileInvalid: The file is empty, or its header is not usable.
         """
         self._lines = _Lines(readline)
-        while (first := self._lines.peek()) and not first.strip():
+        first = self._first_line()
+        named = _SEPARATOR.fullmatch(first)
+        if named:
             next(self._lines)
+        delimiter = named[1] if named else next((c for c in _SEPARATORS if c in first.strip()), ",")
+        if delimiter not in _SEPARATORS:
+            raise RecipientsFileInvalid(
+                f"its first line names the separator “{delimiter}”; it may be a comma, a semicolon or a tab"
+            )
+        self._first_line()
         self._lines.start_row()
-        delimiter = ";" if ";" in first and "," not in first else ","
         self._reader = csv.reader(self._lines, strict=True, delimiter=delimiter)
         try:
             header = next(self._reader)
@@ -106,6 +121,12 @@ class RecipientsFile:
             raise RecipientsFileInvalid(f"its header cannot be read: {_words(error)}") from None
         self.columns = _check_header([name.strip(TRIMMED) for name in header])
         """The names of the columns, trimmed."""
+
+    def _first_line(self) -> str:
+        """Returns the next line that is not blank, without giving it out; "" at the end."""
+        while (line := self._lines.peek()) and not line.strip():
+            next(self._lines)
+        return line
 
     def __iter__(self) -> Iterator[tuple[int, list[str], str | None]]:
         """Yields each row: the number of its first line, its fields, and what is wrong with it, if anything.
@@ -135,6 +156,13 @@ class RecipientsFile:
 
 
 def _check_header(names: list[str]) -> tuple[str, ...]:
+    nameless = sum(1 for _ in takewhile(lambda name: not name, reversed(names)))
+    if 0 < nameless < len(names):
+        raise RecipientsFileInvalid(
+            f"its header ends with {nameless} separators that no name follows; remove them from every line"
+            if nameless > 1
+            else "its header ends with a separator that no name follows; remove it from every line"
+        )
     for place, name in enumerate(names, 1):
         if not name or not name.isprintable():
             raise RecipientsFileInvalid(f"column {place} has no name that can be read")

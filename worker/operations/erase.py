@@ -33,6 +33,8 @@ class Request:
     operator: str
     bearer: Bearer | None = None
     """Whom a verified token names, where tokens are asked for."""
+    fingerprint_key: str | None = None
+    """The secret under which the profile's fingerprint is recorded; none for no fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,7 @@ async def look(db: Database, request: Request) -> profiles.Held:
 async def erase(db: Database, request: Request) -> Erased:
     """Erases a profile, a delivery at a time; cut off in between, run it again.
 
-    The request is recorded before the first row is touched, with the profile as a fingerprint.
+    The request is recorded before the first row is touched, with the profile as a fingerprint at most.
 
     Raises:
         ErasureRefused: the operator may not, nothing is held of the profile, or a delivery is being prepared;
@@ -96,9 +98,10 @@ async def _allow(db: Database, request: Request, *, record: bool) -> profiles.He
                 reason=refused.reason if refused else None,
                 message=refused.message if refused else _sentence(held),
             )
+            key = request.fingerprint_key
             body = {
                 "operator": request.operator,
-                "profile_sha256": fingerprint(request.profile_id),
+                "profile_hmac": fingerprint(request.profile_id, key) if key else None,
                 **asdict(held),
             }
             await commands.record(

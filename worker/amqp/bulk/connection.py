@@ -15,7 +15,7 @@ from worker.amqp.bulk.address import read_address
 from worker.amqp.bulk.encoding import CHANNEL, WRITE_BYTES, method
 from worker.amqp.bulk.errors import ChannelClosed, ConnectionClosed, ConnectionLost, ProtocolError
 from worker.amqp.bulk.reader import Reader
-from worker.amqp.errors import BrokerUnreachable
+from worker.amqp.errors import BrokerUnreachable, no_virtual_host
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +48,7 @@ _CAPABILITIES: Final = {
     "consumer_cancel_notify": True,
     "publisher_confirms": True,
 }
-_OK, _SYNTAX_ERROR, _ACCESS_REFUSED = 200, 502, 403
+_OK, _SYNTAX_ERROR, _ACCESS_REFUSED, _NOT_ALLOWED = 200, 502, 403, 530
 
 
 class Events:
@@ -338,5 +338,7 @@ async def connect(
             raise BrokerUnreachable(
                 f"The broker refuses the user or password of SENDOFF_AMQP_URL: {error}"
             ) from error
+        if isinstance(error, ConnectionClosed) and error.code == _NOT_ALLOWED:
+            raise BrokerUnreachable(no_virtual_host(url)) from error
         reason = str(error) or type(error).__name__
         raise BrokerUnreachable(f"The broker is out of reach: {reason}") from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import aio_pika
 import aiormq.exceptions
 
-from worker.amqp.errors import RECONNECT_INTERVAL, BrokerUnreachable
+from worker.amqp.errors import RECONNECT_INTERVAL, BrokerUnreachable, no_virtual_host
 from worker.amqp.pika import properties
 from worker.amqp.pika.failures import ERRORS
 
@@ -36,6 +36,17 @@ class Broker:
     async def close(self) -> None:
         """Closes both."""
         await asyncio.gather(self.publishing.close(), self.consuming.close(), return_exceptions=True)
+
+
+class _Connection(aio_pika.RobustConnection):
+    """Gives up when its caller does: aio-pika's goes on trying for ever, and keeps the loop from ending."""
+
+    async def connect(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aio-pika's own
+        try:
+            await super().connect(timeout)
+        except BaseException:
+            await self.close()
+            raise
 
 
 async def open_broker(url: str, *, name: str, timeout: float) -> Broker:  # noqa: ASYNC109 - passed on
@@ -76,6 +87,7 @@ async def _connect(url: str, name: str, timeout: float) -> AbstractRobustConnect
                 timeout=timeout,
                 client_properties={"connection_name": name},
                 reconnect_interval=RECONNECT_INTERVAL,
+                connection_class=_Connection,
             )
     except (
         aiormq.exceptions.AuthenticationError,
@@ -84,6 +96,11 @@ async def _connect(url: str, name: str, timeout: float) -> AbstractRobustConnect
         raise BrokerUnreachable(
             f"The broker refuses the user or password of SENDOFF_AMQP_URL: {error}"
         ) from error
+    except aiormq.exceptions.InvalidFrameError as error:
+        # Of all that a broker answers to Connection.Open only an end of the connection is no OpenOk.
+        if "Connection.OpenOk" in str(error):
+            raise BrokerUnreachable(no_virtual_host(url)) from error
+        raise BrokerUnreachable(f"What answers at SENDOFF_AMQP_URL is no broker: {error}") from error
     except (*ERRORS, ValueError) as error:
         reason = str(error) or type(error).__name__
         raise BrokerUnreachable(f"The broker is out of reach: {reason}") from error

@@ -1,0 +1,57 @@
+"""How a connection to the database begins: straight to Postgres, and with nothing secret in what is said."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import asyncpg
+
+from worker.domain.servers import passwords
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_MARK: Final = "sendoff.session"
+_KEPT: Final = "kept"
+
+_POOLER: Final = (
+    "a pooler stands before it, such as PgBouncer, that does not keep a session's settings and locks."
+    " Let SENDOFF_DATABASE_URL lead to Postgres itself: a process holds no more connections than"
+    " SENDOFF_DATABASE_POOL"
+)
+
+
+class PoolerBetween(ConnectionError):  # noqa: N818 - the name is the sentence
+    """What answers is no session of Postgres, but a pooler that lends one out."""
+
+
+def marked(settings: Mapping[str, str]) -> dict[str, str]:
+    """Returns the settings of a session with one more, by which `check_direct` knows it again."""
+    return {**settings, _MARK: _KEPT}
+
+
+async def check_direct(connection: asyncpg.Connection) -> None:
+    """Looks whether a session has the settings that it began with.
+
+    A pooler drops them, all or those that it does not know: plans would not go by index, statements would
+    have no timeout, and locks that the session holds would be somebody else's.
+
+    Raises:
+        PoolerBetween: it does not.
+    """
+    try:
+        mark = await connection.fetchval("SELECT current_setting($1, true)", _MARK)
+    except (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError) as error:
+        raise PoolerBetween(_POOLER) from error  # it lent the session to somebody else
+    if mark != _KEPT:
+        raise PoolerBetween(_POOLER)
+
+
+def reason(error: BaseException, url: str) -> str:
+    """Returns why a connection could not be opened, without the password of the address."""
+    if isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error):
+        return _POOLER
+    text = str(error) or type(error).__name__
+    for password in passwords(url):
+        text = text.replace(password, "…")
+    return text
