@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from contracts.sends import Send
 from worker.channels.email.channel import EmailChannel
 from worker.channels.email.smtp import SmtpPool
+from worker.channels.protocol import Granted
 from worker.domain import template_budget, template_language, template_operations, templates
 from worker.domain.content import EmailContent
 from worker.domain.templates import Renderer, RenderFailed, ValueUnfit, check, try_out
@@ -366,7 +367,7 @@ async def test_who_goes_beyond_a_limit_fails_alone_and_for_good() -> None:
         address="ana@example.org",
         variables={"v": "x" * 2_000},
     )
-    verdict = await channel.send(compiled, send)
+    verdict = await channel.send(compiled, send, Granted())
     assert isinstance(verdict, Failed)
     assert (verdict.reason, verdict.retryable) == ("template", False)
     assert verdict.detail == "text, line 1: the message becomes longer than 1,000,000 characters."
