@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from contracts.sends import Send
 from worker.channels.email.channel import EmailChannel
 from worker.channels.email.smtp import SmtpPool
+from worker.channels.email.timeouts import Timeouts
 from worker.channels.protocol import Granted
 from worker.domain import template_budget, template_language, template_operations, templates
 from worker.domain.content import EmailContent
@@ -355,7 +356,7 @@ def test_the_parts_of_a_message_share_their_limits_and_nothing_else() -> None:
 
 
 async def test_who_goes_beyond_a_limit_fails_alone_and_for_good() -> None:
-    channel = EmailChannel(SmtpPool("smtp://127.0.0.1:1", size=1, timeout=1))
+    channel = EmailChannel(SmtpPool("smtp://127.0.0.1:1", size=1, timeouts=Timeouts.all(1)))
     compiled = channel.prepare(
         {"from": "n@example.org", "subject": "s", "text": "{% for c in v %}{{ v }}{% endfor %}"}
     )
