@@ -17,10 +17,10 @@ log = structlog.get_logger(__name__)
 
 
 class Burying(Protocol):
-    """What a service sets messages apart by."""
+    """Keeps what cannot be handled: `DeadQueue` does."""
 
     async def bury(self, message: Incoming, reason: str, body: bytes | None = None) -> None:
-        """Keeps a message, or the bad part of it, as `DeadQueue.bury` does."""
+        """Keeps a message, or the part `body` of it, with the sentence that says why."""
 
 
 class DeadQueue:

@@ -47,10 +47,10 @@ class Idempotent(Generic[T]):
 
 
 class Retrying(Protocol):
-    """What a service carries transactions out by."""
+    """Carries transactions out: the database does, and in unit tests a fake that needs none."""
 
     async def until_done(self, transaction: Idempotent[T], doing: str) -> T:
-        """Carries a transaction out as `Retrier.until_done` does, with what it raises."""
+        """Carries a transaction out, and returns what it returns; as `Retrier.until_done`."""
 
 
 class Retrier:
