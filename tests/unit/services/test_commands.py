@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contracts import routing
-from contracts.commands import Reply
+from contracts.commands import Reply, Status
 from contracts.states import State
 from tests.support.fakes import (
     FakeConsumer,
@@ -81,6 +81,7 @@ class FakeExecution:
         self.answers: dict[str, Recorded] = {}
         self.operator_of: dict[str, str | None] = {}
         self.did: list[Any] = []
+        self.time = datetime.now(UTC)
         self.paused: State | None = None
         self.overtaken = False
         """Somebody else moves the delivery first."""
@@ -107,6 +108,9 @@ class FakeExecution:
     async def delivery(self, delivery_id: int) -> Delivery | None:
         self.did.append(("lock", delivery_id))
         return self.present if self.present and self.present.delivery_id == delivery_id else None
+
+    async def now(self) -> datetime:
+        return self.time
 
     async def excluded_by_cause(self, delivery_id: int) -> dict[str, int]:
         return {"invalid": delivery_id}
@@ -543,3 +547,13 @@ async def test_a_broken_database_ends_the_service_and_settles_nothing() -> None:
         await setup.service.run(asyncio.Event())
     assert died.group_contains(Broken)
     assert (setup.consumer.settled, setup.dead.buried) == ([], [])
+
+
+@pytest.mark.parametrize("days", [-4, 4])
+async def test_a_confirm_goes_by_the_clock_of_the_database_and_not_by_ours(days: int) -> None:
+    now = datetime.now(UTC) + timedelta(days=days)
+    setup = Setup(contact_date=now + timedelta(hours=1))
+    setup.execution.time = now
+    await setup.service.handle(confirm())
+    reply = setup.answers["c1"]
+    assert (reply.status, reply.state) == (Status.ACCEPTED, State.START_PENDING)
