@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from contracts import routing
 from tests.support.claims import claim, expire
-from tests.support.database import waits_for_a_row
+from tests.support.database import change, waits_for_a_row
 from tests.support.deliveries import agrees, confirmed, counted, log
 from tests.support.reports import NOON, RETRIES, Report, snapshot
 from tests.support.results import bounced, drained, result
@@ -70,7 +70,7 @@ async def test_a_claim_comes_while_the_result_is_being_recorded(stack: Stack) ->
             "faults",
             "replies",
             "provider_ids",
-            "retry_at",
+            "retry_after",
         )
         moved = await tx.fetchval(
             "record_outcomes",
@@ -99,6 +99,7 @@ async def test_what_comes_days_later_is_recorded_like_any_other(stack: Stack) ->
     early = {**_reported(number, 1, "sent"), **_reported(number, 2, "soft"), **_reported(number, 3, "sent")}
     early |= {**_reported(number, 5, "error"), **_reported(number, 6, "sent")}
     await Accounts(db).record(number, early, RETRIES)
+    await change(stack, "UPDATE sendoff.outcome SET retry_at = now() WHERE retry_at IS NOT NULL")
     assert await claim(db, number, {2: (2, "a")}) == {2}
     await Accounts(db).record(number, _reported(number, 2, "sent", 2), RETRIES)
     await expire(db, number)
