@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from contracts import routing
 from tests.support.claims import claim, expire
-from tests.support.database import waits_for_a_row
+from tests.support.database import change, waits_for_a_row
 from tests.support.deliveries import agrees, confirmed, counted, log
 from tests.support.reports import NOON, RETRIES, Report, snapshot
 from tests.support.results import bounced, drained, result
@@ -70,7 +70,7 @@ async def test_a_claim_comes_while_the_result_is_being_recorded(stack: Stack) ->
             "faults",
             "replies",
             "provider_ids",
-            "retry_at",
+            "retry_after",
         )
         moved = await tx.fetchval(
             "record_outcomes",
@@ -99,16 +99,17 @@ async def test_what_comes_days_later_is_recorded_like_any_other(stack: Stack) ->
     early = {**_reported(number, 1, "sent"), **_reported(number, 2, "soft"), **_reported(number, 3, "sent")}
     early |= {**_reported(number, 5, "error"), **_reported(number, 6, "sent")}
     await Accounts(db).record(number, early, RETRIES)
+    await change(stack, "UPDATE sendoff.outcome SET retry_at = now() WHERE retry_at IS NOT NULL")
     assert await claim(db, number, {2: (2, "a")}) == {2}
     await Accounts(db).record(number, _reported(number, 2, "sent", 2), RETRIES)
     await expire(db, number)
     assert await Deliveries(db).finish(number)
     async with db.transaction() as tx:
-        for change in (
+        for amendment in (
             "outcome SET claimed_at = claimed_at - interval '9 days', sent_at = sent_at - interval '9 days'",
             "delivery_record SET valid_until = now() - interval '6 days'",
         ):
-            await tx.connection.execute(f"UPDATE sendoff.{change}")
+            await tx.connection.execute(f"UPDATE sendoff.{amendment}")
     async with stack.running("results", "stats"):
         await stack.publish(routing.RESULTS, "bounce", bounced(number, 1, reply="550 5.1.1 no such user"))
         await stack.publish(routing.RESULTS, "bounce", bounced(number, 2, "soft"))

@@ -68,6 +68,7 @@ class FakeExecution:
         self.answers: dict[str, Recorded] = {}
         self.operator_of: dict[str, str | None] = {}
         self.did: list[Any] = []
+        self.time = datetime.now(UTC)
         self.paused: State | None = None
         self.overtaken = False
         """Somebody else moves the delivery first."""
@@ -94,6 +95,9 @@ class FakeExecution:
     async def delivery(self, delivery_id: int) -> Delivery | None:
         self.did.append(("lock", delivery_id))
         return self.present if self.present and self.present.delivery_id == delivery_id else None
+
+    async def now(self) -> datetime:
+        return self.time
 
     async def excluded_by_cause(self, delivery_id: int) -> dict[str, int]:
         return {"invalid": delivery_id}

@@ -40,7 +40,7 @@ def test_a_retry_hangs_on_what_stands(results: list[Sent | Bounce | Error], *, a
     for order in (results, results[::-1]):
         known = fold(order)[1, 1]
         assert known.retryable is again
-        assert (RETRIES.next_at(1, 1, known) is not None) is again
+        assert (RETRIES.delay(1, 1, known) is not None) is again
 
 
 @given(
@@ -66,9 +66,9 @@ def test_the_place_in_the_spread_goes_from_the_shortest_wait_to_the_longest() ->
 
 def test_who_failed_together_is_spread_over_the_whole_of_it_and_each_always_alike() -> None:
     known = fold([bounce(BounceKind.SOFT)])[1, 1]
-    times = [RETRIES.next_at(1, recipient, known) for recipient in range(1, 1_001)]
-    assert times == [RETRIES.next_at(1, recipient, known) for recipient in range(1, 1_001)]
-    waits = sorted((at - NOON).total_seconds() for at in times if at is not None)
+    delays = [RETRIES.delay(1, recipient, known) for recipient in range(1, 1_001)]
+    assert delays == [RETRIES.delay(1, recipient, known) for recipient in range(1, 1_001)]
+    waits = sorted(after.total_seconds() for after in delays if after is not None)
     assert len(waits) == 1_000
     assert 48 <= waits[0] < 49
     assert 71 < waits[-1] <= 72

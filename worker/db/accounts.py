@@ -169,7 +169,7 @@ class Accounts:
         attempt, status, precedence, _, sent, bounced, error, reason, code, fault, reply, provider, again = (
             columns
         )
-        retry_at = [retries.next_at(delivery_id, n, folded[n]) for n in numbers] if any(again) else ()
+        retry_after = [retries.delay(delivery_id, n, folded[n]) for n in numbers] if any(again) else ()
         async with self._db.transaction() as tx:
             # A stop counts "the rest" with this lock alone, so that nobody is counted twice.
             await share_claims(tx, delivery_id)
@@ -188,7 +188,7 @@ class Accounts:
                 faults=_sparse(fault),
                 replies=_sparse(reply),
                 provider_ids=_sparse(provider),
-                retry_at=retry_at,
+                retry_after=retry_after,
                 max_attempts=retries.max_attempts,
             )
         return moved

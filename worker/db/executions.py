@@ -65,6 +65,10 @@ class Execution:
         """Reads and locks a delivery's row; None where there is none."""
         return await deliveries.read_for_update(self._tx, delivery_id)
 
+    async def now(self) -> datetime:
+        """Returns the database's time."""
+        return await deliveries.now(self._tx)
+
     async def excluded_by_cause(self, delivery_id: int) -> dict[str, int]:
         """Counts what the preparation left out."""
         return await deliveries.excluded_by_cause(self._tx, delivery_id)

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Final
 from contracts.sends import message_id
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from worker.domain.outcomes import Facts
 
 SPREAD: Final = 0.2
@@ -27,11 +25,11 @@ class Retries:
     max_attempts: int
     """Attempts for one recipient of a delivery that has no limit of its own; 1 for no retries."""
 
-    def next_at(self, delivery_id: int, recipient: int, known: Facts) -> datetime | None:
-        """Returns when a recipient would be tried again, were the delivery's limits to allow it.
+    def delay(self, delivery_id: int, recipient: int, known: Facts) -> timedelta | None:
+        """Returns how long after its record a recipient is tried again, where the delivery's limits allow it.
 
-        The spread is drawn from the number of the attempt, so that the same result, recorded anywhere and
-        however often, leads to the same time.
+        The time itself is the database's: a sender's clock may be wrong. The spread is drawn from the number
+        of the attempt, so that the same result leads to the same delay wherever it is recorded.
 
         Args:
             delivery_id: The delivery.
@@ -44,7 +42,7 @@ class Retries:
         if not known.retryable:
             return None
         name = message_id(delivery_id, recipient, known.attempt).encode()
-        return known.at + backoff(self.delays, known.attempt, zlib.crc32(name) / 2**32)
+        return backoff(self.delays, known.attempt, zlib.crc32(name) / 2**32)
 
 
 def backoff(delays: tuple[float, ...], attempt: int, place: float) -> timedelta:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
@@ -30,6 +29,7 @@ from worker.domain.states import Move, sources, targets
 if TYPE_CHECKING:
     import asyncio
     from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
 
     from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
@@ -66,6 +66,9 @@ class Execution(Protocol):
 
     async def delivery(self, delivery_id: int) -> Delivery | None:
         """Reads and locks a delivery."""
+
+    async def now(self) -> datetime:
+        """Returns the database's time, by which everything is decided."""
 
     async def excluded_by_cause(self, delivery_id: int) -> dict[str, int]:
         """Counts what the preparation left out."""
@@ -229,7 +232,7 @@ class ConfirmService:
         operator = acting_operator(await execution.operator(command.operator), bearer)
         if isinstance(command, Confirm):
             delivery = await execution.delivery(command.delivery_id)
-            now = datetime.now(UTC)
+            now = await execution.now()
             refused = check_confirm(command, operator, delivery, now)
             if refused is not None or delivery is None:
                 return _refused(
@@ -243,8 +246,9 @@ class ConfirmService:
         refused = refuse_operator(
             operator, command.operator, Role.START_DELIVERIES, f"{move.value} a delivery"
         )
-        # Before the row's lock: claims hold this lock and then read the row.
-        await execution.close_claims(command.delivery_id)
+        if refused is None:  # else nobody's claims are held up
+            # Before the row's lock: claims hold this lock and then read the row.
+            await execution.close_claims(command.delivery_id)
         delivery = await execution.delivery(command.delivery_id)
         if refused is not None or delivery is None:
             return _refused(command_id, command, refused or unknown_delivery(command.delivery_id), delivery)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from contracts import routing
+from contracts.commands import Status
 from contracts.states import State
 from tests.support.executions import FUTURE, PAST, STARTER, Setup, confirm, control
 from worker.domain.authority import Bearer
@@ -175,3 +176,12 @@ async def test_with_a_token_its_roles_count_and_it_is_recorded_that_it_gave_them
     reply = await setup.service.handle(message)
     assert (reply.status, setup.authority.asked) == ("accepted", ["paul"])
     assert setup.did[0] == ("authorise", 7, "paul", True)
+
+
+@pytest.mark.parametrize("days", [-4, 4])
+async def test_a_confirm_goes_by_the_clock_of_the_database_and_not_by_ours(days: int) -> None:
+    now = datetime.now(UTC) + timedelta(days=days)
+    setup = Setup(contact_date=now + timedelta(hours=1))
+    setup.execution.time = now
+    reply = await setup.service.handle(confirm())
+    assert (reply.status, reply.state) == (Status.ACCEPTED, State.START_PENDING)
