@@ -254,6 +254,7 @@ async def test_a_planted_drift_is_found_and_repaired(stack: Stack) -> None:
                 "UPDATE sendoff.delivery_counter SET opened = opened + 1, clicked = clicked + 2,"
                 " mirror = mirror + 3, optout = optout + 4, human_opened = human_opened + 5,"
                 " human_clicked = human_clicked + 6"
+                " WHERE shard = (SELECT min(shard) FROM sendoff.delivery_counter)"
             )
         answer = await stack.request(routing.COMPUTE_STATS, {"delivery_id": number})
         assert answer["drift"] == {name: -by for name, by in planted.items()}
