@@ -11,7 +11,7 @@ SERVERS := $(PYTHON) dev/servers.py
 SOURCES := contracts worker sql tests dev
 UV_COMPILE = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
-.PHONY: help up down venv test check format lock schemas demo bench bench-tables clean
+.PHONY: help up down venv test check format lock schemas tables demo bench bench-tables clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ down: ## stop just those, and remove their data
 
 schemas: venv ## write contracts/schemas and contracts/asyncapi.yaml from the models
 	$(BIN)/python dev/generate_contracts.py
+
+tables: venv ## write the columns of the views into docs/tables.md from the comments of a database
+	@$(SERVERS) run -- $(BIN)/python -m dev.draw_tables
 
 bench: venv ## measure against other frameworks doing the same job (ARGS='--quick', ARGS='null peers')
 	@$(SERVERS) run -- $(BIN)/python -m tests.bench $(ARGS)

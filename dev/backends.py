@@ -1,279 +1,295 @@
-"""What each local server is: its files, its command, how it is stopped, and how it shows that it is ready."""
+"""What each local server is: its files, its command, and the question whether it is ready."""
 
 from __future__ import annotations
 
-import contextlib
+import ctypes
+import hashlib
 import os
+import re
+import secrets
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import probes
-from instance import CHECKOUT, Instance
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
-    from programs import Programs
+DEV = Path(__file__).resolve().parent
+PYTHON = DEV.parent / ".venv" / "bin" / "python"
+POSTGRES = "usr/lib/postgresql/*/bin/initdb"
+# Debian's rabbitmq-server on PATH changes to the user rabbitmq and the system's own node, so it is passed by.
+RABBITMQ = "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-env"
 
-PYTHON = CHECKOUT / ".venv" / "bin" / "python"
-COMPOSE_FILE = CHECKOUT / "dev" / "compose.yaml"
+# Below the range that Linux hands to outgoing connections (32768-60999), so that none of those takes a port.
+FIRST_PORT, BLOCKS, BLOCK_SIZE = 20000, 1500, 8
+START_SECONDS, STOP_SECONDS = 120, 15
 
 RABBITMQ_CONF = """\
-listeners.tcp.default = 127.0.0.1:{amqp_port}
 default_user = sendoff
 default_pass = {secret}
-loopback_users.sendoff = true
 vm_memory_high_watermark.relative = 0.3
 disk_free_limit.absolute = 500MB
 collect_statistics_interval = 30000
-log.console.level = info
 """
 
+INITDB = "--username=sendoff --auth=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8 --no-sync"
+# Durability stays on (fsync, synchronous_commit, full_page_writes): it is part of what the tests are about.
+POSTGRES_SETTINGS = """
+listen_addresses=127.0.0.1 unix_socket_directories= max_connections=200
+max_wal_size=2GB checkpoint_timeout=15min jit=off timezone=UTC log_timezone=UTC
+"""
 SMALL_MEGABYTES = 256
 """Of Postgres's buffers, unless SENDOFF_DEV_SHARED_MEGABYTES says more: enough for the tests."""
-
 HUGE_PAGES = Path("/proc/sys/vm/nr_overcommit_hugepages")
 
-# Durability stays on (fsync, synchronous_commit, full_page_writes): it is part of what the tests are about.
-POSTGRESQL_CONF = """
-listen_addresses = '127.0.0.1'
-port = {postgres_port}
-unix_socket_directories = '{data}'
-max_connections = 200
-shared_buffers = {shared_buffers}
-max_wal_size = 2GB
-checkpoint_timeout = 15min
-jit = off
-timezone = 'UTC'
-log_timezone = 'UTC'
-"""
+LIBC = ctypes.CDLL(None)
+ENDS = {"postgres": signal.SIGQUIT}
+"""How a server is ended that is not killed outright: Postgres ends its backends and frees its memory then."""
+SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+"""Blocked in the process that keeps servers, and asked for in `pause`: none comes between two steps."""
 
 
-def _nothing() -> None:
-    """Prepares a server that needs no preparation."""
+def say(line: str) -> None:
+    """Tells a person how far it is."""
+    print(f"servers: {line}", file=sys.stderr, flush=True)
 
 
-@dataclass(frozen=True)
-class Server:
-    """One process to be kept running.
+def pause(seconds: float) -> None:
+    """Waits; ends this program when one of SIGNALS has come."""
+    if signal.sigtimedwait(SIGNALS, seconds):
+        sys.exit()
 
-    Attributes:
-        name: its name in messages, in `state.json` and of its log file.
-        command: the program and its arguments; it stays in the foreground.
-        environment: all of its environment.
-        ready: says whether it does its work now.
-        prepare: brings its files about; called before each start, so it does nothing where they are there.
-        user: the system user to run as; none means whoever calls.
-        stop: the signal for an orderly end.
-        orphan: the signal that the kernel sends where the supervisor died first.
+
+def tries(seconds: float, nap: Callable[[float], None] = time.sleep) -> Iterator[None]:
+    """Lets a loop try again every 20 ms, for so long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        yield
+        nap(0.02)
+
+
+def find(pattern: str) -> Path | None:
+    """Returns the folder of a program: of its newest release as Debian lays them out, or else on PATH."""
+    releases = Path("/").glob(pattern)
+    newest = max(releases, key=lambda path: [int(n) for n in re.findall(r"\d+", str(path))], default=None)
+    found = newest or shutil.which(Path(pattern).name)
+    return Path(found).resolve().parent if found else None
+
+
+def mark(name: str) -> socket.socket | None:
+    """Takes a name that one process has at a time; none if it is taken.
+
+    It is an abstract address, free again when all who inherited it have ended, however they did.
+    """
+    held = socket.socket(socket.AF_UNIX)
+    try:
+        held.bind(f"\0sendoff-dev-{name}")
+    except OSError:
+        held.close()
+        return None
+    return held
+
+
+def set_parent_death_signal(number: int) -> None:
+    """Has the kernel send this process a signal when its parent ends; 0 for none."""
+    LIBC.prctl(1, number)
+
+
+def die_with_parent(number: int, blocked: Iterable[int] = ()) -> Callable[[], None]:
+    """Returns what a child calls first, to be sent a signal when this process ends."""
+    parent = os.getpid()
+
+    def arrange() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        set_parent_death_signal(number)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return arrange
+
+
+class Servers:
+    """The servers of one instance: in one folder, with ports of their own, and one password.
+
+    Each is a child in the foreground, which the kernel ends with this process; what `pg_ctl start` or
+    `rabbitmq-server -detached` start is nobody's child, and would stay.
     """
 
-    name: str
-    command: list[str]
-    environment: dict[str, str]
-    ready: Callable[[], bool]
-    prepare: Callable[[], None] = field(default=_nothing)
-    user: str | None = None
-    stop: signal.Signals = signal.SIGTERM
-    orphan: signal.Signals = signal.SIGKILL
-
-
-def native(instance: Instance, programs: Programs) -> list[Server]:
-    """Returns the servers in the order of their start, from the programs of this machine."""
-    return [*_rabbitmq(instance, programs.rabbitmq), _postgres(instance, programs.postgres), _sink(instance)]
-
-
-def compose(instance: Instance) -> list[Server]:
-    """Returns the servers in the order of their start, with RabbitMQ and Postgres in containers."""
-    environment = _environment(
-        HOME=str(Path.home()),
-        SENDOFF_DEV_SECRET=instance.secret,
-        SENDOFF_DEV_AMQP_PORT=str(instance.amqp_port),
-        SENDOFF_DEV_POSTGRES_PORT=str(instance.postgres_port),
-    )
-    docker = ["docker", "compose", "--file", str(COMPOSE_FILE), "--project-name", instance.folder.name]
-
-    def query() -> bool:
-        psql = ["psql", "--username", "sendoff", "--dbname", "sendoff", "--command", "select 1"]
-        call = [*docker, "exec", "--no-TTY", "postgres", *psql]
-        return (
-            subprocess.run(call, env=environment, capture_output=True, timeout=30, check=False).returncode
-            == 0
-        )
-
-    containers = Server(
-        name="containers",
-        command=[*docker, "up", "--abort-on-container-exit", "--renew-anon-volumes"],
-        environment=environment,
-        ready=lambda: probes.amqp(instance.amqp_port, "sendoff", instance.secret) and query(),
-        stop=signal.SIGINT,
-        orphan=signal.SIGINT,
-    )
-    return [containers, _sink(instance)]
-
-
-def _environment(**own: str) -> dict[str, str]:
-    """A small environment of our own, so that no RABBITMQ_, ERL_ or PG variable of the user leaks in."""
-    kept = {name: os.environ[name] for name in ("PATH", "SENDOFF_DEV_RUN") if name in os.environ}
-    return {**kept, "LC_ALL": "C.UTF-8", **own}
-
-
-def _rabbitmq(instance: Instance, sbin: Path) -> list[Server]:
-    folder = instance.folder / "rabbitmq"
-    epmd_settings = {"ERL_EPMD_ADDRESS": "127.0.0.1", "ERL_EPMD_PORT": str(instance.epmd_port)}
-    environment = _environment(
-        **epmd_settings,
-        HOME=str(folder),
-        RABBITMQ_NODENAME=f"sendoff{instance.port}@localhost",
-        RABBITMQ_NODE_IP_ADDRESS="127.0.0.1",
-        RABBITMQ_NODE_PORT=str(instance.amqp_port),
-        RABBITMQ_DIST_PORT=str(instance.node_port),
-        RABBITMQ_CONFIG_FILE=str(folder / "rabbitmq.conf"),
-        RABBITMQ_CONFIG_FILES=str(folder / "none" / "*.conf"),
-        RABBITMQ_ADVANCED_CONFIG_FILE=str(folder / "none.config"),
-        RABBITMQ_CONF_ENV_FILE="/dev/null",
-        RABBITMQ_ENABLED_PLUGINS_FILE=str(folder / "enabled_plugins"),
-        RABBITMQ_MNESIA_BASE=str(folder / "data"),
-        RABBITMQ_LOG_BASE=str(folder),
-        RABBITMQ_LOGS="-",
-        # With "input allowed" the start script becomes the broker instead of keeping it as a child, so that
-        # signals and the end of the supervisor reach the broker itself; -noinput takes the shell away again.
-        RABBITMQ_ALLOW_INPUT="1",
-        RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS=(
-            "-noinput -start_epmd false -kernel inet_dist_use_interface {127,0,0,1}"
-        ),
-    )
-
-    def prepare() -> None:
-        (folder / "data").mkdir(parents=True, exist_ok=True)
-        conf = folder / "rabbitmq.conf"
-        conf.touch(mode=0o600)
-        conf.write_text(RABBITMQ_CONF.format(amqp_port=instance.amqp_port, secret=instance.secret))
-        (folder / "enabled_plugins").write_text("[].\n")
-        deadline = time.monotonic() + 5
-        while not probes.tcp(instance.epmd_port) and time.monotonic() < deadline:
-            time.sleep(0.02)
-
-    epmd = Server(
-        name="epmd",
-        command=[shutil.which("epmd") or "epmd", "-port", str(instance.epmd_port), "-address", "127.0.0.1"],
-        environment=_environment(**epmd_settings),
-        ready=lambda: probes.tcp(instance.epmd_port),
-    )
-    broker = Server(
-        name="rabbitmq",
-        command=[str(sbin / "rabbitmq-server")],
-        environment=environment,
-        prepare=prepare,
-        ready=lambda: probes.amqp(instance.amqp_port, "sendoff", instance.secret),
-    )
-    return [epmd, broker]
-
-
-def _allow_huge_pages(megabytes: int) -> None:
-    """Lets Postgres have its memory in large pages, as its manual advises, where this user may allow that.
-
-    The kernel hands them out when asked, and has them back when Postgres ends; the leave to ask stays.
-    """
-    wanted = megabytes * 11 // 20  # of 2 MB, and a tenth more than the buffers
-    with contextlib.suppress(OSError):
-        if int(HUGE_PAGES.read_text()) < wanted:
-            HUGE_PAGES.write_text(str(wanted))
-
-
-def _postgres(instance: Instance, programs: Path) -> Server:
-    data = instance.folder / "postgres"
-    user = "postgres" if os.geteuid() == 0 else None
-    environment = _environment(HOME="/")
-    megabytes = int(os.environ.get("SENDOFF_DEV_SHARED_MEGABYTES", SMALL_MEGABYTES))
-
-    def prepare() -> None:
-        if megabytes > SMALL_MEGABYTES:
-            _allow_huge_pages(megabytes)
-        if (data / "PG_VERSION").exists():
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.secret = secrets.token_hex(16)
+        self.running: dict[str, tuple[subprocess.Popen[bytes], list[object], dict[str, object]]] = {}
+        self.owner = "postgres" if os.geteuid() == 0 else None  # Postgres refuses to run as root
+        start = int(hashlib.sha256(folder.name.encode()).hexdigest(), 16)
+        for step in range(BLOCKS):
+            first = FIRST_PORT + BLOCK_SIZE * ((start + step) % BLOCKS)
+            if (held := mark(str(first))) is None:
+                continue
+            try:
+                for port in range(first, first + BLOCK_SIZE):
+                    socket.create_server(("127.0.0.1", port)).close()
+            except OSError:
+                held.close()
+                continue
+            self.mark = held
+            self.amqp, self.postgres, self.smtp, self.epmd, self.node = range(first, first + 5)
             return
-        data.mkdir(mode=0o700, exist_ok=True)
-        password = instance.folder / "postgres.password"
-        password.touch(mode=0o600)
-        password.write_text(instance.secret)
-        if user:
-            shutil.chown(data, user, user)
-            shutil.chown(password, user, user)
-        options = [
-            "--username=sendoff",
-            "--encoding=UTF8",
-            "--locale=C.UTF-8",
-            "--auth=scram-sha-256",
-            "--no-sync",
-        ]
-        subprocess.run(
-            [str(programs / "initdb"), f"--pgdata={data}", *options, f"--pwfile={password}"],
-            env=environment,
-            cwd="/",
-            user=user,
-            group=user,
-            extra_groups=[] if user else None,
-            stdout=subprocess.DEVNULL,
-            timeout=60,
-            check=True,
-        )
-        password.unlink()
-        with (data / "postgresql.conf").open("a") as conf:
-            settings = {
-                "postgres_port": instance.postgres_port,
-                "data": data,
-                "shared_buffers": f"{megabytes}MB",
-            }
-            conf.write(POSTGRESQL_CONF.format(**settings))
+        sys.exit(f"servers: No {BLOCK_SIZE} ports in a row are free from {FIRST_PORT} on 127.0.0.1.")
 
-    def psql(statement: str) -> str | None:
-        options = [
-            "-X",
-            "-At",
-            "-h",
-            "127.0.0.1",
-            "-p",
-            str(instance.postgres_port),
-            "-U",
-            "sendoff",
-            "-d",
-            "postgres",
-        ]
-        login = {**environment, "PGPASSWORD": instance.secret, "PGCONNECT_TIMEOUT": "2"}
-        call = [str(programs / "psql"), *options, "-c", statement]
-        done = subprocess.run(
-            call, env=login, cwd="/", capture_output=True, text=True, timeout=30, check=False
-        )
-        return done.stdout if done.returncode == 0 else None
+    def settings(self) -> dict[str, str]:
+        """Returns the environment that leads a program to these servers."""
+        login = f"sendoff:{self.secret}@127.0.0.1"
+        return {
+            "SENDOFF_AMQP_URL": f"amqp://{login}:{self.amqp}/",
+            "SENDOFF_DATABASE_URL": f"postgresql://{login}:{self.postgres}/sendoff",
+            "SENDOFF_SMTP_URL": f"smtp://127.0.0.1:{self.smtp}",
+            "SENDOFF_DEV_SINK": str(self.folder / "received"),
+            "SENDOFF_DEV_STATE": str(self.folder / "state.json"),
+        }
 
-    def ready() -> bool:
-        if not probes.tcp(instance.postgres_port):
-            return False
-        found = psql("select 1 from pg_database where datname = 'sendoff'")
-        return bool(found) or (found is not None and psql("create database sendoff") is not None)
+    def state(self) -> dict[str, object]:
+        """Returns what the programs of this folder tell each other: settings, ports, processes by name."""
+        pids = {name: process.pid for name, (process, *_) in self.running.items()}
+        ports = [self.amqp, self.postgres, self.smtp]
+        return {"settings": self.settings(), "ports": ports, "pids": {"keeper": os.getpid(), **pids}}
 
-    return Server(
-        name="postgres",
-        command=[str(programs / "postgres"), "-D", str(data)],
-        environment=environment,
-        prepare=prepare,
-        ready=ready,
-        user=user,
-        stop=signal.SIGINT,  # the fast shutdown: clients are disconnected
-        orphan=signal.SIGQUIT,  # the immediate one, which still ends every backend
-    )
+    def start(self) -> None:
+        """Starts all, and returns when they are ready; ends this program with a sentence if one is not."""
+        self.start_rabbitmq()
+        self.start_postgres()
+        self.serve("sink", [PYTHON, DEV / "sink.py", "--port", self.smtp, "--dir", self.folder / "received"])
+        connect = f"import socket; socket.create_connection(('127.0.0.1', {self.smtp}), 2)"
+        self.wait("sink", [sys.executable, "-c", connect])
+        self.wait_rabbitmq()
 
+    def start_rabbitmq(self, more: str = "") -> None:
+        """Starts epmd, a private name server of Erlang nodes, and RabbitMQ with more in its rabbitmq.conf."""
+        folder, sbin = self.folder / "rabbitmq", find(RABBITMQ) or Path()
+        self.erlang: dict[str, object] = {  # nothing of the system's own node is theirs
+            "HOME": folder,
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "ERL_EPMD_PORT": self.epmd,
+            "RABBITMQ_NODENAME": "sendoff@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": self.amqp,
+            "RABBITMQ_DIST_PORT": self.node,
+            "RABBITMQ_CONFIG_FILE": folder / "rabbitmq.conf",
+            "RABBITMQ_CONFIG_FILES": folder / "none" / "*.conf",
+            "RABBITMQ_ADVANCED_CONFIG_FILE": folder / "none.config",
+            "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": folder / "enabled_plugins",
+            "RABBITMQ_MNESIA_BASE": folder / "data",
+            "RABBITMQ_LOG_BASE": folder,
+            "RABBITMQ_LOGS": "-",
+            # With "input allowed" the start script becomes the broker instead of keeping it as a child, so
+            # that signals reach the broker itself; -noinput takes the shell away again.
+            "RABBITMQ_ALLOW_INPUT": 1,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-noinput -start_epmd false"
+            " -kernel inet_dist_use_interface {127,0,0,1}",
+        }
+        folder.mkdir()
+        (folder / "rabbitmq.conf").write_text(RABBITMQ_CONF.format(secret=self.secret) + more)
+        (folder / "enabled_plugins").write_text("[].\n")
+        (folder / ".erlang.cookie").touch(mode=0o600)
+        (folder / ".erlang.cookie").write_text(secrets.token_hex(16))
+        self.serve("epmd", ["epmd"], **self.erlang)
+        self.wait("epmd", ["epmd", "-names"], **self.erlang)  # or RabbitMQ would start one that stays
+        self.serve("rabbitmq", [sbin / "rabbitmq-server"], **self.erlang)
 
-def _sink(instance: Instance) -> Server:
-    program = str(CHECKOUT / "dev" / "sink.py")
-    return Server(
-        name="sink",
-        command=[str(PYTHON), program, "--port", str(instance.smtp_port), "--dir", str(instance.sink_folder)],
-        environment=_environment(HOME=str(instance.folder)),
-        ready=lambda: probes.smtp(instance.smtp_port),
-    )
+    def wait_rabbitmq(self) -> None:
+        """Waits until RabbitMQ is ready."""
+        rabbitmqctl = (find(RABBITMQ) or Path()) / "rabbitmqctl"
+        self.wait("rabbitmq", [rabbitmqctl, "await_startup", "--timeout", START_SECONDS], **self.erlang)
+
+    def start_postgres(self) -> None:
+        """Starts Postgres, and returns when it is ready."""
+        data, password = self.folder / "postgres", self.folder / "postgres.password"
+        programs = find(POSTGRES) or Path()
+        data.mkdir(mode=0o700)
+        password.write_text(self.secret)
+        if self.owner:
+            shutil.chown(data, self.owner, self.owner)
+            shutil.chown(password, self.owner)
+        initdb = [programs / "initdb", "-D", data, f"--pwfile={password}", *INITDB.split()]
+        if self.spawn("postgres", initdb).wait(START_SECONDS) != 0:
+            self.give_up("postgres", "could not be set up")
+        megabytes = int(os.environ.get("SENDOFF_DEV_SHARED_MEGABYTES", SMALL_MEGABYTES))
+        if megabytes > SMALL_MEGABYTES:
+            with suppress(OSError):  # in large pages, as its manual advises, where this user may allow them
+                HUGE_PAGES.write_text(str(max(int(HUGE_PAGES.read_text()), megabytes * 11 // 20)))
+        settings = [f"port={self.postgres}", f"shared_buffers={megabytes}MB", *POSTGRES_SETTINGS.split()]
+        self.serve("postgres", [programs / "postgres", "-D", data, *(f"-c{each}" for each in settings)])
+        address = ["--host=127.0.0.1", f"--port={self.postgres}", "--username=sendoff"]
+        self.wait("postgres", [programs / "createdb", *address, "sendoff"], PGPASSWORD=self.secret)
+
+    def spawn(self, log: str, command: list[object], **environment: object) -> subprocess.Popen[bytes]:
+        """Starts a process whose output goes to a log, and which the kernel ends where this one ended first.
+
+        Its environment is small, so that no RABBITMQ_, ERL_ or PG variable of the user leaks in.
+        """
+        own = {name: str(value) for name, value in environment.items()}
+        user = self.owner if log == "postgres" else None
+        with (self.folder / f"{log}.log").open("ab") as out:
+            return subprocess.Popen(
+                [*map(str, command)],
+                env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C.UTF-8", **own},
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                user=user,
+                group=user,
+                extra_groups=[] if user else None,
+                preexec_fn=die_with_parent(ENDS.get(log, signal.SIGKILL)),  # noqa: PLW1509 - no threads here
+            )
+
+    def serve(self, name: str, command: list[object], **environment: object) -> None:
+        """Starts a server."""
+        say(f"starting {name}")
+        self.running[name] = self.spawn(name, command, **environment), command, environment
+        pause(0)
+
+    def wait(self, name: str, question: list[object], **environment: object) -> None:
+        """Runs a command until it succeeds: a server is ready then."""
+        asked = None
+        for _ in tries(START_SECONDS, pause):
+            if asked is None or asked.returncode is not None:
+                asked = self.spawn(f"{name}-ready", question, **environment)
+            if asked.poll() == 0:
+                return
+            for each, (process, *_) in self.running.items():
+                if process.poll() is not None:
+                    self.give_up(each, "ended while it started")
+        self.give_up(name, f"was not ready in {START_SECONDS} s")
+
+    def give_up(self, name: str, why: str) -> None:
+        """Ends this program with a sentence and the end of a server's log."""
+        log = (self.folder / f"{name}.log").read_text(errors="replace").splitlines()
+        sys.exit("\n    ".join([f"servers: {name} {why}. Its log ends with:", *log[-12:]]))
+
+    def revive(self) -> bool:
+        """Starts again what has ended; says whether anything had."""
+        ended = [name for name, (process, *_) in self.running.items() if process.poll() is not None]
+        for name in ended:
+            _, command, environment = self.running[name]
+            self.serve(name, command, **environment)
+        return bool(ended)
+
+    def end(self) -> None:
+        """Ends all at once, since their data goes with them."""
+        for name, (process, *_) in self.running.items():
+            process.send_signal(ENDS.get(name, signal.SIGKILL))
+        for process, *_ in self.running.values():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_SECONDS)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(STOP_SECONDS)
+        self.mark.close()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from contracts.commands import ComputeStats, Confirm, Control, Reply
@@ -17,14 +20,17 @@ if TYPE_CHECKING:
 _AT: Final = "2026-12-01T08:00:03.250Z"
 _COMMAND: Final = {"delivery_id": 42, "operator": "ana"}
 _RESULT: Final = {"delivery_id": 42, "recipient": 17, "attempt": 1, "at": _AT}
-_COUNTS: Final = {
-    "to_deliver": 1000, "sent": 950, "bounced": 30, "bounced_hard": 20, "bounced_soft": 9,
-    "bounced_ignored": 1,
-    "errors": 5, "unknown": 0, "excluded_late": 1, "cancelled": 0, "retrying": 4, "sending": 10, "pending": 0,
-    "opened": 300, "clicked": 42, "optout": 2, "mirror": 7,
-    "sent_pct": 95.0, "bounce_error_pct": 3.55, "open_pct": 31.58, "click_pct": 4.42,
-    "human_opened": 210, "human_clicked": 38, "human_open_pct": 22.11, "human_click_pct": 4.0,
-}  # fmt: skip
+_GUIDE: Final = Path(__file__).parents[1] / "docs" / "contracts.md"
+
+
+def _in_guide(name: str) -> dict[str, Any]:
+    """Returns the example that the guide shows of a model."""
+    found = re.search(rf"<!-- {name} -->\n```json\n(.*?)```", _GUIDE.read_text("utf-8"), re.DOTALL)
+    if found is None:
+        raise LookupError(f"docs/{_GUIDE.name} has no example of {name}.")
+    example: dict[str, Any] = json.loads(found[1])
+    return example
+
 
 EXAMPLES: Final[dict[type[BaseModel], list[dict[str, Any]]]] = {
     Confirm: [
@@ -63,27 +69,7 @@ EXAMPLES: Final[dict[type[BaseModel], list[dict[str, Any]]]] = {
             "summary": None,
         },
     ],
-    Stats: [
-        {
-            "status": "accepted",
-            "delivery_id": 42,
-            "label": "November newsletter",
-            "channel": "email",
-            "state": "in_progress",
-            "preparation": 3,
-            "contact_date": "2026-12-01T08:00:00Z",
-            "confirmed_at": "2026-11-30T16:12:09Z",
-            "started_at": "2026-12-01T08:00:00Z",
-            "finished_at": None,
-            **_COUNTS,
-            "excluded": 5,
-            "excluded_by_cause": {"duplicate": 3, "invalid": 2},
-            "updated_at": _AT,
-            "as_of": "2026-12-01T08:00:04Z",
-            "exact": True,
-            "drift": {},
-        }
-    ],
+    Stats: [_in_guide("Stats")],
     Send: [
         {
             "delivery_id": 42,

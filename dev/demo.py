@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import demo_recipients
+from backends import die_with_parent
 from rich.console import Console
 from rich.text import Text
-from supervisor import die_with_parent
 
 from worker.domain.mailbox import mailbox
 

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from contracts.states import State
-from worker.domain.states import MOVES
+from worker.domain.states import MOVES, OVER, RUNNING, UNDER_WAY
 
 PAGE = Path(__file__).parents[1] / "docs" / "states.md"
 
@@ -22,9 +22,15 @@ kept in `sendoff.delivery_transition` with who, when and why.
 
 """
 
+_GROUPS_HEAD = """\
+Statements name groups of states by columns of `sendoff.delivery_record`, which follow from the state:
+"""
+
+GROUPS = {"running": RUNNING, "under_way": UNDER_WAY, "over": OVER}
+
 
 def page() -> str:
-    """Returns the page: a diagram, and the table that it is drawn from."""
+    """Returns the page: a diagram, the table that it is drawn from, and the groups."""
     arrows = [
         f"    {origin} --> {goal}: {move.value.replace('_', ' ')}"
         for move, (origins, goals) in MOVES.items()
@@ -37,7 +43,9 @@ def page() -> str:
         for move, (origins, goals) in MOVES.items()
     ]
     table = ["| from | by | to |", "|---|---|---|", *rows, ""]
-    return _HEAD + "\n".join([*diagram, *table])
+    columns = [f"| `{name}` | {_names(states)} |" for name, states in GROUPS.items()]
+    groups = [_GROUPS_HEAD, "| column | states |", "|---|---|", *columns, ""]
+    return _HEAD + "\n".join([*diagram, *table, *groups])
 
 
 def _names(states: tuple[State, ...]) -> str:

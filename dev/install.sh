@@ -1,9 +1,20 @@
 #!/bin/sh
-# Installs the Debian or Ubuntu packages named as arguments, as root, so that none of their services is started,
+# Installs the Debian or Ubuntu packages named as arguments, as root or by sudo, so that none of their services is started,
 # enabled for the next boot, or given a cluster on a default port.
 #
 # It is a process of its own, in one piece: whatever ends the caller, it finishes or cleans up after itself.
 set -eu
+
+if ! command -v apt-get >/dev/null; then
+    echo "Sendoff needs $*, and there is no apt to install them: use this machine's own package manager." >&2
+    exit 1
+fi
+if [ "$(id -u)" -ne 0 ]; then
+    if command -v sudo >/dev/null; then exec sudo sh "$0" "$@"; fi
+    echo "Installing $* needs root and there is no sudo: as root, run apt-get install $*" >&2
+    exit 1
+fi
+echo "installing $* (their system services stay off)" >&2
 
 policy=/usr/sbin/policy-rc.d
 no_cluster=/etc/postgresql-common/createcluster.d/sendoff-install.conf

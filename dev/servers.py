@@ -2,344 +2,236 @@
 
     up              start them for this checkout, or find them running; print their settings
     down            stop just those and remove their data
-    env             print the settings of those that are up
     run -- COMMAND  run a command on fresh servers of its own, which end with it
     install         install what `.venv` needs and Debian leaves out of Python
 
 Settings go to standard output as `export` lines, all else to standard error. `up` leaves servers behind only
 once all are ready: interrupted or killed before that, it takes them along. `run` never touches those of `up`.
-Nothing is needed but Python 3.11; the sink needs `.venv`, which the Makefile builds.
+Nothing is needed but Linux and Python 3.11; the sink needs `.venv`, which the Makefile builds.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
+import hashlib
+import importlib.util
+import json
 import os
-import select
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import backends
-import instance
-import programs
-from supervisor import START_SECONDS, die_with_parent
+from backends import DEV, die_with_parent, mark, pause, say, set_parent_death_signal, tries
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-LOCK_SECONDS = 300
-READY_SECONDS = START_SECONDS + 30
+INSTALL_SECONDS = 1800
+READY_SECONDS = 2 * backends.START_SECONDS
 STOP_SECONDS = 60
-GRACE_SECONDS = 20
+COMMAND_SECONDS = 20
 
 
-class RefusedError(Exception):
-    """What was asked for cannot be done; the message says why."""
+def install(*packages: str) -> None:
+    """Installs Debian's packages."""
+    script = ["timeout", "--foreground", str(INSTALL_SECONDS), "sh", str(DEV / "install.sh")]
+    if packages and subprocess.call([*script, *packages], stdout=2) != 0:
+        sys.exit(f"servers: Installing {' '.join(packages)} failed; the reason stands above.")
 
 
-def say(line: str) -> None:
-    """Tells a person how far it is."""
-    print(f"servers: {line}", file=sys.stderr, flush=True)
+def checkout_folder() -> Path:
+    """Returns where the servers of this checkout live, in a folder of this user; sweeps up beside it.
 
-
-class Orphaned(SystemExit):
-    """The process that started this one is gone."""
-
-
-PARENT = os.getppid()
-
-
-def check_parent() -> None:
-    """Ends this process where its parent was killed, so that `make` cannot be outlived.
-
-    Raises:
-        Orphaned: it was.
+    It lies outside the checkout, because Postgres never runs as root and the user `postgres` cannot reach
+    into `/root`; others may pass through it, not list it. In another network, as in another container, it is
+    another one.
     """
-    if os.getppid() != PARENT:
-        raise Orphaned(1)
+    base = Path(f"/var/tmp/sendoff-{os.getuid()}")  # noqa: S108 - its owner is checked
+    base.mkdir(exist_ok=True)
+    if base.lstat().st_uid != os.getuid():
+        sys.exit(f"servers: {base} is not this user's; remove it and try again.")
+    base.chmod(0o711)
+    name = f"{DEV.parent} {Path('/proc/self/ns/net').readlink()}"
+    folder = base / hashlib.sha256(name.encode()).hexdigest()[:10]
+    for left in base.glob(f"{folder.name}*"):
+        if held := mark(str(left)):  # who kept it was killed outright
+            shutil.rmtree(left, ignore_errors=True)
+            held.close()
+    return folder
 
 
-@contextlib.contextmanager
-def checkout_lock() -> Iterator[None]:
-    """Lets one `up` or `down` of this checkout work at a time."""
-    deadline = time.monotonic() + LOCK_SECONDS
-    told = False
-    while (held := instance.lock(instance.CHECKOUT / "dev")) is None:
-        if not told:
-            say("waiting for another up or down of this checkout")
-            told = True
-        if time.monotonic() > deadline:
-            raise RefusedError(
-                "Another up or down of this checkout is still at work; wait for it or stop it."
-            )
-        check_parent()
-        time.sleep(0.1)
+def keep(folder: Path, *, stay: bool) -> None:
+    """Keeps servers until this process is told to end, or its parent ends; their folder goes with them.
+
+    To `stay` is to print the settings when all are ready, and to outlive the parent from then on.
+    """
+    os.umask(0o077)
+    servers = backends.Servers(folder)
+    folder.mkdir()
+    folder.chmod(0o711)  # for the user postgres
     try:
-        yield
+        servers.start()
+        if stay:
+            os.write(1, exports(servers.settings()))
+            set_parent_death_signal(0)
+        os.dup2(os.open(folder / "keeper.log", os.O_WRONLY | os.O_CREAT, 0o600), 2)
+        os.dup2(2, 1)
+        while True:
+            (folder / "state.new").write_text(json.dumps(servers.state(), indent=1))
+            (folder / "state.new").replace(folder / "state.json")
+            while not servers.revive():
+                pause(1)
     finally:
-        os.close(held)
+        if not stay:
+            end_commands(f"SENDOFF_DEV_STATE={folder / 'state.json'}")
+        servers.end()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-class Starting:
-    """A supervisor on its leash, from its start until it is released or has ended."""
+def end_commands(sign: str) -> None:
+    """Ends what has a sign in its environment: what `run` ran, and what that started in turn."""
 
-    def __init__(self, folder: Path, held: int) -> None:
-        status, status_writer = os.pipe()
-        leash_reader, self._leash = os.pipe()
-        with (folder / "supervisor.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, str(instance.CHECKOUT / "dev" / "supervisor.py"), str(folder)],
-                stdin=leash_reader,
-                stdout=status_writer,
-                stderr=log,
-                cwd="/",
-                start_new_session=True,
-                pass_fds=(held,),
-            )
-        os.close(status_writer)
-        os.close(leash_reader)
-        os.close(held)
-        self._status = status
+    def found() -> list[int]:
+        pids = []
+        for path in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):  # it ended, or is somebody else's
+                if sign.encode() in path.read_bytes().split(b"\0"):
+                    pids.append(int(path.parent.name))
+        return pids
 
-    def wait_ready(self) -> None:
-        """Waits until every server is ready.
-
-        Raises:
-            RefusedError: they do not start; the message gives the reason.
-        """
-        deadline = time.monotonic() + READY_SECONDS
-        text = b""
-        while time.monotonic() < deadline:
-            check_parent()
-            if not select.select([self._status], [], [], 0.2)[0]:
-                continue
-            part = os.read(self._status, 65536)
-            if not part:
-                raise RefusedError("The servers ended while they started.")
-            *lines, text = (text + part).split(b"\n")
-            for line in lines:
-                words = line.decode(errors="replace")
-                if words == "ready":
-                    return
-                if words.startswith("failed: "):
-                    raise RefusedError(words.removeprefix("failed: "))
-                say(words)
-        raise RefusedError(f"The servers were not ready within {READY_SECONDS} seconds.")
-
-    def release(self) -> None:
-        """Lets the servers go on when this process ends."""
-        os.write(self._leash, b"release\n")
-
-    def end(self) -> None:
-        """Stops the servers, and returns when they are gone."""
-        os.close(self._leash)
-        self._process.wait(STOP_SECONDS)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for pid in found():
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+        for _ in tries(COMMAND_SECONDS):
+            if not found():
+                return
 
 
-def start(folder: Path) -> Starting:
-    """Makes an instance's folder and starts its supervisor; installs first what is missing on the machine."""
-    if not backends.PYTHON.exists():
-        raise RefusedError("The SMTP sink needs .venv, which is not there: run make venv first.")
-    if programs.find() is None and not (shutil.which("apt-get") is None and programs.has_compose()):
-        programs.install(servers=True)
-    folder.mkdir(mode=0o711, exist_ok=True)
-    folder.chmod(0o711)
-    deadline = time.monotonic() + 1
-    while (held := instance.lock(folder)) is None:  # somebody may be just asking whether it is taken
-        if time.monotonic() > deadline:
-            raise RefusedError(f"Another process is using {folder}.")
-        time.sleep(0.01)
-    return Starting(folder, held)
+def exports(settings: dict[str, str]) -> bytes:
+    """Returns settings as lines for a shell to evaluate."""
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in settings.items()).encode()
 
 
-def is_up(folder: Path) -> bool:
-    """Says whether an instance has a supervisor."""
-    held = instance.lock(folder) if folder.exists() else None
-    if held is not None:
-        os.close(held)
-    return folder.exists() and held is None
+def start(folder: Path, *, stay: bool) -> subprocess.Popen[bytes] | None:
+    """Starts a process that keeps servers in a folder, and waits until they are ready.
 
-
-def print_settings(folder: Path) -> None:
-    """Prints what a shell evaluates to reach the servers.
-
-    Raises:
-        RefusedError: there are none.
-        BrokenPipeError: nobody reads any more.
+    Returns:
+        The process, or none if the folder has one.
     """
-    found = instance.load(folder)
-    if not found or not is_up(folder):
-        raise RefusedError("No servers are running for this checkout: run make up.")
-    for name, value in found[0].settings().items():
-        print(f"export {name}={shlex.quote(value)}")
-    sys.stdout.flush()
+    if not backends.PYTHON.exists():
+        sys.exit("servers: The SMTP sink needs .venv, which is not there: run make venv first.")
+    wanted = {"rabbitmq-server": backends.RABBITMQ, "postgresql": backends.POSTGRES}
+    install(*(package for package, program in wanted.items() if backends.find(program) is None))
+    held = mark(str(folder))
+    if held is None:
+        return None
+    process = subprocess.Popen(
+        [sys.executable, __file__, "keep", str(folder), *(["stay"] if stay else [])],
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        pass_fds=(held.fileno(),),
+        preexec_fn=die_with_parent(signal.SIGTERM, backends.SIGNALS),  # noqa: PLW1509 - there are no threads
+    )
+    held.close()
+    try:
+        for _ in tries(READY_SECONDS):
+            if (folder / "state.json").exists():
+                return process
+            if process.poll() is not None:
+                sys.exit("servers: The servers were not started.")
+        sys.exit("servers: The servers were not ready in time.")
+    except BaseException:
+        end(process)
+        raise
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends what keeps servers, and returns when they are gone."""
+    process.terminate()
+    process.wait(STOP_SECONDS)
+
+
+def state(folder: Path) -> Any:  # noqa: ANN401 - from JSON
+    """Returns the settings and the process ids of servers; FileNotFoundError where they are not ready."""
+    return json.loads((folder / "state.json").read_text())
 
 
 def up(folder: Path) -> None:
     """Starts this checkout's servers unless they run, and prints their settings."""
-    with checkout_lock():
-        instance.sweep(folder)
-        began = time.monotonic()
-        if is_up(folder):
-            wait_answering(folder)
-            print_settings(folder)
-        else:
-            starting = start(folder)
-            try:
-                starting.wait_ready()
-                print_settings(folder)
-            except BaseException:
-                starting.end()
-                raise
-            starting.release()
+    began = time.monotonic()
+    for _ in tries(READY_SECONDS):
+        if start(folder, stay=True):
             say(f"ready after {time.monotonic() - began:.1f} s; logs in {folder}")
-        note = instance.CHECKOUT / ".dev"
-        with contextlib.suppress(OSError):  # a convenience, and the checkout may be read-only
-            note.mkdir(exist_ok=True)
-            (note / "servers").unlink(missing_ok=True)
-            (note / "servers").symlink_to(folder)
-
-
-def wait_answering(folder: Path) -> None:
-    """Waits until servers that are running already, or being started again by their supervisor, answer.
-
-    Raises:
-        RefusedError: one of them does not.
-    """
-    found = instance.load(folder)
-    if found is None:
-        raise RefusedError("The servers are just being stopped; try again.")
-    native = programs.find()
-    waiting = backends.native(found[0], native) if native else backends.compose(found[0])
-    deadline = time.monotonic() + READY_SECONDS
-    while waiting := [server for server in waiting if not server.ready()]:
-        check_parent()
-        if time.monotonic() > deadline:
-            raise RefusedError(
-                f"{waiting[0].name} does not answer; see {folder}, then run make down and make up."
-            )
-        time.sleep(0.1)
+            return
+        with suppress(FileNotFoundError, ConnectionRefusedError):  # just being started, or started again
+            found = state(folder)
+            for port in found["ports"]:
+                socket.create_connection(("127.0.0.1", port), 2).close()
+            os.write(1, exports(found["settings"]))
+            return
+    sys.exit("servers: The servers of this checkout do not answer; run make down, and make up again.")
 
 
 def down(folder: Path) -> None:
-    """Stops this checkout's servers, if there are any, and removes their data."""
-    with checkout_lock():
-        found = instance.load(folder)
-        if is_up(folder) and found:
-            supervisor = found[1]["supervisor"]
-            for number in (signal.SIGTERM, signal.SIGKILL):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(supervisor, number)
-                deadline = time.monotonic() + STOP_SECONDS
-                while is_up(folder) and time.monotonic() < deadline:
-                    time.sleep(0.05)
-                if not is_up(folder):
-                    break
-            else:
-                raise RefusedError(f"The supervisor, process {supervisor}, could not be stopped.")
-            say("stopped")
-        else:
-            say("nothing is running")
-        shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            (instance.CHECKOUT / ".dev" / "servers").unlink(missing_ok=True)
+    """Stops this checkout's servers, if there are any; their data goes with them."""
+    asked = False
+    for _ in tries(READY_SECONDS):
+        if held := mark(str(folder)):
+            held.close()
+            say("stopped" if asked else "nothing is running")
+            return
+        with suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(state(folder)["pids"]["keeper"], signal.SIGTERM)
+            asked = True
+    sys.exit(f"servers: The servers in {folder} do not stop.")
 
 
 def run(folder: Path, command: list[str]) -> int:
     """Runs a command on servers of its own and returns its status, 128 + n where signal n ended it."""
-    with checkout_lock():
-        instance.sweep(folder)
-        folder = folder.with_name(f"{folder.name}-run-{os.getpid()}")
-        starting = start(folder)
+    folder = folder.with_name(f"{folder.name}-run-{os.getpid()}")
+    process = start(folder, stay=False)
+    if process is None:
+        sys.exit(f"servers: Another process is using {folder}.")
     try:
-        starting.wait_ready()
-        found = instance.load(folder)
-        if found is None:
-            raise RefusedError("The servers went away while the command was to start.")
-        settings = {**os.environ, **found[0].settings(), "SENDOFF_DEV_RUN": str(folder)}
-        return _supervise(command, settings)
+        environment = {**os.environ, **state(folder)["settings"]}
+        leash = die_with_parent(signal.SIGTERM)
+        child = subprocess.Popen(command, env=environment, preexec_fn=leash)  # noqa: PLW1509 - no threads here
+        try:
+            status = child.wait()
+        except KeyboardInterrupt:  # the terminal sends it to the command as well, which ends in its own way
+            status = child.wait(COMMAND_SECONDS)
     finally:
-        starting.end()
-
-
-def _supervise(command: list[str], settings: dict[str, str]) -> int:
-    """Runs a command in the foreground; what ends this process ends the command first."""
-    interrupted: list[float] = []
-    # The terminal sends an interrupt to the command as well, which then ends in its own way and time.
-    signal.signal(signal.SIGINT, lambda *_: interrupted.append(time.monotonic()))
-    try:
-        child = subprocess.Popen(
-            command,
-            env=settings,
-            preexec_fn=die_with_parent(signal.SIGTERM),  # noqa: PLW1509 - there are no threads here
-        )
-    except OSError as error:
-        raise RefusedError(f"The command cannot be started: {error}") from error
-    try:
-        while child.poll() is None and not (
-            interrupted and time.monotonic() > interrupted[0] + GRACE_SECONDS
-        ):
-            check_parent()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(0.2)
-    finally:
-        if child.poll() is None:
-            child.terminate()
-            try:
-                child.wait(GRACE_SECONDS)
-            except subprocess.TimeoutExpired:
-                child.kill()
-        status = child.wait()
+        end(process)  # and the command, if it still runs
     return status if status >= 0 else 128 - status
-
-
-def arguments() -> tuple[str, list[str]]:
-    """Reads the command line: the action, and the command for `run`."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("action", choices=["up", "down", "env", "run", "install"])
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="for run: -- COMMAND [ARGUMENT...]")
-    given = parser.parse_args()
-    command = given.command[1:] if given.command[:1] == ["--"] else given.command
-    if (given.action == "run") != bool(command):
-        parser.error("run, and only run, takes a command: servers.py run -- COMMAND [ARGUMENT...]")
-    return given.action, command
 
 
 def main() -> int:
     """Does what the command line says; 1 with a sentence where that cannot be done."""
-    action, command = arguments()
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))
+    for each in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, lambda number, _: sys.exit(128 + number))
+    set_parent_death_signal(signal.SIGTERM)  # so that a killed `make` is not outlived
     try:
-        folder = instance.base_folder() / instance.checkout_key()
-        match action:
-            case "run":
-                return run(folder, command)
-            case "up":
-                up(folder)
-            case "down":
-                down(folder)
-            case "env":
-                print_settings(folder)
-            case "install":
-                programs.install(servers=False)
-    except (RefusedError, programs.UnavailableError, PermissionError) as error:
-        say(str(error))
-        return 1
-    except BrokenPipeError:
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # or Python complains once more at its end
-        return 1
+        match sys.argv[1:]:
+            case ["keep", folder, *stay]:
+                keep(Path(folder), stay=bool(stay))
+            case ["up"]:
+                up(checkout_folder())
+            case ["down"]:
+                down(checkout_folder())
+            case ["run", "--", *command] if command:
+                return run(checkout_folder(), command)
+            case ["install"]:
+                install(*([] if importlib.util.find_spec("ensurepip") else ["python3-venv"]))
+            case _:
+                say(__doc__ or "")
+                return 2
+    except (OSError, subprocess.SubprocessError) as error:
+        sys.exit(f"servers: {error}")
     except KeyboardInterrupt:
         return 130
     return 0

@@ -6,14 +6,15 @@ import re
 from dataclasses import dataclass
 from importlib.resources import files
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from importlib.resources.abc import Traversable
 
 _NAME = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 _MIGRATION = re.compile(r"^(\d{4})_(\w+)\.sql$")
+_WORKS_FROM = re.compile(r"^-- works with code from: (\d+)$", re.MULTILINE)
 
 _PARAMETER = re.compile(
     r"""--[^\n]* | /\*.*?\*/               # comments
@@ -27,11 +28,53 @@ _PARAMETER = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One step of the schema: its number (from 1, without gaps), its name and its SQL."""
+    """One step of the schema.
+
+    Attributes:
+        number: From 1, without gaps. Code is at the version of the last migration that it knows, a schema at
+            that of the last one that was applied.
+        name: What it is called.
+        sql: What it does.
+        works_from: The oldest version of the code that still works with the schema afterwards. A line
+            `-- works with code from: N` says it; without one, code must know the migration.
+    """
 
     number: int
     name: str
     sql: str
+    works_from: int
+
+
+class Applied(NamedTuple):
+    """A migration as the database has it on record."""
+
+    number: int
+    name: str
+    works_from: int
+
+
+def misfit(applied: Sequence[Applied], known: Sequence[Migration]) -> str:
+    """Says why code must leave a schema alone; empty where it may use it, or bring it up to date.
+
+    Args:
+        applied: The migrations of the schema.
+        known: Those of the code.
+    """
+    names = {m.number: m.name for m in known}
+    for one in applied:
+        if names.get(one.number, one.name) != one.name:
+            return (
+                "The database's schema is of a Sendoff before the first release (its migration"
+                f" {one.number} is “{one.name}”, not “{names[one.number]}”), which cannot be brought up to"
+                " date: use a new database."
+            )
+    works_from = max((one.works_from for one in applied if one.number not in names), default=0)
+    if works_from > len(known):
+        return (
+            f"The database's schema is at version {max(a.number for a in applied)}, which needs a Sendoff"
+            f" that knows version {works_from}; this one knows {len(known)}: upgrade Sendoff."
+        )
+    return ""
 
 
 class Query:
@@ -82,14 +125,22 @@ def migrations() -> list[Migration]:
     """Returns every migration in order.
 
     Raises:
-        ValueError: a file's name is not ``NNNN_name.sql`` or a number is missing or doubled.
+        ValueError: a file's name is not ``NNNN_name.sql``, a number is missing or doubled, or a migration
+            works with no code before itself nor with its own.
     """
     found = []
     for file in _sql_files("migrations"):
         match = _MIGRATION.match(file.name)
         if match is None:
             raise ValueError(f"sql/migrations/{file.name}: a migration is named NNNN_name.sql")
-        found.append(Migration(int(match[1]), match[2], file.read_text("utf-8")))
+        number, text = int(match[1]), file.read_text("utf-8")
+        line = _WORKS_FROM.search(text)
+        works_from = int(line[1]) if line else number
+        if not 1 <= works_from <= number:
+            raise ValueError(
+                f"sql/migrations/{file.name}: it works with code from 1 to {number}, not {works_from}"
+            )
+        found.append(Migration(number, match[2], text, works_from))
     if [m.number for m in found] != list(range(1, len(found) + 1)):
         raise ValueError("sql/migrations: the numbers must run from 0001 without a gap")
     return found

@@ -25,21 +25,31 @@ from worker.auth.tokens import open_verifier
 from worker.channels.registry import CHANNELS
 from worker.db import listen
 from worker.db.accounts import Accounts
+from worker.db.alerts import Alerts
+from worker.db.audiences import Audiences
+from worker.db.breaker import Breaker
+from worker.db.deliveries import Deliveries, DeliveryContents
+from worker.db.events import Outbox
+from worker.db.executions import Executions
 from worker.db.failures import ERRORS, classify
+from worker.db.pages import Pages
 from worker.db.pool import SchemaMismatch, open_database
+from worker.db.starts import Starts
+from worker.db.stats import Statistics
+from worker.db.tracking import TrackingLog
 from worker.domain.breaker import Limits
 from worker.domain.failures import Failure
 from worker.domain.retry import Retries
 from worker.domain.servers import unprotected
 from worker.lifecycle import Watching, run_services, stop_on_signals
-from worker.services.commands import ConfirmService
-from worker.services.events import EventsService
-from worker.services.fanout import FanoutService
-from worker.services.results import ResultsService
-from worker.services.schedule import ScheduleService
-from worker.services.send import SendService
-from worker.services.stats import StatsService
-from worker.services.tracking import TrackingService, open_machines
+from worker.services.commands import ConfirmLimits, ConfirmParts, ConfirmService
+from worker.services.events import EventsLimits, EventsParts, EventsService
+from worker.services.fanout import FanoutLimits, FanoutParts, FanoutService
+from worker.services.results import ResultsLimits, ResultsParts, ResultsService
+from worker.services.schedule import ScheduleLimits, ScheduleParts, ScheduleService
+from worker.services.send import SendLimits, SendParts, SendService
+from worker.services.stats import StatsLimits, StatsParts, StatsService
+from worker.services.tracking import TrackingLimits, TrackingParts, TrackingService, open_machines
 from worker.telemetry.health import serving
 from worker.telemetry.metrics import Metrics
 
@@ -77,6 +87,7 @@ class Worker:
     channels: Mapping[str, Kind]
     consumers: list[Consumer] = field(default_factory=list)
     """Those of the services that were built: the broker must know every one of them."""
+    senders: list[SendService] = field(default_factory=list)
 
     def build(self, name: str) -> list[Service]:
         """Builds the services of a name: one, or for *send* one per channel."""
@@ -110,7 +121,11 @@ class Worker:
 
         async def consumers() -> str:
             absent = [c.queue for c in self.consumers if not await c.present()]
+            absent += [s.name for s in self.senders if not s.unreachable and not await s.consuming()]
             return f"The broker does not deliver from: {', '.join(absent)}." if absent else ""
+
+        async def channels() -> str:
+            return " ".join(s.unreachable for s in self.senders if s.unreachable)
 
         async def database() -> str:
             try:
@@ -122,7 +137,13 @@ class Worker:
                 return f"The database {what}: {str(error) or type(error).__name__}."
             return ""
 
-        return {"process": process, "broker": broker, "consumers": consumers, "database": database}
+        return {
+            "process": process,
+            "broker": broker,
+            "consumers": consumers,
+            "channels": channels,
+            "database": database,
+        }
 
     def _consumer(self, queue: str, prefetch: int) -> Consumer:
         consumer = PikaConsumer(self.broker.consuming, self.names.queue(queue), prefetch=prefetch)
@@ -131,43 +152,49 @@ class Worker:
 
     def _bulk_consumer(self, queue: str, prefetch: int) -> Consumer:
         """Returns a consumer for what there is one of for every recipient."""
+        consumer = self._open_bulk_consumer(queue, prefetch)
+        self.consumers.append(consumer)
+        return consumer
+
+    def _open_bulk_consumer(self, queue: str, prefetch: int) -> Consumer:
         s = self.settings
         if s.transport == "aio-pika":
-            return self._consumer(queue, prefetch)
-        consumer = BulkConsumer(
+            return PikaConsumer(self.broker.consuming, self.names.queue(queue), prefetch=prefetch)
+        return BulkConsumer(
             s.amqp_url,
             self.names.queue(queue),
             name=f"sendoff {self.owner} consume",
             prefetch=prefetch,
             connect_timeout=s.connect_timeout,
         )
-        self.consumers.append(consumer)
-        return consumer
 
     def _dead(self) -> DeadQueue:
         return DeadQueue(self.publisher, self.names, self.metrics)
 
     def _confirm(self) -> Service:
-        consumer = self._consumer(routing.COMMANDS_QUEUE, 10)
-        return ConfirmService(
-            consumer,
-            self.publisher,
-            self._dead(),
-            self.db,
-            self.metrics,
-            Authority(frozenset(self.settings.publishers), open_verifier(self.settings)),
-            page_size=self.settings.page_size,
+        parts = ConfirmParts(
+            consumer=self._consumer(routing.COMMANDS_QUEUE, 10),
+            publisher=self.publisher,
+            dead=self._dead(),
+            executions=Executions(self.db),
+            retrying=self.db,
+            authority=Authority(frozenset(self.settings.publishers), open_verifier(self.settings)),
+            metrics=self.metrics,
         )
+        return ConfirmService(parts, ConfirmLimits(page_size=self.settings.page_size))
 
     def _fanout(self) -> Service:
         s = self.settings
-        return FanoutService(
-            self.bulk_publisher,
-            topology.QueueDepth(self.broker.consuming),
-            listen.Wakener(s.database_url, listen.PAGES, timeout=s.connect_timeout),
-            self.db,
-            self.names,
-            self.metrics,
+        parts = FanoutParts(
+            publisher=self.bulk_publisher,
+            depth=topology.QueueDepth(self.broker.consuming),
+            wakener=listen.Wakener(s.database_url, listen.PAGES, timeout=s.connect_timeout),
+            retrying=self.db,
+            pages=Pages(self.db),
+            names=self.names,
+            metrics=self.metrics,
+        )
+        limits = FanoutLimits(
             channels=s.channels,
             owner=self.owner,
             lease=s.page_lease,
@@ -175,92 +202,120 @@ class Worker:
             high_water=s.send_queue_high_water,
             idle=s.tick,
         )
+        return FanoutService(parts, limits)
 
     def _send(self, channel_name: str) -> Service:
         s = self.settings
         channel = self.channels[channel_name].open(s)
         # A channel that waits is given no more than it will soon need: the rest is for other processes.
         prefetch = min(2 * s.send_batch, 2_000) if channel.concurrency is None else s.send_batch
-        return SendService(
-            channel_name,
-            channel,
-            self._bulk_consumer(routing.send_queue(channel_name), prefetch),
-            self.bulk_publisher,
-            self._dead(),
-            self.db,
-            self.names,
-            self.metrics,
-            accounts=self.accounts,
-            batch=s.send_batch,
-            age=s.send_batch_age,
+        sender = SendService(
+            SendParts(
+                channel_name=channel_name,
+                channel=channel,
+                open_consumer=lambda: self._open_bulk_consumer(routing.send_queue(channel_name), prefetch),
+                publisher=self.bulk_publisher,
+                exchange=self.names.exchange(routing.RESULTS),
+                dead=self._dead(),
+                claims=self.accounts,
+                contents=DeliveryContents(self.db),
+                database=self.db,
+                metrics=self.metrics,
+            ),
+            SendLimits(
+                batch=s.send_batch,
+                age=s.send_batch_age,
+                claim_lease=s.claim_lease,
+                result_lease=s.result_lease,
+                patience=s.relay_patience,
+            ),
         )
+        self.senders.append(sender)
+        return sender
 
     def _results(self) -> Service:
         s = self.settings
         queues = (routing.SENT_QUEUE, routing.BOUNCE_QUEUE, routing.ERROR_QUEUE)
-        return ResultsService(
-            [self._bulk_consumer(q, min(2 * s.result_batch, 2_000)) for q in queues],
-            self._dead(),
-            self.db,
-            self.accounts,
-            self.metrics,
+        parts = ResultsParts(
+            consumers=[self._bulk_consumer(q, min(2 * s.result_batch, 2_000)) for q in queues],
+            dead=self._dead(),
+            retrying=self.db,
+            recorder=self.accounts,
+            sizes=Audiences(self.accounts, self.db),
+            breaker=Breaker(self.db),
+            finisher=Deliveries(self.db),
+            metrics=self.metrics,
+        )
+        limits = ResultsLimits(
             batch=s.result_batch,
             age=s.result_batch_age,
-            limits=Limits(s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct),
+            breaker=Limits(s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct),
             retries=Retries(s.retry_delays, s.max_attempts),
         )
+        return ResultsService(parts, limits)
 
     def _tracking(self) -> Service:
         s = self.settings
-        return TrackingService(
-            self._bulk_consumer(routing.TRACKING_QUEUE, min(2 * s.tracking_batch, 2_000)),
-            self._dead(),
-            self.db,
-            self.accounts,
-            self.metrics,
-            open_machines(s),
-            batch=s.tracking_batch,
-            age=s.tracking_batch_age,
+        parts = TrackingParts(
+            consumer=self._bulk_consumer(routing.TRACKING_QUEUE, min(2 * s.tracking_batch, 2_000)),
+            dead=self._dead(),
+            retrying=self.db,
+            recorder=TrackingLog(self.db),
+            sizes=Audiences(self.accounts, self.db),
+            machines=open_machines(s),
+            metrics=self.metrics,
         )
+        return TrackingService(parts, TrackingLimits(batch=s.tracking_batch, age=s.tracking_batch_age))
 
     def _stats(self) -> Service:
         s = self.settings
-        return StatsService(
-            self._consumer(routing.STATS_QUEUE, 1_000),
-            self.publisher,
-            self._dead(),
-            self.db,
-            self.metrics,
-            deadline=min(s.stats_deadline, s.command_timeout),
-            at_once=max(s.database_pool // 4, 1),
+        parts = StatsParts(
+            consumer=self._consumer(routing.STATS_QUEUE, 1_000),
+            publisher=self.publisher,
+            dead=self._dead(),
+            statistics=Statistics(self.db),
+            retrying=self.db,
+            metrics=self.metrics,
         )
+        limits = StatsLimits(
+            deadline=min(s.stats_deadline, s.command_timeout), at_once=max(s.database_pool // 4, 1)
+        )
+        return StatsService(parts, limits)
 
     def _events(self) -> Service:
         s = self.settings
-        return EventsService(
-            self.publisher,
-            listen.Wakener(s.database_url, listen.EVENTS, timeout=s.connect_timeout),
-            self.db,
-            self.names,
-            self.metrics,
-            idle=s.tick,
-            lease=s.event_lease,
+        parts = EventsParts(
+            outbox=Outbox(self.db),
+            wakener=listen.Wakener(s.database_url, listen.EVENTS, timeout=s.connect_timeout),
+            retrying=self.db,
+            publisher=self.publisher,
+            names=self.names,
+            metrics=self.metrics,
         )
+        return EventsService(parts, EventsLimits(idle=s.tick, lease=s.event_lease))
 
     def _schedule(self) -> Service:
         s = self.settings
-        return ScheduleService(
-            topology.QueueDepth(self.broker.consuming),
-            self.db,
-            self.accounts,
-            self.names,
-            self.metrics,
+        parts = ScheduleParts(
+            retrying=self.db,
+            deliveries=Deliveries(self.db),
+            starts=Starts(self.db),
+            accounts=self.accounts,
+            pages=Pages(self.db),
+            alerts=Alerts(self.db),
+            depth=topology.QueueDepth(self.broker.consuming),
+            names=self.names,
+            metrics=self.metrics,
+        )
+        limits = ScheduleLimits(
             tick=s.tick,
-            claim_lease=s.claim_lease,
+            result_lease=s.result_lease,
+            own_channels=self.channels.keys(),
             look_after=s.page_look_after,
             redelivery_after=s.redelivery_after,
             alert_interval=s.alert_interval,
         )
+        return ScheduleService(parts, limits)
 
 
 @asynccontextmanager

@@ -115,7 +115,11 @@ class Settings(BaseSettings):
     send_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.02
     """How long a busy sender waits for a batch to fill once its first message is there."""
     claim_lease: Annotated[float, Field(gt=0)] = 300
-    """How long a claim may be without a result before the recipient becomes unknown."""
+    """How long a claim is held that is not handed over; then another sender takes it."""
+    result_lease: Annotated[float, Field(gt=0)] = 900
+    """How long the result of a message may take, once it is handed over; then the recipient is unknown."""
+    relay_patience: Annotated[float, Field(gt=0, le=600)] = 30
+    """How long a sender waits for its relay before the messages that it holds go back to the queue."""
     page_look_after: Annotated[float, Field(gt=0)] = 30
     """How often a published page is looked at, until all its recipients have an outcome."""
     redelivery_after: Annotated[float, Field(gt=0)] = 900

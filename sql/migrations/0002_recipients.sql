@@ -59,7 +59,9 @@ ALTER TABLE sendoff.domain_page ALTER COLUMN numbers SET STORAGE PLAIN;
 
 -- One row per recipient from its first claim on. Facts are set once; status stands for the fact of the highest
 -- precedence (worker/domain/outcomes.py); was is the status before the last change, so that one statement can move rows
--- and counters together without a second look at the row.
+-- and counters together without a second look at the row. A claim is held under a token and a lease (claim_lease).
+-- Once handed_over_at is set, a relay may have the message; before, the claim can be undone: prior_precedence is that of
+-- the fact that stood before it, null at the first attempt.
 CREATE TABLE sendoff.outcome (
     delivery_id  bigint NOT NULL,
     recipient    integer NOT NULL,
@@ -81,6 +83,9 @@ CREATE TABLE sendoff.outcome (
     reply        text,
     provider_id  text,
     excluded_at  timestamptz,
+    claim_token       bigint,
+    handed_over_at    timestamptz,
+    prior_precedence  integer,
     PRIMARY KEY (delivery_id, recipient)
 ) PARTITION BY RANGE (delivery_id);
 

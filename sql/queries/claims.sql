@@ -19,6 +19,7 @@ SELECT pg_advisory_xact_lock(:delivery_id);
 -- unclaimed, or else by a look for each. If somebody else claims one of them meanwhile the statement fails, and is to
 -- be repeated. A denylist takes 1.5 µs more.
 -- asked is sorted where it is made, so that what it looks up is looked up once, and not each time it is spoken of.
+-- What this very token was granted before is granted again: the answer to that commit may have been lost.
 WITH known AS MATERIALIZED (
     SELECT CASE WHEN EXISTS (SELECT FROM sendoff.outcome
                              WHERE delivery_id = :delivery_id
@@ -57,18 +58,22 @@ WITH known AS MATERIALIZED (
            CASE WHEN coalesce(cause, denied) IS NULL THEN 'sending' ELSE 'excluded' END AS status,
            attempt * 16 AS precedence, now() AS claimed_at,
            CASE WHEN coalesce(cause, denied) IS NOT NULL THEN now() END AS excluded_at,
-           coalesce(cause, CASE WHEN denied IS NOT NULL THEN 'denylisted' END) AS reason, denied AS reply
+           coalesce(cause, CASE WHEN denied IS NOT NULL THEN 'denylisted' END) AS reason, denied AS reply,
+           CASE WHEN coalesce(cause, denied) IS NULL THEN :token::bigint END AS claim_token,
+           CASE WHEN coalesce(cause, denied) IS NULL AND :handed_over::boolean THEN now() END AS handed_over_at
     FROM asked
 ), fresh AS (
     INSERT INTO sendoff.outcome (
-        delivery_id, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply)
+        delivery_id, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply, claim_token,
+        handed_over_at)
     SELECT * FROM wanted
     WHERE NOT (SELECT anybody FROM known) AND attempt = 1
     ORDER BY recipient
     RETURNING recipient, NULL AS was, status
 ), contested AS (
     INSERT INTO sendoff.outcome AS o (
-        delivery_id, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply)
+        delivery_id, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply, claim_token,
+        handed_over_at)
     SELECT * FROM wanted
     WHERE (SELECT anybody FROM known)
       AND (attempt = 1 OR (SELECT true FROM sendoff.outcome k
@@ -77,11 +82,21 @@ WITH known AS MATERIALIZED (
     ON CONFLICT (delivery_id, recipient) DO UPDATE
     SET attempt = excluded.attempt, status = excluded.status, was = o.status, precedence = excluded.precedence,
         claimed_at = excluded.claimed_at, excluded_at = excluded.excluded_at, reason = excluded.reason,
-        reply = coalesce(excluded.reply, o.reply), retry_at = NULL
-    WHERE o.status = 'retrying' AND o.attempt = excluded.attempt - 1 AND o.retry_at <= now()
+        reply = coalesce(excluded.reply, o.reply), retry_at = NULL, claim_token = excluded.claim_token,
+        handed_over_at = excluded.handed_over_at,
+        prior_precedence = CASE o.status WHEN 'retrying' THEN o.precedence ELSE o.prior_precedence END
+    WHERE (o.status = 'retrying' AND o.attempt = excluded.attempt - 1 AND o.retry_at <= now())
+       OR (o.status = 'sending' AND o.attempt = excluded.attempt AND o.claim_token = excluded.claim_token)
     RETURNING o.recipient, o.was, o.status
 ), taken AS (
     TABLE fresh UNION ALL TABLE contested
+), leased AS (
+    INSERT INTO sendoff.claim_lease (token, delivery_id, recipients, expires_at)
+    SELECT :token, :delivery_id, array_agg(recipient ORDER BY recipient), now() + :lease::interval
+    FROM taken
+    WHERE status = 'sending'
+    HAVING count(*) > 0
+    ON CONFLICT (token) DO NOTHING
 )
 SELECT ARRAY(SELECT recipient FROM taken WHERE status = 'sending') AS granted,
        sendoff.count_moves(:delivery_id, ARRAY(
@@ -94,25 +109,101 @@ FROM unnest(:recipients::int[]) AS a (recipient)
 LEFT JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id AND d.confirmed_at IS NOT NULL
 WHERE d.delivery_id IS NULL OR a.recipient > d.to_deliver;
 
+-- name: hand_over
+SELECT sendoff.hand_over(:delivery_id, :recipients::int[], :tokens::bigint[], :margin::interval);
+
+-- name: give_back_claims
+-- Undoes claims that were not handed over: a first attempt is as if it had never been, a further one waits for its
+-- retry again, which is due. Their pages are opened. Asked with the claims shared or closed, since a stop counts who is
+-- pending. In a delivery that is cancelled the fact that stood before stands.
+WITH delivery AS MATERIALIZED (
+    SELECT cancelled_at IS NOT NULL AS cancelled, under_way AND cancelled_at IS NULL AS going
+    FROM sendoff.delivery_record
+    WHERE delivery_id = :delivery_id
+), held AS MATERIALIZED (
+    SELECT recipient, prior_precedence IS NULL AS first
+    FROM sendoff.outcome
+    WHERE delivery_id = :delivery_id AND recipient = ANY (:recipients::int[]) AND status = 'sending'
+      AND claim_token = ANY (:tokens::bigint[]) AND handed_over_at IS NULL
+    ORDER BY recipient
+    FOR UPDATE
+), removed AS (
+    DELETE FROM sendoff.outcome o
+    USING held h, delivery d
+    WHERE o.delivery_id = :delivery_id AND o.recipient = ANY (:recipients) AND o.recipient = h.recipient AND h.first
+    RETURNING o.status AS was, CASE WHEN d.cancelled THEN 'cancelled' ELSE 'pending' END AS status
+), undone AS (
+    UPDATE sendoff.outcome o
+    SET was = o.status, attempt = o.prior_precedence / 16, precedence = o.prior_precedence, prior_precedence = NULL,
+        claim_token = NULL,
+        status = CASE WHEN d.cancelled THEN sendoff.standing_status(o.prior_precedence) ELSE 'retrying' END,
+        retry_at = CASE WHEN NOT d.cancelled THEN now() END
+    FROM held h, delivery d
+    WHERE o.delivery_id = :delivery_id AND o.recipient = ANY (:recipients) AND o.recipient = h.recipient AND NOT h.first
+    RETURNING o.was, o.status
+), opened AS (
+    UPDATE sendoff.delivery_page p
+    SET state = 'open', due_at = now(), look_at = NULL
+    FROM delivery d
+    WHERE p.delivery_id = :delivery_id AND p.state <> 'open' AND d.going
+      AND EXISTS (SELECT FROM held h WHERE h.recipient BETWEEN p.first AND p.last)
+), moved AS (
+    TABLE removed UNION ALL TABLE undone
+)
+SELECT count(*)::int AS given_back, pg_notify('sendoff_pages', :delivery_id::text),
+       sendoff.count_moves(:delivery_id, ARRAY(
+           SELECT (was, status, count(*))::sendoff.move FROM moved GROUP BY was, status))
+FROM moved;
+
+-- name: read_deliveries_with_expired_claims
+SELECT DISTINCT delivery_id FROM sendoff.claim_lease WHERE expires_at < now() ORDER BY delivery_id LIMIT 100;
+
+-- name: read_expired_leases
+SELECT token, recipients
+FROM sendoff.claim_lease
+WHERE delivery_id = :delivery_id AND expires_at < now()
+ORDER BY token
+LIMIT :leases
+FOR UPDATE SKIP LOCKED;
+
+-- name: read_leases
+SELECT token, recipients FROM sendoff.claim_lease WHERE delivery_id = :delivery_id ORDER BY token;
+
 -- name: expire_claims
--- A claim whose lease ran out without a result: the message may have been sent, so it is never sent again by
--- itself. The rows are locked in key order, as everywhere. The range is given twice: a plan that was made while the
--- table was empty looks no further than that, and not at the whole delivery.
+-- A claim that was handed over and has had no result for so long: the message may have been sent, so it is never sent
+-- again by itself.
 WITH expired AS (
     SELECT recipient
     FROM sendoff.outcome
-    WHERE delivery_id = :delivery_id AND recipient BETWEEN :first AND :last AND status = 'sending'
-      AND claimed_at < now() - :lease::interval
+    WHERE delivery_id = :delivery_id AND recipient = ANY (:recipients::int[]) AND status = 'sending'
+      AND claim_token = ANY (:tokens::bigint[]) AND handed_over_at < now() - :result_lease::interval
     ORDER BY recipient
     FOR NO KEY UPDATE
 ), moved AS (
     UPDATE sendoff.outcome o
     SET status = 'unknown', was = o.status, precedence = o.attempt * 16 + 1, unknown_at = now()
     FROM expired e
-    WHERE o.delivery_id = :delivery_id AND o.recipient = e.recipient AND o.recipient BETWEEN :first AND :last
+    WHERE o.delivery_id = :delivery_id AND o.recipient = ANY (:recipients) AND o.recipient = e.recipient
       AND o.status = 'sending'
     RETURNING o.was, o.status
 )
 SELECT count(*)::int AS expired, sendoff.count_moves(:delivery_id, ARRAY(
            SELECT (was, status, count(*))::sendoff.move FROM moved GROUP BY was, status))
 FROM moved;
+
+-- name: end_leases
+-- Expired leases go, but for those of which a claim still waits for its result.
+WITH open AS MATERIALIZED (
+    SELECT claim_token AS token, max(handed_over_at) AS last
+    FROM sendoff.outcome
+    WHERE delivery_id = :delivery_id AND recipient = ANY (:recipients::int[]) AND status = 'sending'
+      AND claim_token = ANY (:tokens::bigint[])
+    GROUP BY claim_token
+), kept AS (
+    UPDATE sendoff.claim_lease l
+    SET expires_at = open.last + :result_lease::interval
+    FROM open
+    WHERE l.token = open.token
+)
+DELETE FROM sendoff.claim_lease l
+WHERE l.token = ANY (:tokens) AND NOT EXISTS (SELECT FROM open WHERE open.token = l.token);

@@ -190,8 +190,7 @@ WHERE p.state = 'published' AND p.look_at <= now()
 ORDER BY p.delivery_id;
 
 -- name: inspect_pages
--- Published pages whose time to be looked at has come: how many of the range were published and not claimed, and
--- how many are claimed. Retries that are due later are left to open_due_retries. Their next look is put off in the
+-- Published pages whose time to be looked at has come, and how many of the range were published and not claimed. Retries that are due later are left to open_due_retries. Their next look is put off in the
 -- same statement, so that schedulers do not repeat each other. Counted page by page: a join, planned while the table
 -- was empty, would compare every page with every row of the delivery.
 WITH due AS (
@@ -208,23 +207,32 @@ WITH due AS (
     WHERE p.delivery_id = due.delivery_id AND p.page = due.page
     RETURNING p.page
 )
-SELECT due.page, due.first, due.last, extract(epoch FROM now() - due.published_at)::float8 AS age,
-       due.last - due.first + 1 - o.claimed + o.again AS unclaimed, o.sending
+SELECT due.page, extract(epoch FROM now() - due.published_at)::float8 AS age,
+       due.last - due.first + 1 - o.claimed + o.again AS unclaimed
 FROM due
 JOIN looked ON looked.page = due.page
 CROSS JOIN LATERAL (
-    SELECT count(*) AS claimed, count(*) FILTER (WHERE k.retry_at <= due.published_at) AS again,
-           count(*) FILTER (WHERE k.status = 'sending') AS sending
+    SELECT count(*) AS claimed, count(*) FILTER (WHERE k.retry_at <= due.published_at) AS again
     FROM sendoff.outcome k
     WHERE k.delivery_id = :delivery_id AND k.recipient BETWEEN due.first AND due.last
 ) o
 ORDER BY due.page;
 
 -- name: close_pages
-UPDATE sendoff.delivery_page
+-- Looks again, in this very statement, whether everybody of the page was claimed: a claim may have been given back, or
+-- a retry have fallen due, since the page was inspected.
+UPDATE sendoff.delivery_page p
 SET state = 'closed', look_at = NULL
-WHERE delivery_id = :delivery_id AND page = ANY (:pages::int[]) AND state = 'published'
-RETURNING page;
+FROM sendoff.delivery_record d
+WHERE p.delivery_id = :delivery_id AND p.page = ANY (:pages::int[]) AND p.state = 'published'
+  AND d.delivery_id = :delivery_id
+  AND (d.over OR d.cancelled_at IS NOT NULL
+       OR p.last - p.first + 1 = (
+           SELECT count(*)
+           FROM sendoff.outcome k
+           WHERE k.delivery_id = :delivery_id AND k.recipient BETWEEN p.first AND p.last
+             AND (k.retry_at IS NULL OR k.retry_at > p.published_at)))
+RETURNING p.page;
 
 -- name: reopen_pages
 -- Their messages are lost: they are published again, and claims decide.
@@ -234,8 +242,8 @@ WHERE delivery_id = :delivery_id AND page = ANY (:pages::int[]) AND state = 'pub
 RETURNING page;
 
 -- name: open_due_retries
--- Pages with a retry that has fallen due since they were published, whatever else is in them: who needs no further
--- try is not published again. A page that is open is not looked at, and need not be: it is published when it is due,
+-- Closed pages with a retry that has fallen due, and published ones with one that has since they were published,
+-- whatever else is in them: who needs no further try is not published again. A page that is open is not looked at, and need not be: it is published when it is due,
 -- with the retries of then. The index has only those who wait for a retry.
 UPDATE sendoff.delivery_page p
 SET state = 'open', due_at = now(), look_at = NULL
@@ -243,7 +251,7 @@ WHERE p.delivery_id = :delivery_id AND p.state <> 'open'
   AND EXISTS (
       SELECT FROM sendoff.outcome o
       WHERE o.delivery_id = :delivery_id AND o.recipient BETWEEN p.first AND p.last
-        AND o.retry_at > coalesce(p.published_at, '-infinity') AND o.retry_at <= now()
+        AND (p.state = 'closed' OR o.retry_at > coalesce(p.published_at, '-infinity')) AND o.retry_at <= now()
       OFFSET 0)
 RETURNING p.page;
 

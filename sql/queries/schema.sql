@@ -1,4 +1,5 @@
 -- The schema itself.
 
--- name: read_schema_version
-SELECT coalesce(max(number), 0) FROM sendoff.migration;
+-- name: read_migrations
+-- Every column: a schema that was made before the first release has no works_from.
+SELECT * FROM sendoff.migration ORDER BY number;

@@ -59,7 +59,7 @@ class Case:
 
 
 def servers() -> Processes:
-    """Returns the local broker and database; nothing where they run in containers."""
+    """Returns the local broker and database; nothing where others than `dev/` run them."""
     state = os.environ.get("SENDOFF_DEV_STATE")
     pids = json.loads(Path(state).read_text())["pids"] if state else {}
     return {shown: [pids[name]] for shown, name in SERVERS.items() if name in pids}

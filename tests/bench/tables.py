@@ -21,9 +21,9 @@ from rich.table import Table
 
 from tests.bench.examples import Example, examples
 from tests.bench.filling import Shape, fill, shapes
-from worker.db import stats
 from worker.db.migrate import migrate
 from worker.db.pool import Database, open_database
+from worker.db.stats import Statistics
 from worker.settings import read_settings
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ async def recount(db: Database, of: str, number: int, times: int) -> Measured:
     """Measures compute stats as the service does it: lock, snapshot, recount, comparison."""
 
     async def ask() -> list[Any]:
-        found = await stats.recount(db, number, deadline=_SECONDS)
+        found = await Statistics(db).recount(number, deadline=_SECONDS)
         if found is None or found.drift:
             raise SystemExit(f"The recount of delivery {number} found {found and found.drift}.")
         return [found]

@@ -22,7 +22,7 @@ async def test_an_outage_is_waited_for_and_nobody_is_sent_to_twice(stack: Stack,
     channel = Counting()
     async with CutProxy(getattr(stack.settings, server)).running() as proxy:
         # Short, since a lease or a claim whose commit was cut off is nobody's until it runs out.
-        leases = {"page_lease": 2, "claim_lease": 3, "page_look_after": 1}
+        leases = {"page_lease": 2, "claim_lease": 3, "result_lease": 3, "page_look_after": 1}
         changes = {server: proxy.url, "page_size": 100, "tick": 0.1, **leases}
         async with stack.running(channel=channel, **changes):
             await stack.confirm(number)

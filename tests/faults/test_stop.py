@@ -6,19 +6,20 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.faults.proxy import CutProxy
-from tests.faults.test_kill import sink, worker
-from tests.stack import until
+
+from tests.support.processes import sink, worker
+from tests.support.proxy import CutProxy
+from tests.support.stack import until
 
 if TYPE_CHECKING:
     import subprocess
     from pathlib import Path
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 RECIPIENTS = 8_000
 GRACE = 60
-LEASES = {"PAGE_SIZE": 100, "PAGE_LEASE": 2, "CLAIM_LEASE": 3, "PAGE_LOOK_AFTER": 1}
+LEASES = {"PAGE_SIZE": 100, "PAGE_LEASE": 2, "CLAIM_LEASE": 3, "RESULT_LEASE": 3, "PAGE_LOOK_AFTER": 1}
 SECONDS = 20
 """A third of the grace: whoever needs longer has waited for it."""
 
@@ -45,7 +46,7 @@ async def test_a_stop_does_not_wait_for_a_server_that_is_away(
             await until(lambda: _says(log, said))
             assert await _status_after_stop(process) == 0
     assert not await _says(log, "service died")
-    async with stack.running(claim_lease=3, page_look_after=0.5, tick=0.1):
+    async with stack.running(claim_lease=3, result_lease=3, page_look_after=0.5, tick=0.1):
         row = await stack.finished(number, seconds=60)
     assert row["sent"] + row["unknown"] == RECIPIENTS
 

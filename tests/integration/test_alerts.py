@@ -15,7 +15,8 @@ from tests.support.database import change, waits_for_a_row
 from tests.support.events import heard, listener
 from tests.support.stack import until
 from worker.cli import app
-from worker.db import alerts, deliveries
+from worker.db import deliveries
+from worker.db.alerts import Alerts
 from worker.domain.states import Move
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ async def sampled(stack: Stack, number: int, ago: str, processed: int) -> None:
 
 
 async def seen(stack: Stack) -> list[tuple[int, str]]:
-    return [(row["delivery_id"], row["criterion"]) for row in await alerts.current(stack.db)]
+    return [(row["delivery_id"], row["criterion"]) for row in await Alerts(stack.db).current()]
 
 
 CASES: list[tuple[str, dict[str, str], dict[str, str]]] = [
@@ -119,7 +120,7 @@ async def test_each_alert_on_a_state_or_a_time_is_raised_beyond_its_limit_and_no
         expected.append((await delivery(stack, **wrong), criterion))
         await delivery(stack, **right)
     assert sorted(await seen(stack)) == expected
-    for row in await alerts.current(stack.db):
+    for row in await Alerts(stack.db).current():
         assert row["sentence"].endswith(".")
         without = row["criterion"] in ("failed", "preparation_failed")
         assert (row["value"] is None) == (row["threshold"] is None) == (row["unit"] == "") == without
@@ -141,7 +142,7 @@ async def test_a_share_of_bounces_alerts_above_its_limit_and_from_enough_attempt
     ended = await delivery(stack, 100, state="'finished'", finished_at="now()")
     await count(stack, ended, **{"sent": 49, bounced: 50, "excluded_late": 1})
     assert sorted(await seen(stack)) == [(over, f"{kind}_bounce_ratio"), (ended, f"{kind}_bounce_ratio")]
-    (row,) = [r for r in await alerts.current(stack.db) if r["delivery_id"] == over]
+    (row,) = [r for r in await Alerts(stack.db).current() if r["delivery_id"] == over]
     assert (row["value"], row["threshold"], row["unit"]) == (limit + 0.5, limit, "percent")
     assert row["sentence"] == (
         f"{2 * limit + 1} of 200 attempted are {kind} bounces: {limit + 0.5} %, more than {limit} %."
@@ -154,9 +155,9 @@ async def test_bounces_of_a_delivery_that_has_not_started_are_told_and_stop_no_a
         stack, 100, state="'start_pending'", started_at="NULL", contact_date="now() + '1 h'"
     )
     await count(stack, early, bounced_hard=100)
-    raised = await alerts.raise_due(stack.db)
+    raised = await Alerts(stack.db).raise_due()
     assert [(r.delivery_id, r.criterion) for r in raised] == [(early, Criterion.HARD_BOUNCE_RATIO)]
-    (row,) = await alerts.current(stack.db)
+    (row,) = await Alerts(stack.db).current()
     (own,) = await stack.rows("SELECT confirmed_at FROM sendoff.delivery WHERE delivery_id = $1", early)
     assert row["since"] == own["confirmed_at"]
 
@@ -197,7 +198,7 @@ async def test_progress_is_sampled_once_a_minute_and_soon_forgotten(stack: Stack
     await delivery(stack, 50, state="'paused'", paused_in="'in_progress'")
     await count(stack, number, sent=20, bounced_hard=3, errors=2, sending=4, retrying=1)
     await sampled(stack, number, "61 minutes", 1)
-    await asyncio.gather(*(alerts.sample(stack.db) for _ in range(4)))
+    await asyncio.gather(*(Alerts(stack.db).sample() for _ in range(4)))
     rows = await stack.rows("SELECT delivery_id, processed FROM sendoff.delivery_sample")
     assert {(r["delivery_id"], r["processed"]) for r in rows} == {(number, 26)}
     assert len(rows) <= 2  # a minute may have ended in between
@@ -244,18 +245,18 @@ async def test_the_command_lists_alerts_and_changes_their_thresholds(stack: Stac
 
 
 async def test_what_cannot_be_a_threshold_is_refused(stack: Stack, sendoff: Sendoff) -> None:
-    before = await alerts.thresholds(stack.db)
+    before = await Alerts(stack.db).thresholds()
     done = await asyncio.to_thread(sendoff, "alert", "set", "failed", "--threshold", 1)
     assert (done.returncode, "failed has no threshold" in done.stderr) == (1, True), done.stderr
     over = await invoke(stack, "set", "soft_bounce_ratio", "--threshold", 101)
     assert "100 at most" in str(over.exception)
     for wrong in (("failed",), ("everything", "--off"), ("low_throughput", "--minimum", -1)):
         assert (await invoke(stack, "set", *wrong)).exit_code == 2, wrong
-    assert await alerts.thresholds(stack.db) == before
+    assert await Alerts(stack.db).thresholds() == before
 
 
 async def test_every_criterion_of_the_wire_has_a_threshold(stack: Stack) -> None:
-    assert {row["criterion"] for row in await alerts.thresholds(stack.db)} == set(Criterion)
+    assert {row["criterion"] for row in await Alerts(stack.db).thresholds()} == set(Criterion)
 
 
 async def test_an_alert_is_told_once_a_day_by_several_schedulers(stack: Stack) -> None:
@@ -313,7 +314,7 @@ async def test_alerts_and_moves_of_a_delivery_are_told_in_order(stack: Stack) ->
         " confirmed_at = now() - interval '2 minutes' WHERE delivery_id = $1",
         number,
     )
-    assert [(r.delivery_id, r.criterion) for r in await alerts.raise_due(stack.db)] == [
+    assert [(r.delivery_id, r.criterion) for r in await Alerts(stack.db).raise_due()] == [
         (number, Criterion.START_PENDING)
     ]
     async with stack.running("confirm", "events", "schedule", **OFTEN):
@@ -337,7 +338,7 @@ async def test_an_alert_waits_for_the_move_before_it_and_is_judged_again(stack: 
     async with stack.db.transaction() as tx:
         assert await deliveries.move(tx, going_on, Move.AWAIT_RETRIES)
         assert await deliveries.move(tx, over, Move.STOP, operator="ana")
-        raising = asyncio.create_task(alerts.raise_due(stack.db))
+        raising = asyncio.create_task(Alerts(stack.db).raise_due())
         await until(lambda: waits_for_a_row(stack))
     assert [r.delivery_id for r in await raising] == [going_on]
     (told,) = await stack.rows("SELECT number, state FROM sendoff.delivery_alert")
@@ -357,7 +358,7 @@ async def test_two_that_found_the_same_alert_tell_it_once(stack: Stack) -> None:
     )
     async with stack.db.transaction() as tx:
         await tx.execute("lock_delivery", delivery_id=number)
-        raising = [asyncio.create_task(alerts.raise_due(stack.db)) for _ in range(3)]
+        raising = [asyncio.create_task(Alerts(stack.db).raise_due()) for _ in range(3)]
 
         async def all_wait() -> bool:
             query = (

@@ -19,6 +19,7 @@ from worker.domain.verdicts import Bounced
 if TYPE_CHECKING:
     from contracts.sends import Send
     from tests.support.stack import Stack
+    from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
 
 REASON = "The circuit breaker paused it: hard bounces 10.89 % of 101 attempted, limit 10 %."
@@ -27,8 +28,8 @@ REASON = "The circuit breaker paused it: hard bounces 10.89 % of 101 attempted, 
 class Bouncing(Counting):
     """Every address is wrong."""
 
-    async def send(self, compiled: None, send: Send) -> Verdict:
-        await super().send(compiled, send)
+    async def send(self, compiled: None, send: Send, hand_over: HandOver) -> Verdict:
+        await super().send(compiled, send, hand_over)
         return Bounced(BounceKind.HARD, BounceReason.USER_UNKNOWN, "5.1.1", "550 no", Fault.RECIPIENT)
 
 

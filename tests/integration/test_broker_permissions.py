@@ -5,14 +5,12 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy/rabbitmq"
 USERS = [user["name"] for user in json.loads((DEPLOY / "definitions.json").read_text())["users"]]
-_MODULES = ("backends", "instance", "probes", "programs", "set_passwords")
 DEFAULT = ""
 SENDS = [routing.send_queue(channel) for channel in ("email", "null")]
 RESULTS = [routing.SENT_QUEUE, routing.BOUNCE_QUEUE, routing.ERROR_QUEUE]
@@ -87,13 +84,11 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(DEPLOY)
         patch.syspath_prepend(ROOT / "dev")
-        backends, instance, probes, programs, set_passwords = map(importlib.import_module, _MODULES)
-    found = programs.find()
-    if found is None:
+        backends, set_passwords = map(importlib.import_module, ("backends", "set_passwords"))
+    if backends.find(backends.RABBITMQ) is None:
         pytest.skip("the programs of RabbitMQ are not on this machine")
     folder = tmp_path_factory.mktemp("broker")
-    home, mark = instance.claim(folder)
-    passwords = {user: f"{home.secret}-{user}" for user in USERS}
+    passwords = {user: f"{token_hex(16)}-{user}" for user in USERS}
     secrets = folder / "secrets"
     secrets.mkdir()
     for user, password in passwords.items():
@@ -104,39 +99,13 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     (folder / "committed.json").write_text(json.dumps(definitions))
     (folder / "definitions.json").write_text(set_passwords.filled(folder / "committed.json", secrets))
 
-    servers = [s for s in backends.native(home, found) if s.name in ("epmd", "rabbitmq")]
-    running: list[subprocess.Popen[bytes]] = []
+    servers = backends.Servers(folder)
     try:
-        with (folder / "log").open("wb") as log:
-            for server in servers:
-                server.prepare()
-                if server.name == "rabbitmq":
-                    with (folder / "rabbitmq/rabbitmq.conf").open("a") as conf:
-                        conf.write(f"load_definitions = {folder}/definitions.json\n")
-                running.append(
-                    subprocess.Popen(
-                        server.command,
-                        env=server.environment,
-                        cwd="/",
-                        stdin=subprocess.DEVNULL,
-                        stdout=log,
-                        stderr=log,
-                        start_new_session=True,
-                    )
-                )
-        deadline = time.monotonic() + 60
-        while not probes.amqp(home.amqp_port, "sendoff-ops", passwords["sendoff-ops"]):
-            ended = running[1].poll() is not None
-            assert not ended, (folder / "log").read_text()[-3000:]
-            assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
-            time.sleep(0.05)
-        yield Broker(home.amqp_port, passwords)
+        servers.start_rabbitmq(f"load_definitions = {folder}/definitions.json\n")
+        servers.wait_rabbitmq()
+        yield Broker(servers.amqp, passwords)
     finally:
-        for process in reversed(running):  # there is nothing to keep
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(10)
-        if mark:
-            mark.close()
+        servers.end()
 
 
 @pytest.fixture

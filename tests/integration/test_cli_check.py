@@ -91,7 +91,9 @@ async def test_a_missing_queue_is_named(stack: Stack, sendoff: Sendoff) -> None:
 
 async def test_a_schema_of_another_version_is_named(stack: Stack, sendoff: Sendoff) -> None:
     async with stack.db.session() as session:
-        await session.connection.execute("INSERT INTO sendoff.migration (number, name) VALUES (999, 'x')")
+        await session.connection.execute(
+            "INSERT INTO sendoff.migration (number, name, works_from) VALUES (999, 'x', 999)"
+        )
     status, findings = await check(sendoff)
     assert (status, standings(findings)) == (1, "ok ok ok ok wrong skipped skipped skipped ok")
     assert "upgrade Sendoff" in findings["schema"][1]

@@ -126,7 +126,7 @@ async def test_a_command_without_a_message_id_is_invalid(stack: Stack) -> None:
     nameless = Incoming(body, "", routing.CONFIRM, None, None, None, None, {}, 1, None)  # type: ignore[arg-type]
     async with open_worker(stack.settings) as worker:
         (service,) = worker.build("confirm")
-        answer = await service._answer(nameless)  # type: ignore[attr-defined] # noqa: SLF001
+        answer = await service.handle(nameless)  # type: ignore[attr-defined]
     assert (answer.status, answer.reason) == ("invalid", "malformed")
     assert "message_id" in answer.message
     assert (await stack.deployment(number))["state"] == "ready"
@@ -232,7 +232,8 @@ async def test_a_command_that_raises_goes_to_the_dead_queue_and_holds_up_nobody(
         )
         assert (await stack.confirm(number))["status"] == "accepted"
     ((_, reason),) = await stack.dead()
-    assert reason.startswith("It could not be handled: CheckViolationError")
+    assert reason.startswith("It could not be handled: Unstorable")
+    assert "violates check constraint" in reason
 
 
 @pytest.mark.parametrize("moment", range(8))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from contracts import routing
 from contracts.sends import Send
 from sql import queries
 from tests.support.channels import Counting
+from tests.support.claims import claim
 from tests.support.stack import until
 from worker.amqp import topology
-from worker.db import pages
-from worker.db.accounts import Accounts
+from worker.db.pages import Pages
 
 if TYPE_CHECKING:
     from tests.support.stack import Stack
@@ -47,8 +48,8 @@ async def test_the_bodies_made_in_sql_are_send_messages(stack: Stack) -> None:
     number = await stack.prepare(['"quo\\"te"@example.org', "ünï@exämple.org"], "email", 'valid_for = "2h"')
     async with stack.running("confirm"):
         await stack.confirm(number)
-    (page,) = await pages.lease(stack.db, after=0, limit=5, seconds=5, owner="me", channels=["email", "null"])
-    sends = [Send.model_validate_json(s["body"]) for s in await pages.read_sends(stack.db, page)]
+    (page,) = await Pages(stack.db).lease(after=0, limit=5, seconds=5, owner="me", channels=["email", "null"])
+    sends = [Send.model_validate_json(s["body"]) for s in await Pages(stack.db).read_sends(page)]
     (row,) = await stack.rows("SELECT valid_until FROM sendoff.delivery")
     assert [(s.delivery_id, s.recipient, s.attempt, s.channel) for s in sends] == [
         (number, i, 1, "email") for i in range(1, len(sends) + 1)
@@ -78,14 +79,14 @@ async def test_a_page_that_is_being_published_over_a_pause_is_published_again(st
     number = await stack.prepare(3)
     async with stack.running("confirm"):
         await stack.confirm(number)
-        (page,) = await pages.lease(
-            stack.db, after=0, limit=5, seconds=60, owner="me", channels=["email", "null"]
+        (page,) = await Pages(stack.db).lease(
+            after=0, limit=5, seconds=60, owner="me", channels=["email", "null"]
         )
         await stack.control(routing.PAUSE, number)
         # Here the senders refuse what was published of it.
         await stack.control(routing.RESUME, number)
-    assert not await pages.published(stack.db, page, "me", 30)
-    again = await pages.lease(stack.db, after=0, limit=5, seconds=60, owner="you", channels=["email", "null"])
+    assert not await Pages(stack.db).published(page, "me", 30)
+    again = await Pages(stack.db).lease(after=0, limit=5, seconds=60, owner="you", channels=["email", "null"])
     assert [p.page for p in again] == [page.page]
 
 
@@ -111,7 +112,7 @@ async def test_a_stop_cancels_the_rest_for_good(stack: Stack) -> None:
     async with stack.running("confirm", "fanout", "results", "schedule"):
         await stack.confirm(number)
         await until(lambda: _all_published(stack, 1_000))
-        await Accounts(stack.db).claim(number, {7: (1, "user7@example.org")})
+        await claim(stack.db, number, {7: (1, "user7@example.org")})
         answer = await stack.control(routing.STOP, number)
         assert (answer["status"], answer["state"]) == ("accepted", "stopped")
         assert (await stack.deployment(number))["cancelled"] == 999
@@ -146,10 +147,10 @@ async def test_messages_that_come_twice_are_sent_once(stack: Stack) -> None:
     channel = Counting()
     async with stack.running("confirm"):
         await stack.confirm(number)
-    (page,) = await pages.lease(
-        stack.db, after=0, limit=5, seconds=60, owner="me", channels=["email", "null"]
+    (page,) = await Pages(stack.db).lease(
+        after=0, limit=5, seconds=60, owner="me", channels=["email", "null"]
     )
-    for send in [s for s in await pages.read_sends(stack.db, page) for _ in range(3)]:
+    for send in [s for s in await Pages(stack.db).read_sends(page) for _ in range(3)]:
         await stack.publish(routing.SENDS, "null", send["body"].encode())
     async with stack.running("send", "results", "schedule", channel=channel, send_batch=50):
         row = await stack.finished(number)
@@ -161,7 +162,7 @@ async def test_messages_that_come_twice_are_sent_once(stack: Stack) -> None:
 async def test_a_claim_without_a_result_becomes_unknown_and_a_late_result_settles_it(stack: Stack) -> None:
     number = await stack.prepare(10)
     channel = Counting(unsure=frozenset({3, 4}))
-    limits: dict[str, Any] = {"claim_lease": 0.4, "page_look_after": 0.2, "tick": 0.05}
+    limits: dict[str, Any] = {"claim_lease": 0.4, "result_lease": 0.4, "page_look_after": 0.2, "tick": 0.05}
     async with stack.running(channel=channel, **limits):
         await stack.confirm(number)
         row = await stack.finished(number)
@@ -248,6 +249,9 @@ async def test_a_claim_looks_everything_up_by_key(stack: Stack) -> None:
             "recipients": [1, 2],
             "attempts": [1, 1],
             "address_keys": ["a@example.org", "b@example.org"],
+            "token": 1,
+            "lease": timedelta(seconds=60),
+            "handed_over": False,
         }
     )
     async with stack.db.transaction() as tx:

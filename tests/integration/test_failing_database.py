@@ -11,11 +11,12 @@ from urllib.parse import urlsplit
 
 import pytest
 import structlog.testing
-from tests.stack import until
 
 from contracts import routing
-from tests.integration.test_results import confirmed, result
-from tests.integration.test_tracking import event
+from tests.support.deliveries import confirmed
+from tests.support.results import result
+from tests.support.stack import until
+from tests.support.tracking import event
 from worker.bootstrap import open_worker
 from worker.db import retrying
 from worker.lifecycle import ServiceDied, run_services
@@ -23,7 +24,7 @@ from worker.lifecycle import ServiceDied, run_services
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.stack import Stack
+    from tests.support.stack import Stack
 
 SECONDS = 20
 CLAIMS = "SELECT pg_advisory_xact_lock($1)"

@@ -120,7 +120,8 @@ async def test_a_consumer_that_the_broker_forgot_is_named(stack: Stack) -> None:
 async def test_a_schema_that_was_upgraded_under_the_process_is_told(stack: Stack) -> None:
     async with probed(stack, "stats") as worker:
         async with stack.db.session() as session:
-            await session.connection.execute("INSERT INTO sendoff.migration (number, name) VALUES (999, 'x')")
+            statement = "INSERT INTO sendoff.migration (number, name, works_from) VALUES (999, 'x', 999)"
+            await session.connection.execute(statement)
         assert "upgrade Sendoff" in (await worker.until(503))["database"]
 
 

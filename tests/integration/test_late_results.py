@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from contracts import routing
+from tests.support.claims import claim, expire
 from tests.support.database import waits_for_a_row
 from tests.support.deliveries import agrees, confirmed, counted, log
 from tests.support.reports import NOON, RETRIES, Report, snapshot
 from tests.support.results import bounced, drained, result
 from tests.support.stack import until
-from worker.db import deliveries
 from worker.db.accounts import Accounts
+from worker.db.deliveries import Deliveries
 from worker.domain.outcomes import REPLY_LIMIT, facts
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ async def test_a_result_comes_before_its_claim_is_committed(stack: Stack) -> Non
             recipients=[1],
             attempts=[1],
             address_keys=["a"],
+            token=1,
+            lease=timedelta(seconds=60),
+            handed_over=True,
         )
         assert granted == [1]
         recording = asyncio.create_task(
@@ -79,7 +84,7 @@ async def test_a_claim_comes_while_the_result_is_being_recorded(stack: Stack) ->
             **dict.fromkeys(nothing, ()),
         )
         assert moved == 1
-        claiming = asyncio.create_task(Accounts(stack.db).claim(number, {1: (1, "a")}))
+        claiming = asyncio.create_task(claim(stack.db, number, {1: (1, "a")}))
         await until(lambda: waits_for_a_row(stack))
     assert await claiming == set()
     row, _ = await snapshot(stack, number)
@@ -90,14 +95,14 @@ async def test_what_comes_days_later_is_recorded_like_any_other(stack: Stack) ->
     """A finished delivery of nine days ago: an old attempt, a settled unknown, a bounce long after sent."""
     number = await _started(stack, 6)
     db = stack.db
-    await Accounts(db).claim(number, dict.fromkeys(range(1, 7), (1, "a")))
+    await claim(db, number, dict.fromkeys(range(1, 7), (1, "a")))
     early = {**_reported(number, 1, "sent"), **_reported(number, 2, "soft"), **_reported(number, 3, "sent")}
     early |= {**_reported(number, 5, "error"), **_reported(number, 6, "sent")}
     await Accounts(db).record(number, early, RETRIES)
-    assert await Accounts(db).claim(number, {2: (2, "a")}) == {2}
+    assert await claim(db, number, {2: (2, "a")}) == {2}
     await Accounts(db).record(number, _reported(number, 2, "sent", 2), RETRIES)
-    await Accounts(db).expire(number, 1, 6, lease=0)
-    assert await deliveries.finish(db, number)
+    await expire(db, number)
+    assert await Deliveries(db).finish(number)
     async with db.transaction() as tx:
         for change in (
             "outcome SET claimed_at = claimed_at - interval '9 days', sent_at = sent_at - interval '9 days'",
@@ -131,7 +136,7 @@ async def test_what_comes_days_later_is_recorded_like_any_other(stack: Stack) ->
 
 async def test_results_for_a_stopped_delivery_leave_the_cancelled(stack: Stack) -> None:
     number = await _started(stack, 4)
-    await Accounts(stack.db).claim(number, {1: (1, "a")})
+    await claim(stack.db, number, {1: (1, "a")})
     async with stack.running("confirm", "results", "stats"):
         await stack.control(routing.STOP, number)
         assert (await stack.deployment(number))["cancelled"] == 3

@@ -1,4 +1,4 @@
-"""`migrate`: twice, at once, against a newer schema, and from the wheel."""
+"""`migrate`: twice, at once, against newer, older and strange schemas, and from the wheel."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ import sql
 import worker
 from contracts.routing import COMMANDS, DEAD, EVENTS, RESULTS, SENDS, TRACKING, Names
 from worker.amqp import topology
+from worker.db import migrate as migrating
+from worker.db import pool
 from worker.db.migrate import migrate
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch, open_database
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.support.processes import Sendoff
+    from worker.db.pool import Database
     from worker.settings import Settings
 
 CHECKOUT = Path(worker.__path__[0]).parent
@@ -61,12 +64,69 @@ async def test_of_two_at_once_one_applies_everything(empty_database: str) -> Non
     assert await migrate(empty_database, timeout=SECONDS) == []
 
 
-async def test_a_schema_newer_than_the_code_is_refused(database_url: str) -> None:
-    connection = await asyncpg.connect(database_url, timeout=SECONDS)
-    await connection.execute("INSERT INTO sendoff.migration (number, name) VALUES (9999, 'later')")
+async def record_later(url: str, *works_from: int) -> None:
+    """Records migrations after the last, as newer versions would, that work with code from these on."""
+    connection = await asyncpg.connect(url, timeout=SECONDS)
+    for number, oldest in enumerate(works_from, len(sql.migrations()) + 1):
+        statement = "INSERT INTO sendoff.migration (number, name, works_from) VALUES ($1, 'later', $2)"
+        await connection.execute(statement, number, oldest)
     await connection.close()
-    with pytest.raises(SchemaMismatch, match="9999"):
+
+
+async def test_code_works_with_newer_schemas_as_long_as_they_say_so(database_url: str, db: Database) -> None:
+    here = len(sql.migrations())
+    await record_later(database_url, here, 1)
+    assert await migrate(database_url, timeout=SECONDS) == []
+    await db.check()
+    assert await db.check_version() == here + 2
+
+
+@pytest.mark.parametrize("later", [[1], [1, 0], [0, 1]])
+async def test_a_schema_that_needs_newer_code_is_refused(
+    database_url: str, db: Database, later: list[int]
+) -> None:
+    """Whichever of the newer migrations says so."""
+    here = len(sql.migrations())
+    await record_later(database_url, *(here + ahead for ahead in later))
+    sentence = rf"version {here + len(later)}, which needs .* version {here + 1}; .*: upgrade Sendoff"
+    with pytest.raises(SchemaMismatch, match=sentence):
         await migrate(database_url, timeout=SECONDS)
+    with pytest.raises(SchemaMismatch, match=sentence):
+        await db.check_version()
+
+
+async def test_an_older_schema_is_to_be_migrated_whatever_its_migrations_say(
+    database_url: str, db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Code that works with a newer schema still needs its own; the next migration then is applied."""
+    known = sql.migrations()
+    later = sql.Migration(len(known) + 1, "later", "CREATE TABLE sendoff.later ()", works_from=1)
+    for module in (migrating, pool):
+        monkeypatch.setattr(module, "migrations", lambda: [*known, later])
+    with pytest.raises(SchemaMismatch, match=f"at version {len(known)}.*run “sendoff migrate”"):
+        await db.check_version()
+    assert await migrate(database_url, timeout=SECONDS) == [later]
+    assert await db.check_version() == later.number
+    monkeypatch.undo()
+    assert await db.check_version() == later.number
+
+
+async def test_a_database_from_before_the_first_release_is_told_so(empty_database: str) -> None:
+    connection = await asyncpg.connect(empty_database, timeout=SECONDS)
+    await connection.execute(
+        "CREATE SCHEMA sendoff; CREATE TABLE sendoff.migration (number integer PRIMARY KEY, name text);"
+        " INSERT INTO sendoff.migration VALUES (1, 'initial'), (2, 'public_views'), (19, 'finer_places')"
+    )
+    await connection.close()
+    sentence = "before the first release .*“initial”, not “deliveries”.*: use a new database"
+    with pytest.raises(SchemaMismatch, match=sentence):
+        await migrate(empty_database, timeout=SECONDS)
+    db = await open_database(
+        empty_database, size=2, connect_timeout=SECONDS, command_timeout=SECONDS, application="sendoff tests"
+    )
+    with pytest.raises(SchemaMismatch, match=sentence):
+        await db.check()
+    await db.close()
 
 
 async def test_the_start_says_to_migrate_where_there_is_no_schema(empty_database: str) -> None:

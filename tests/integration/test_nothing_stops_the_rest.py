@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from tests.support.stack import Stack
+    from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
 
-QUICK = {"claim_lease": 0.1, "page_look_after": 0.1, "tick": 0.05}
+QUICK = {"claim_lease": 0.1, "result_lease": 0.1, "page_look_after": 0.1, "tick": 0.05}
 
 
 class Silent(NullChannel):
     """Claims, and never says what became of it: as a sender that dies."""
 
-    async def send(self, compiled: None, send: Send) -> Verdict:  # noqa: ARG002
+    async def send(self, compiled: None, send: Send, hand_over: HandOver) -> Verdict:  # noqa: ARG002
         return Unsure("died")
 
 
@@ -39,7 +40,7 @@ class Recording(NullChannel):
     def prepare(self, content: Mapping[str, Any]) -> Any:  # type: ignore[override]
         return content
 
-    async def send(self, compiled: Any, send: Send) -> Verdict:  # noqa: ARG002
+    async def send(self, compiled: Any, send: Send, hand_over: HandOver) -> Verdict:  # noqa: ARG002
         self.seen.append(compiled)
         return Accepted("fine")
 
@@ -58,7 +59,7 @@ async def test_deliveries_with_and_without_a_limit_are_fanned_out_side_by_side(s
 async def _resumed_with_open_claims(stack: Stack) -> int:
     """A delivery of five claims without a result, whose page waits to be published again."""
     number = await stack.prepare(5)
-    async with stack.running("confirm", "fanout", "send", channel=Silent()):
+    async with stack.running("confirm", "fanout", "send", channel=Silent(), result_lease=0.1):
         await stack.confirm(number)
         await until(lambda: _sending(stack, number))
         await stack.control(routing.PAUSE, number)
@@ -78,7 +79,7 @@ async def test_claims_of_an_open_page_run_out_after_a_stop(stack: Stack) -> None
 async def test_claims_of_an_open_page_run_out_after_the_validity(stack: Stack) -> None:
     number = await _resumed_with_open_claims(stack)
     await _execute(stack, "UPDATE sendoff.delivery_record SET valid_until = now()")
-    async with stack.running("schedule", page_look_after=0.1):
+    async with stack.running("schedule", page_look_after=0.1, result_lease=0.1):
         await until(lambda: stack.rows("SELECT 1 FROM sendoff.delivery WHERE cancelled_at IS NOT NULL"))
     async with stack.running(**QUICK):
         await stack.finished(number)

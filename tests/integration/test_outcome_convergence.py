@@ -18,11 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contracts import routing
+from tests.support.claims import claim, expire
 from tests.support.reports import MAX_ATTEMPTS, NOON, RANKS, RETRIES, STATUS, Report, snapshot
 from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
-from worker.db import deliveries
 from worker.db.accounts import Accounts
+from worker.db.deliveries import Deliveries
 from worker.domain.outcomes import fold
 
 if TYPE_CHECKING:
@@ -122,22 +123,22 @@ class Trial:
 
     async def claim(self, attempt: int) -> None:
         asked = {r: (attempt, f"user{r}@example.org") for r in range(1, RECIPIENTS + 1)}
-        for recipient in await Accounts(self.stack.db).claim(self.number, asked):
+        for recipient in await claim(self.stack.db, self.number, asked):
             assert (recipient, attempt) not in self.model.granted, "granted twice"
             self.model.granted[recipient, attempt] = self.round
 
     async def expire(self, _: int) -> None:
         self.model.expiries.add(self.round)
-        await Accounts(self.stack.db).expire(self.number, 1, RECIPIENTS, lease=0)
+        await expire(self.stack.db, self.number)
 
     async def finish(self, _: int) -> None:
-        await deliveries.finish(self.stack.db, self.number)
+        await Deliveries(self.stack.db).finish(self.number)
 
     async def stop(self, _: int) -> None:
         body = json.dumps({"delivery_id": self.number, "operator": "ana", "reason": "a test"}).encode()
         name = f"{self.number}-{self.round}-{id(body)}"
         message = Incoming(body, "", routing.STOP, name, None, None, None, {}, 1, None)
-        await self.commands._answer(message)  # type: ignore[attr-defined]  # noqa: SLF001 - what the consumer calls
+        await self.commands.handle(message)  # type: ignore[attr-defined]
 
     async def watch(self, over: asyncio.Event) -> None:
         """At every look, rows and counters agree in one snapshot, and the accounts balance."""

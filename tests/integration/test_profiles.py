@@ -13,13 +13,13 @@ import pytest
 
 from contracts import routing
 from tests.support.channels import Counting
+from tests.support.claims import claim
 from tests.support.database import long_ago
 from tests.support.deliveries import LATER, SOON, agrees, counted, log
 from tests.support.results import bounced, result
 from tests.support.stack import until
 from tests.support.tracking import event, publish, recorded
 from worker.db import preparation, profiles, retention
-from worker.db.accounts import Accounts
 from worker.domain.erasure import fingerprint
 from worker.domain.settlement import Settlement
 from worker.operations import erase as service
@@ -184,7 +184,7 @@ async def _queued(stack: Stack, messages: int) -> bool:
 
 async def test_what_comes_later_brings_nothing_back_and_nobody_is_tried_again(stack: Stack) -> None:
     number = await confirmed(stack)
-    await Accounts(stack.db).claim(number, {2: (1, ADDRESS)})
+    await claim(stack.db, number, {2: (1, ADDRESS)})
     assert (await erased(stack)).kept_from == 0
     async with stack.running("results", "tracking", "stats", **SOON):
         soft = bounced(number, 2, "soft", reply=f"452 <{ADDRESS}> is full")
@@ -205,7 +205,7 @@ async def test_what_comes_later_brings_nothing_back_and_nobody_is_tried_again(st
 
 async def test_who_waits_for_a_retry_keeps_the_outcome_that_stands(stack: Stack) -> None:
     number = await confirmed(stack)
-    await Accounts(stack.db).claim(number, {2: (1, ADDRESS)})
+    await claim(stack.db, number, {2: (1, ADDRESS)})
     async with stack.running("results", "stats", **LATER):
         failed = result(number, 2, reason="busy", retryable=True)
         await stack.publish(routing.RESULTS, "error", failed)
@@ -217,7 +217,7 @@ async def test_who_waits_for_a_retry_keeps_the_outcome_that_stands(stack: Stack)
 
 async def test_who_is_unknown_is_not_sent_to_again(stack: Stack) -> None:
     number = await prepared(stack)
-    quick = SOON | {"page_look_after": 0.05, "claim_lease": 0.3}
+    quick = SOON | {"page_look_after": 0.05, "claim_lease": 0.3, "result_lease": 0.3}
     async with stack.running(channel=Counting(frozenset({1, 2})), **quick):
         await stack.confirm(number)
         await stack.finished(number)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 from contracts import results, routing
 from contracts.results import Bounce, BounceKind, BounceReason, Error, Fault, Sent
 from tests.support.channels import Counting
+from tests.support.claims import claim
 from tests.support.deliveries import LATER, SOON, agrees, confirmed, counted, log, states
 from tests.support.results import bounced, drained, result
 from tests.support.stack import until
-from worker.db import deliveries, pages
 from worker.db.accounts import Accounts
+from worker.db.deliveries import Deliveries
+from worker.db.pages import Pages
 from worker.domain.outcomes import facts
 from worker.domain.retry import Retries
 from worker.domain.verdicts import Accepted, Bounced, Failed
@@ -23,6 +25,7 @@ from worker.domain.verdicts import Accepted, Bounced, Failed
 if TYPE_CHECKING:
     from contracts.sends import Send
     from tests.support.stack import Stack
+    from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
 
 FULL = Bounced(BounceKind.SOFT, BounceReason.MAILBOX_FULL, "4.2.2", "452 full", Fault.RECIPIENT)
@@ -37,9 +40,9 @@ class Failing(Counting):
         self.verdicts = verdicts
         self.attempts: list[tuple[int, int]] = []
 
-    async def send(self, compiled: None, send: Send) -> Verdict:
+    async def send(self, compiled: None, send: Send, hand_over: HandOver) -> Verdict:
         self.attempts.append((send.recipient, send.attempt))
-        await super().send(compiled, send)
+        await super().send(compiled, send, hand_over)
         own = self.verdicts.get(send.recipient, [Accepted("fine")])
         return own[min(send.attempt, len(own)) - 1]
 
@@ -179,7 +182,7 @@ async def test_a_retry_that_is_being_planned_keeps_a_delivery_from_finishing(sta
         soft = Bounce(delivery_id=number, recipient=1, attempt=1, at=at, kind=BounceKind.SOFT)
         recording = asyncio.create_task(record(soft))
         await until(lambda: _waiting(stack, "transactionid"))
-        finishing = asyncio.create_task(deliveries.finish(stack.db, number))
+        finishing = asyncio.create_task(Deliveries(stack.db).finish(number))
         await until(lambda: _waiting(stack, "advisory"))
     assert (await recording, await finishing) == (1, False)
     row = await stack.deployment(number)
@@ -205,7 +208,7 @@ async def test_who_waits_in_the_queue_is_not_published_at_every_tick(stack: Stac
         async with stack.running("send", channel=Failing({1: [FULL]})):
             await until(lambda: counted(stack, number, retrying=1))
         await until(lambda: _queued(stack))
-        assert await pages.open_due_retries(worker.db, number) == 0
+        assert await Pages(worker.db).open_due_retries(number) == 0
         (page,) = await stack.rows("SELECT state FROM sendoff.delivery_page")
     assert page["state"] == "published"
 
@@ -225,7 +228,7 @@ async def test_every_order_of_results_and_claims_ends_alike_and_balances(stack: 
             if place % 20 == 0:
                 rows = await log(stack, number)
                 wanted = {r: (f["attempt"] + 1, f["address"]) for r, f in rows.items()}
-                await Accounts(stack.db).claim(number, wanted)
+                await claim(stack.db, number, wanted)
                 await stack.deployment(number)
         await until(lambda: drained(stack))
         assert await agrees(stack, number)

@@ -275,9 +275,9 @@ async def test_smtps_encrypts_from_the_first_byte_and_checks_the_certificate(cer
     sink = Sink()
     async with serving(sink, tls=context(certificate)) as where:
         async with channel_to(f"smtps://{where}?ca={certificate}") as channel:
-            compiled = channel.prepare(CONTENT)
+            compiled = channel.prepare(CONTENT | {"text": "{{ long }}"})
             assert isinstance(
-                await channel.send(compiled, to("ana@example.net", first_name="x " * 150_000)), Accepted
+                await channel.send(compiled, to("ana@example.net", long="x " * 150_000)), Accepted
             )
         async with channel_to(f"smtps://{where}") as channel:
             with pytest.raises(ChannelUnreachable, match=r"self.signed certificate"):

@@ -26,14 +26,16 @@ from hypothesis.stateful import (
 from contracts import routing
 from contracts.results import Bounce, BounceKind, BounceReason, Error, Fault, Sent
 from contracts.states import State
+from tests.support.claims import claim, expire
 from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
-from worker.db import deliveries, pages
 from worker.db.accounts import Accounts
+from worker.db.deliveries import Deliveries
+from worker.db.pages import Pages
 from worker.domain.outcomes import fold
 from worker.domain.retry import Retries
 from worker.domain.settlement import Settlement
-from worker.domain.states import MOVES
+from worker.domain.states import MOVES, OVER, RUNNING, UNDER_WAY
 from worker.operations import settle
 from worker.operations.prepare import PreparationRefused
 
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from contracts.commands import Reply
     from tests.support.stack import Stack
     from worker.bootstrap import Worker
+    from worker.db.pool import Database
 
 RECIPIENTS = 6
 EXAMPLES = 60
@@ -54,7 +57,7 @@ MOSTLY_FALSE = st.sampled_from([False, False, False, True])
 MOSTLY_ANA = st.sampled_from(["ana", "ana", "ana", "paul"])
 
 
-class Deliveries(RuleBasedStateMachine):
+class DeliveryMachine(RuleBasedStateMachine):
     """One delivery, and everything that may happen to it."""
 
     stack: Stack
@@ -124,7 +127,7 @@ class Deliveries(RuleBasedStateMachine):
 
     def deliver_it(self, command: Incoming) -> None:
         before = self.state()
-        reply = self.do(self.confirming._answer(command))  # noqa: SLF001 - what the consumer calls
+        reply = self.do(self.confirming.handle(command))
         known = self.answers.setdefault(str(command.message_id), reply)
         assert reply == known
         if reply.status != "accepted":
@@ -135,7 +138,7 @@ class Deliveries(RuleBasedStateMachine):
     @rule(first=st.integers(1, RECIPIENTS), last=st.integers(1, RECIPIENTS), attempt=st.integers(1, 3))
     def claim(self, first: int, last: int, attempt: int) -> None:
         wanted = {r: (attempt, f"user{r}@example.org") for r in range(first, last + 1)}
-        granted = self.do(Accounts(self.stack.db).claim(self.number, wanted)) if wanted else set()
+        granted = self.do(claim(self.stack.db, self.number, wanted)) if wanted else set()
         if granted:
             assert self.state() in {State.IN_PROGRESS, State.RETRY_PENDING}
 
@@ -150,11 +153,11 @@ class Deliveries(RuleBasedStateMachine):
         facts = fold([_result(self.number, recipient, kind, attempt)])
         known = {r: f for (_, r), f in facts.items()}
         self.do(Accounts(self.stack.db).record(self.number, known, RETRIES))
-        self.do(deliveries.finish(self.stack.db, self.number))
+        self.do(Deliveries(self.stack.db).finish(self.number))
 
     @rule()
     def claims_run_out(self) -> None:
-        self.do(Accounts(self.stack.db).expire(self.number, 1, RECIPIENTS, lease=0))
+        self.do(expire(self.stack.db, self.number))
 
     @rule(how=st.sampled_from(Settlement), operator=MOSTLY_ANA)
     def settle_unknown(self, *, how: Settlement, operator: str) -> None:
@@ -180,16 +183,16 @@ class Deliveries(RuleBasedStateMachine):
 
     @rule()
     def tick(self) -> None:
-        for duty in ("_start_due", "_cancel_expired", "_open_retries", "_finish_done"):
-            self.do(getattr(self.clock, duty)())
+        self.do(self.clock.start_due())
+        self.do(self.clock.handle())
 
     @rule()
     def fan_out(self) -> None:
         leased = self.do(
-            pages.lease(self.stack.db, after=0, limit=50, seconds=60, owner="me", channels=["email", "null"])
+            Pages(self.stack.db).lease(after=0, limit=50, seconds=60, owner="me", channels=["email", "null"])
         )
         for page in leased:
-            self.do(pages.published(self.stack.db, page, "me", 60))
+            self.do(Pages(self.stack.db).published(page, "me", 60))
 
     @invariant()
     def the_accounts_balance(self) -> None:
@@ -264,8 +267,20 @@ async def worker(stack: Stack) -> AsyncIterator[Worker]:
 def test_no_sequence_of_commands_and_losses_breaks_a_rule(
     stack: Stack, worker: Worker, loop: asyncio.AbstractEventLoop
 ) -> None:
-    Deliveries.stack, Deliveries.worker, Deliveries.loop = stack, worker, loop
+    DeliveryMachine.stack, DeliveryMachine.worker, DeliveryMachine.loop = stack, worker, loop
     profile = settings(
         max_examples=EXAMPLES, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
     )
-    run_state_machine_as_test(Deliveries, settings=profile)
+    run_state_machine_as_test(DeliveryMachine, settings=profile)
+
+
+async def test_the_database_groups_states_as_the_code_does(db: Database) -> None:
+    groups = {"running": RUNNING, "under_way": UNDER_WAY, "over": OVER}
+    async with db.session() as session:
+        rows = await session.connection.fetch(
+            "INSERT INTO sendoff.delivery_record (state, paused_in)"
+            " SELECT s, CASE s WHEN 'paused' THEN 'in_progress' END FROM unnest($1::text[]) AS s RETURNING *",
+            list(State),
+        )
+    found = {name: {State(row["state"]) for row in rows if row[name]} for name in groups}
+    assert found == {name: set(states) for name, states in groups.items()}

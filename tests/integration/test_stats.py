@@ -18,9 +18,11 @@ from tests.support.results import result
 from tests.support.stack import until
 from tests.support.tracking import event
 from worker.cli import app
-from worker.db import accounts, stats, tracking
+from worker.db import accounts, stats
 from worker.db.accounts import Accounts
 from worker.db.pool import open_database
+from worker.db.stats import Statistics
+from worker.db.tracking import TrackingLog
 from worker.domain.machines import own_rules
 from worker.domain.outcomes import facts
 from worker.domain.tracking import judge
@@ -175,7 +177,7 @@ async def test_a_repair_that_races_with_a_stop_leaves_no_drift(stack: Stack) -> 
         )
     async with stack.db.transaction() as tx:
         await accounts.close_claims(tx, number)
-        repairing = asyncio.create_task(stats.recount(stack.db, number, deadline=20))
+        repairing = asyncio.create_task(Statistics(stack.db).recount(number, deadline=20))
         await until(lambda: blocked(stack, "advisory"))
         await accounts.cancel_remaining(tx, number)
     found = await repairing
@@ -183,7 +185,7 @@ async def test_a_repair_that_races_with_a_stop_leaves_no_drift(stack: Stack) -> 
     assert found.drift == {"sent": -2, "errors": 1, "cancelled": 1}
     row, _ = await snapshot(stack, number)
     assert (row["sent"], row["cancelled"], row["pending"]) == (1, 4, 0)
-    again = await stats.recount(stack.db, number, deadline=20)
+    again = await Statistics(stack.db).recount(number, deadline=20)
     assert again is not None
     assert again.drift == {}
 
@@ -196,7 +198,7 @@ async def test_a_recount_that_races_with_retention_changes_no_counter(stack: Sta
         async with stack.db.transaction() as other:
             # As a snapshot sees it whose partition left between two statements.
             await other.connection.execute("DELETE FROM sendoff.outcome")
-        recounting = asyncio.create_task(stats.recount(stack.db, number, deadline=20))
+        recounting = asyncio.create_task(Statistics(stack.db).recount(number, deadline=20))
         await until(lambda: blocked(stack, "advisory"))
         await tx.connection.execute("UPDATE sendoff.delivery_record SET purged_at = now()")
     found = await recounting
@@ -220,12 +222,12 @@ async def test_two_connections_see_one_moment(stack: Stack, monkeypatch: pytest.
         return bool(await stack.rows(query))
 
     async with db.session():  # so that the second connection is not to be had yet
-        recounting = asyncio.create_task(stats.recount(db, number, deadline=20))
+        recounting = asyncio.create_task(Statistics(db).recount(number, deadline=20))
         await until(one_is_counted)
         opened = judge(
             TrackingEvent.model_validate_json(json.dumps(event(number, 1, "open", "a"))), own_rules()
         )
-        await tracking.record(stack.db, number, [opened], "1")
+        await TrackingLog(stack.db).record(number, [opened], "1")
     found = await recounting
     await db.close()
     assert found is not None

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import structlog.testing
-from tests.faults.proxy import CutProxy
-from tests.stack import until
 
 from contracts import routing
+from tests.support.proxy import CutProxy
+from tests.support.stack import until
 from worker.amqp.bulk.errors import ConnectionLost
 from worker.amqp.bulk.keeper import Keeper
 from worker.amqp.bulk.publisher import BulkPublisher
@@ -24,8 +24,7 @@ from worker.lifecycle import ServiceDied, run_services
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.stack import Stack
-
+    from tests.support.stack import Stack
     from worker.bootstrap import Worker
 
 SECONDS = 20

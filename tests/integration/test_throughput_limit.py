@@ -7,10 +7,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from contracts import routing
+from tests.support.claims import claim
 from tests.support.database import change
 from tests.support.stack import until
-from worker.db import pages
-from worker.db.accounts import Accounts
+from worker.db.pages import Pages
 
 if TYPE_CHECKING:
     from tests.support.stack import Stack
@@ -39,16 +39,16 @@ async def worst_excess(stack: Stack, number: int) -> float:
 
 
 async def lease(stack: Stack) -> list[Page]:
-    return await pages.lease_paced(stack.db, limit=4, seconds=60, owner="me", channels=["email", "null"])
+    return await Pages(stack.db).lease_paced(limit=4, seconds=60, owner="me", channels=["email", "null"])
 
 
 async def an_hour_passes(stack: Stack) -> None:
     await change(stack, "UPDATE sendoff.delivery_pace SET next_at = next_at - interval '1 hour'")
 
 
-async def claim(stack: Stack, page: Page) -> None:
+async def claim_page(stack: Stack, page: Page) -> None:
     wanted = {r: (1, f"user{r}@example.org") for r in range(page.first, page.last + 1)}
-    assert len(await Accounts(stack.db).claim(page.delivery_id, wanted)) == len(wanted)
+    assert len(await claim(stack.db, page.delivery_id, wanted)) == len(wanted)
 
 
 async def confirmed(stack: Stack, recipients: int, extra: str = LIMIT, page_size: int = PAGE) -> int:
@@ -94,10 +94,10 @@ async def test_nothing_piles_up_while_the_senders_are_down(stack: Stack) -> None
         leased = await lease(stack)
         assert len(leased) == expected
         for page in leased:
-            await pages.published(stack.db, page, "me", 30)
+            await Pages(stack.db).published(page, "me", 30)
         taken += leased
         await an_hour_passes(stack)
-    await claim(stack, taken[0])
+    await claim_page(stack, taken[0])
     assert [p.first for p in await lease(stack)] == [21]
     assert (await stack.deployment(number))["sending"] == PAGE
 
@@ -106,31 +106,31 @@ async def test_a_turn_is_taken_once_and_time_is_not_saved_up(stack: Stack) -> No
     await confirmed(stack, 100)
     await an_hour_passes(stack)
     ((page,),) = [leased for leased in await asyncio.gather(*(lease(stack) for _ in range(8))) if leased]
-    await claim(stack, page)
+    await claim_page(stack, page)
     assert await lease(stack) == []
-    left = await pages.seconds_to_next_turn(stack.db)
+    left = await Pages(stack.db).seconds_to_next_turn()
     assert left is not None
     assert 0 < left <= PAGE / PER_SECOND
     assert (
-        await pages.lease(stack.db, after=0, limit=5, seconds=5, owner="me", channels=["email", "null"]) == []
+        await Pages(stack.db).lease(after=0, limit=5, seconds=5, owner="me", channels=["email", "null"]) == []
     )
 
 
 async def test_only_the_retries_of_a_page_published_again_count_against_the_limit(stack: Stack) -> None:
     number = await confirmed(stack, 2 * PAGE)
     (page,) = await lease(stack)
-    await pages.published(stack.db, page, "me", 30)
-    await claim(stack, page)
+    await Pages(stack.db).published(page, "me", 30)
+    await claim_page(stack, page)
     await change(
         stack,
         "UPDATE sendoff.outcome SET status = CASE WHEN recipient <= 4 THEN 'retrying' ELSE 'sent' END,"
         " retry_at = CASE WHEN recipient <= 4 THEN now() END",
     )
-    await pages.reopen(stack.db, number, [page.page])
+    await Pages(stack.db).reopen(number, [page.page])
     await an_hour_passes(stack)
     (again,) = await lease(stack)
     assert again.page == page.page
-    assert len(await pages.read_sends(stack.db, again)) == 4
+    assert len(await Pages(stack.db).read_sends(again)) == 4
     (moved,) = await stack.rows("SELECT next_at - clock_timestamp() AS left FROM sendoff.delivery_pace")
     assert moved["left"] <= timedelta(seconds=4 / PER_SECOND)
     await change(stack, "UPDATE sendoff.delivery_pace SET next_at = now()")
@@ -140,7 +140,7 @@ async def test_only_the_retries_of_a_page_published_again_count_against_the_limi
 
 async def test_a_full_queue_holds_limited_deliveries_too(stack: Stack) -> None:
     await confirmed(stack, PAGE)
-    leased = await pages.lease_paced(stack.db, limit=4, seconds=60, owner="me", channels=["email"])
+    leased = await Pages(stack.db).lease_paced(limit=4, seconds=60, owner="me", channels=["email"])
     assert leased == []
     assert len(await lease(stack)) == 1
 

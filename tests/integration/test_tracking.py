@@ -14,7 +14,8 @@ from tests.support.deliveries import confirmed
 from tests.support.results import AT
 from tests.support.stack import until
 from tests.support.tracking import APPLE, EARLIER, FIREFOX, ONE_CLICK, SCANNER, event, publish, recorded
-from worker.db import deliveries, tracking
+from worker.db import deliveries
+from worker.db.tracking import TrackingLog
 from worker.domain.machines import own_rules
 from worker.domain.tracking import judge
 
@@ -233,7 +234,7 @@ async def test_events_wait_for_no_command_that_holds_the_delivery(stack: Stack) 
     opened = judge(TrackingEvent.model_validate_json(json.dumps(event(number, 1, "open", "a"))), own_rules())
     async with stack.db.transaction() as command, asyncio.timeout(5):
         await deliveries.read_for_update(command, number)
-        done = await tracking.record(stack.db, number, [opened], "1")
+        done = await TrackingLog(stack.db).record(number, [opened], "1")
     assert done.events == 1
 
 

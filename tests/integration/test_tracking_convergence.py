@@ -105,7 +105,7 @@ class Trial:
             async with asyncio.TaskGroup() as group:
                 for at, batch in enumerate(batches):
                     recorder = self.recorders[at % len(self.recorders)]
-                    group.create_task(recorder._record(self.messages(batch)))  # noqa: SLF001 - as its consumer does
+                    group.create_task(recorder.handle(self.messages(batch)))
             self.seen |= {number for batch in batches for number in batch}
             await self.compare()
 

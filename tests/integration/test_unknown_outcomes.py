@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.support.processes import Sendoff
     from tests.support.stack import Stack
 
-QUICK = SOON | {"page_look_after": 0.05, "claim_lease": 0.3}
+QUICK = SOON | {"page_look_after": 0.05, "claim_lease": 0.3, "result_lease": 0.3}
 
 
 async def with_unknown(stack: Stack, recipients: int, unsure: set[int]) -> int:

@@ -13,10 +13,11 @@ import pytest
 from rich.console import Console
 
 import sql
-from tests.bench.examples import DOC, blocks, examples, views
+from dev import draw_tables
+from tests.bench.examples import blocks, examples, views
 from tests.bench.filling import Shape, fill
 from tests.bench.tables import Tables, show
-from worker.db import stats
+from worker.db.stats import Statistics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,32 +52,9 @@ async def deliveries(connection: Any) -> list[int]:
     return await fill(connection, SHAPES, profiles=4_000, sets=2)
 
 
-async def public_views(connection: Any) -> list[str]:
-    rows = await connection.fetch("SELECT viewname FROM pg_views WHERE schemaname = 'sendoff' ORDER BY 1")
-    return [row["viewname"] for row in rows]
-
-
-async def columns(connection: Any, view: str) -> list[Any]:
-    rows: list[Any] = await connection.fetch(
-        """
-        SELECT attname AS name, format_type(atttypid, atttypmod) AS type,
-               col_description(attrelid, attnum) AS text
-        FROM pg_attribute
-        WHERE attrelid = ('sendoff.' || $1)::regclass AND attnum > 0 AND NOT attisdropped
-        ORDER BY attnum
-        """,
-        view,
-    )
-    return rows
-
-
 async def test_every_view_and_every_column_of_it_says_what_it_is(connection: Any) -> None:
-    silent = [
-        f"{view}.{column['name']}"
-        for view in await public_views(connection)
-        for column in await columns(connection, view)
-        if not column["text"]
-    ]
+    views = await draw_tables.columns(connection)
+    silent = [f"{view}.{c['name']}" for view, found in views.items() for c in found if not c["text"]]
     assert silent == [], "COMMENT ON COLUMN is missing"
     rows = await connection.fetch(
         "SELECT viewname FROM pg_views WHERE schemaname = 'sendoff'"
@@ -86,13 +64,13 @@ async def test_every_view_and_every_column_of_it_says_what_it_is(connection: Any
 
 
 async def test_the_page_has_every_view_with_every_column_as_the_database_says(connection: Any) -> None:
-    assert sorted(views()) == await public_views(connection)
-    for view in views():
-        section = DOC.read_text().split(f"\n## `{view}`\n", 1)[1].split("\n## ", 1)[0]
-        shown = [line for line in section.splitlines() if line.startswith("| `")]
-        expected = [f"| `{c['name']}` | {c['type']} | {c['text']} |" for c in await columns(connection, view)]
-        assert shown == expected, view
-        assert blocks(f"`{view}`"), f"{view} has no example"
+    text, found = draw_tables.PAGE.read_text("utf-8"), await draw_tables.columns(connection)
+    assert draw_tables.page(text, found) == text, "run make tables"
+    changed = text.replace("| `sent` | bigint |", "| `sent` | text |").replace("| `channel` |", "| `way` |")
+    assert draw_tables.page(changed, found) == text
+    with pytest.raises(ValueError, match="'new'"):
+        draw_tables.page(text, found | {"new": []})
+    assert [view for view in views() if not blocks(f"`{view}`")] == [], "an example is missing"
 
 
 async def test_every_example_of_the_page_finds_something(connection: Any, deliveries: list[int]) -> None:
@@ -128,8 +106,8 @@ async def test_no_view_reads_a_whole_table_for_one_delivery(connection: Any, del
     questions = [e.filled(deliveries[0], PROFILE) for e in examples() if e.asks]
     questions += [
         f"SELECT * FROM sendoff.{view} WHERE delivery_id = {deliveries[0]}"  # noqa: S608 - our own names
-        for view in await public_views(connection)
-        if "delivery_id" in {column["name"] for column in await columns(connection, view)}
+        for view, found in (await draw_tables.columns(connection)).items()
+        if "delivery_id" in {column["name"] for column in found}
     ]
     assert {q: found for q in questions if (found := await read_wholly(connection, q))} == {}
 
@@ -161,7 +139,7 @@ async def test_the_services_look_outcomes_up_by_the_key(connection: Any, db: Dat
     async with db.session() as session:
         for name, query in sql.queries().items():
             statement = re.sub(r"--.*", "", query.text).strip().rstrip(";")
-            if not re.search(r"\bsendoff\.(outcome|sending_log)\b", statement):
+            if not re.search(r"\bsendoff\.(outcome|sending_log|recount)\b", statement):
                 continue
             await session.connection.execute(f"PREPARE planned AS {statement}")
             nulls = f"({', '.join(['NULL'] * len(query.parameters))})"
@@ -250,7 +228,7 @@ async def test_the_bench_measures_every_example_and_shows_its_plan(
 
 async def test_compute_stats_counts_what_was_filled_in(db: Database, deliveries: list[int]) -> None:
     for number in deliveries[:4]:
-        found = await stats.recount(db, number, deadline=20)
+        found = await Statistics(db).recount(number, deadline=20)
         assert found is not None
         assert found.drift == {}
         assert found.deployment["sent"] > 0
@@ -267,7 +245,7 @@ async def test_a_dashboard_may_read_the_views_and_nothing_else(connection: Any, 
     try:
         dashboard = await asyncpg.connect(host, timeout=20)
         try:
-            for view in await public_views(connection):
+            for view in await draw_tables.columns(connection):
                 await dashboard.fetch(f"TABLE sendoff.{view} LIMIT 1")
             tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'sendoff'")
             for table in tables:

@@ -10,6 +10,7 @@ from worker.domain.verdicts import Accepted, Unsure
 
 if TYPE_CHECKING:
     from contracts.sends import Send
+    from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
 
 
@@ -20,6 +21,6 @@ class Counting(NullChannel):
         self.tries: Counter[int] = Counter()
         self.unsure = unsure
 
-    async def send(self, compiled: None, send: Send) -> Verdict:  # noqa: ARG002
+    async def send(self, compiled: None, send: Send, hand_over: HandOver) -> Verdict:  # noqa: ARG002
         self.tries[send.recipient] += 1
         return Unsure("the line went dead") if send.recipient in self.unsure else Accepted("fine")

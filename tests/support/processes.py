@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,11 +38,17 @@ def sink(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 @contextmanager
-def worker(settings: Settings, *services: str, **env: object) -> Iterator[subprocess.Popen[bytes]]:
-    """Runs `sendoff run` as a user would; it is ended in any case."""
+def worker(
+    settings: Settings, *services: str, log: Path | None = None, **env: object
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs `sendoff run` as a user would; it is ended in any case. `log` takes what it says."""
     own = {"DATABASE_URL": settings.database_url, "QUEUE_PREFIX": settings.queue_prefix, **env}
     environment = os.environ | {f"SENDOFF_{k}": str(v) for k, v in own.items()}
-    with subprocess.Popen([sys.executable, "-m", "worker", "run", *services], env=environment) as process:
+    command = [sys.executable, "-m", "worker", "run", *services]
+    with (
+        log.open("wb") if log else nullcontext() as said,
+        subprocess.Popen(command, env=environment, stderr=said) as process,
+    ):
         try:
             yield process
         finally:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.commands import Reason
-from worker.domain.authority import Bearer, check_bearer, check_publisher, check_start, standing
+from worker.domain.authority import Bearer, acting_operator, check_bearer, check_publisher, check_start
 from worker.domain.operators import Operator, Role
 
 ANA = Bearer("ana", frozenset({Role.START_DELIVERIES}))
@@ -50,8 +50,8 @@ def test_a_token_speaks_for_its_own_operator_alone() -> None:
 def test_with_a_token_the_roles_are_its_own_and_who_was_deactivated_stays_so(
     entry: Operator | None, given_roles: frozenset[Role]
 ) -> None:
-    assert standing(entry, None) == entry
-    by_token = standing(entry, Bearer("ana", given_roles))
+    assert acting_operator(entry, None) == entry
+    by_token = acting_operator(entry, Bearer("ana", given_roles))
     assert by_token == Operator("ana", entry is None or entry.active, given_roles)
 
 

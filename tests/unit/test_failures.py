@@ -120,6 +120,10 @@ def test_what_postgres_says(state: str, failure: Failure) -> None:
             AWAY,
         ),
         (asyncpg.InternalClientError("connection was closed during pool initialization"), AWAY),
+        (
+            asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress"),
+            AWAY,
+        ),
         (asyncpg.TargetServerAttributeNotMatched("none of the hosts is a primary"), AWAY),
         (asyncpg.InterfaceError("the server expects 2 arguments for this query, 3 were passed"), BROKEN),
         (asyncpg.InterfaceError("cannot perform operation: another operation is in progress"), BROKEN),

@@ -84,12 +84,21 @@ def test_sql_without_a_name_is_refused(sql_folder: Path) -> None:
 
 
 def test_migrations_come_in_order(sql_folder: Path) -> None:
-    (sql_folder / "migrations" / "0002_b.sql").write_text("SELECT 2;")
+    (sql_folder / "migrations" / "0002_b.sql").write_text("-- works with code from: 1\nSELECT 2;")
     (sql_folder / "migrations" / "0001_a.sql").write_text("SELECT 1;")
-    assert [(m.number, m.name, m.sql) for m in sql.migrations()] == [
-        (1, "a", "SELECT 1;"),
-        (2, "b", "SELECT 2;"),
+    (sql_folder / "migrations" / "0003_c.sql").write_text("SELECT 3;")
+    assert [(m.number, m.name, m.sql.splitlines()[-1], m.works_from) for m in sql.migrations()] == [
+        (1, "a", "SELECT 1;", 1),
+        (2, "b", "SELECT 2;", 1),
+        (3, "c", "SELECT 3;", 3),
     ]
+
+
+@pytest.mark.parametrize("oldest", [0, 2])
+def test_a_migration_works_with_code_that_there_is(sql_folder: Path, oldest: int) -> None:
+    (sql_folder / "migrations" / "0001_a.sql").write_text(f"-- works with code from: {oldest}\nSELECT 1;")
+    with pytest.raises(ValueError, match=f"from 1 to 1, not {oldest}"):
+        sql.migrations()
 
 
 @pytest.mark.parametrize("names", [["0002_a.sql"], ["0001_a.sql", "0001_b.sql"], ["1_a.sql"], ["0001-a.sql"]])
@@ -145,3 +154,8 @@ def test_every_call_gives_the_parameters_of_its_query() -> None:
 def test_every_query_that_is_there_is_used() -> None:
     mentioned = {name for node in _trees() if isinstance(node, ast.Constant) for name in _strings(node)}
     assert sql.queries().keys() - mentioned == set()
+
+
+def test_no_query_moves_a_counter_by_itself() -> None:
+    """What moves them is sendoff.count_moves, and what sums them is the view deployment."""
+    assert [name for name, query in sql.queries().items() if "delivery_counter" in query.text] == []

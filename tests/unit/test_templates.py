@@ -32,7 +32,6 @@ class TestCheck:
             "{% set x = 1 %}{{ x }}",
             "{% for n in orders %}{{ loop.index }}{{ n }}{% endfor %}",
             "{% for n in range(3) %}{{ n }}{% endfor %}",
-            "{% macro m(x) %}{{ x }}{% endmacro %}{{ m(1) }}",
             "{{ nick | default('friend') }}",
             "{% if nick is defined %}{{ nick }}{% endif %}",
             "{{ nick if nick is defined else first_name }}",
@@ -66,7 +65,7 @@ class TestCheck:
             ("\n{% include 'other' %}", "text, line 2: “include” needs another template"),
             ("{% extends 'other' %}", "“extends” needs another template"),
             ("{% from 'other' import x %}", "“from … import” needs another template"),
-            ("{{ lipsum() }}", "unknown variable “lipsum”"),
+            ("{{ lipsum() }}", "calling “lipsum” is unsafe"),
         ],
     )
     def test_a_problem_is_one_sentence_with_its_part_and_line(self, text: str, words: str) -> None:
@@ -198,7 +197,6 @@ class TestRender:
             ("{{ 10000000 * items }}", "the result of * is too large."),
             ("{{ 1 / 0 }}", "division by zero."),
             ("{{ v + 1 }}", "text, line 1: "),
-            ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "recursion"),
             ("{{ lone }}", "surrogates not allowed"),
         ],
     )
@@ -228,21 +226,6 @@ class TestRender:
 
     def test_a_tab_in_a_header_is_a_space(self) -> None:
         assert render({"v": " a\tb "}, subject="{{ v }}").subject == "a b"
-
-    @pytest.mark.parametrize(
-        ("fits", "beyond"),
-        [
-            ("{{ (v * 100000) | length }}", "{{ v * 100001 }}"),
-            ("{{ (50000 * pair) | length }}", "{{ 50001 * pair }}"),
-            ("{{ (2 ** 2048) // 2 ** 2048 }}", "{{ 2 ** 2049 }}"),
-            ("{{ 1 ** 4096 }}", "{{ 1 ** 4097 }}"),
-        ],
-    )
-    def test_one_expression_makes_no_more_than_its_bound(self, fits: str, beyond: str) -> None:
-        values: dict[str, Any] = {"v": "x", "pair": (1, 2)}
-        assert (render(values, text=fits).text or "").isdigit()
-        with pytest.raises(RenderFailed, match=r"^text, line 1: the result of \*\*? is too large\.$"):
-            render(values, text=beyond)
 
     def test_a_line_break_in_a_header_is_told_with_its_part(self) -> None:
         with pytest.raises(RenderFailed) as failure:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
+
+
+class Burying(Protocol):
+    """Keeps what cannot be handled: `DeadQueue` does."""
+
+    async def bury(self, message: Incoming, reason: str, body: bytes | None = None) -> None:
+        """Keeps a message, or the part `body` of it, with the sentence that says why."""
 
 
 class DeadQueue:

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Awaitable, Callable
 
-    from worker.amqp.dead import DeadQueue
+    from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
 
 log = structlog.get_logger(__name__)
 
 
 async def take_each(
-    consumer: Consumer, dead: DeadQueue, handle: Callable[[Incoming], Awaitable[None]], stop: asyncio.Event
+    consumer: Consumer, dead: Burying, handle: Callable[[Incoming], Awaitable[object]], stop: asyncio.Event
 ) -> None:
     """Handles what a consumer delivers, one message after the other, until `stop`.
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from contracts.sends import Send
+    from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
 
 
@@ -29,7 +30,7 @@ class NullChannel:
     def prepare(self, content: Mapping[str, Any]) -> None:
         """Needs no content."""
 
-    async def send(self, compiled: None, send: Send) -> Verdict:  # noqa: ARG002 - the protocol's
+    async def send(self, compiled: None, send: Send, hand_over: HandOver) -> Verdict:  # noqa: ARG002
         """Accepts."""
         return self._accepted
 

@@ -25,6 +25,30 @@ class ChannelUnreachable(Exception):  # noqa: N818 - named for what happened, as
         self.failure = failure
 
 
+class HandOver(Protocol):
+    """The right to hand one message over, held under a lease."""
+
+    def begin(self) -> Awaitable[bool]:
+        """Begins to mark the message as handed over, when its envelope is begun; a repeat changes nothing.
+
+        To be awaited before anything of the body is written: where it is false, nothing may be sent.
+        """
+
+    @property
+    def expired(self) -> bool:
+        """Whether the lease is as good as over; to be asked right before the body is begun."""
+
+
+class Granted:
+    """A right that needs no mark: for a proof, and where the claim itself was the hand-over."""
+
+    expired = False
+
+    async def begin(self) -> bool:
+        """Always granted."""
+        return True
+
+
 class Channel(Protocol):
     """Carries messages to recipients."""
 
@@ -46,8 +70,14 @@ class Channel(Protocol):
             ContentInvalid: Nobody can be sent this content; the message says why.
         """
 
-    async def send(self, compiled: Any, send: Send) -> Verdict:  # noqa: ANN401 - what prepare returned
-        """Tries one recipient."""
+    async def send(self, compiled: Any, send: Send, hand_over: HandOver) -> Verdict:  # noqa: ANN401
+        """Tries one recipient.
+
+        Args:
+            compiled: What `prepare` returned.
+            send: Whom it goes to.
+            hand_over: To be begun before the other side can have the message.
+        """
 
     async def close(self) -> None:
         """Lets go of what it holds."""

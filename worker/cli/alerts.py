@@ -13,7 +13,7 @@ from contracts.events import Criterion
 from worker.cli.asking import JsonOption
 from worker.cli.common import CommandRefused, database
 from worker.cli.show import console, number, plain, to_json, words
-from worker.db import alerts
+from worker.db.alerts import Alerts
 from worker.settings import read_settings
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ app = typer.Typer(help="What somebody should look at, and when that is said.", n
 @app.command("list")
 def list_(*, as_json: JsonOption = False) -> None:
     """Show what is wrong now, what has been so for longest first."""
-    found = _run(alerts.current)
+    found = _run(lambda db: Alerts(db).current())
     if as_json:
         typer.echo(to_json(found))
         return
@@ -47,7 +47,7 @@ def list_(*, as_json: JsonOption = False) -> None:
 @app.command()
 def thresholds(*, as_json: JsonOption = False) -> None:
     """Show every criterion with its threshold."""
-    found = _run(alerts.thresholds)
+    found = _run(lambda db: Alerts(db).thresholds())
     if as_json:
         typer.echo(to_json(found))
         return
@@ -77,7 +77,7 @@ def set_(
     if (threshold, minimum, enabled) == (None, None, None):
         raise typer.BadParameter("Name what to change: --threshold, --minimum, --on or --off.")
     try:
-        row = _run(lambda db: alerts.set_threshold(db, criterion, threshold, minimum, enabled=enabled))
+        row = _run(lambda db: Alerts(db).set_threshold(criterion, threshold, minimum, enabled=enabled))
     except asyncpg.CheckViolationError as error:
         percent = error.constraint_name == "hundred_percent"
         why = "is in percent: 100 at most" if percent else "has no threshold; it may be switched --off"

@@ -7,7 +7,7 @@ of `Accounts`; those that join a transaction are functions.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
 
@@ -23,6 +23,19 @@ if TYPE_CHECKING:
     from worker.domain.settlement import Settlement
 
 
+_LEASES_AT_ONCE: Final = 100
+"""Of so many leases claims are ended in one transaction: up to some ten thousand rows."""
+
+
+class Expired(NamedTuple):
+    """What became of claims whose lease expired."""
+
+    given_back: int
+    """They were not handed over: others take them."""
+    unknown: int
+    """They were, and no result came."""
+
+
 class Accounts:
     """The accounts of all deliveries, each call a transaction of its own."""
 
@@ -30,35 +43,114 @@ class Accounts:
         """Takes the database."""
         self._db = db
 
-    async def claim(self, delivery_id: int, asked: Mapping[int, tuple[int, str]]) -> set[int]:
+    async def claim(
+        self,
+        delivery_id: int,
+        asked: Mapping[int, tuple[int, str]],
+        token: int,
+        *,
+        lease: float,
+        handed_over: bool = False,
+    ) -> set[int]:
         """Claims one attempt for each of a delivery's recipients, in one statement.
+
+        Repeated with the same token it grants the same again, so that a lost answer loses no claim.
 
         Args:
             delivery_id: The delivery.
             asked: By recipient, the attempt and the key of the address (see `worker.domain.audience`).
+            token: A number that nobody else claims with, 0 to 2^63 - 1: the claims are held under it.
+            lease: Seconds for which they are held.
+            handed_over: Whether they count as handed over from now on: there is no moment between the claim
+                and the sending in which anything could be known.
 
         Returns:
             The recipients that were granted. The others must not be sent to: they are claimed or done
             already, the delivery does not run, its validity is over, or the address is quarantined.
         """
+        numbers = sorted(asked)
+        arguments = {
+            "delivery_id": delivery_id,
+            "recipients": numbers,
+            "attempts": [asked[n][0] for n in numbers],
+            "address_keys": [asked[n][1] for n in numbers],
+            "token": token,
+            "lease": timedelta(seconds=lease),
+            "handed_over": handed_over,
+        }
         try:
-            return await self._claim(delivery_id, asked)
+            return await self._claim(arguments)
         except asyncpg.UniqueViolationError:
             # Somebody else claimed one of them in this moment. Now that shows: the statement is ready for it.
-            return await self._claim(delivery_id, asked)
+            return await self._claim(arguments)
 
-    async def _claim(self, delivery_id: int, asked: Mapping[int, tuple[int, str]]) -> set[int]:
-        numbers = sorted(asked)
+    async def _claim(self, arguments: dict[str, Any]) -> set[int]:
         async with self._db.transaction() as tx:
-            await tx.execute("lock_claims", delivery_id=delivery_id)
-            granted = await tx.fetchval(
-                "claim",
-                delivery_id=delivery_id,
-                recipients=numbers,
-                attempts=[asked[n][0] for n in numbers],
-                address_keys=[asked[n][1] for n in numbers],
-            )
-        return set(granted)
+            await tx.execute("lock_claims", delivery_id=arguments["delivery_id"])
+            return set(await tx.fetchval("claim", **arguments))
+
+    async def hand_over(self, delivery_id: int, claims: Mapping[int, int], *, margin: float) -> set[int]:
+        """Marks claims as handed over: from now on a relay may have the message.
+
+        Args:
+            delivery_id: The delivery.
+            claims: By recipient, the token of the claim.
+            margin: Seconds that the lease must hold for at least.
+
+        Returns:
+            The recipients that were marked. The others must not be sent to: the claim is not held any more,
+            or the delivery does not run.
+        """
+        numbers = sorted(claims)
+        marked: list[int] = await self._db.fetchval(
+            "hand_over",
+            delivery_id=delivery_id,
+            recipients=numbers,
+            tokens=[claims[n] for n in numbers],
+            margin=timedelta(seconds=margin),
+        )
+        return set(marked)
+
+    async def give_back(self, delivery_id: int, claims: Mapping[int, int]) -> int:
+        """Undoes claims that were not handed over, for others to take.
+
+        Args:
+            delivery_id: The delivery.
+            claims: By recipient, the token of the claim.
+
+        Returns:
+            How many were undone; those that are handed over, or not held any more, are left as they are.
+        """
+        async with self._db.transaction() as tx:
+            await share_claims(tx, delivery_id)
+            return await _give_back(tx, delivery_id, sorted(claims), sorted(set(claims.values())))
+
+    async def expired(self) -> list[int]:
+        """Returns deliveries in which leases of claims have expired."""
+        rows = await self._db.fetch("read_deliveries_with_expired_claims")
+        return [row["delivery_id"] for row in rows]
+
+    async def expire(self, delivery_id: int, *, result_lease: float) -> Expired:
+        """Ends claims of a delivery whose lease has expired, some hundred leases at a time.
+
+        One that was not handed over is undone, for another sender to take. One that was, and has had no
+        result for `result_lease` seconds, is unknown.
+        """
+        async with self._db.transaction() as tx:
+            await share_claims(tx, delivery_id)
+            leases = await tx.fetch("read_expired_leases", delivery_id=delivery_id, leases=_LEASES_AT_ONCE)
+            recipients = sorted({r for lease in leases for r in lease["recipients"]})
+            tokens = [lease["token"] for lease in leases]
+            given_back = await _give_back(tx, delivery_id, recipients, tokens)
+            claims: dict[str, Any] = {
+                "delivery_id": delivery_id,
+                "recipients": recipients,
+                "tokens": tokens,
+                "result_lease": timedelta(seconds=result_lease),
+            }
+            unknown = await tx.fetchval("expire_claims", **claims)
+            await tx.execute("end_leases", **claims)
+        return Expired(given_back, unknown)
 
     async def record(self, delivery_id: int, folded: Mapping[int, Facts], retries: Retries) -> int:
         """Records facts of a delivery's recipients, and plans retries.
@@ -101,17 +193,6 @@ class Accounts:
             )
         return moved
 
-    async def expire(self, delivery_id: int, first: int, last: int, *, lease: float) -> int:
-        """Makes claims of a range `unknown` whose lease of so many seconds ran out; returns how many."""
-        expired: int = await self._db.fetchval(
-            "expire_claims",
-            delivery_id=delivery_id,
-            first=first,
-            last=last,
-            lease=timedelta(seconds=lease),
-        )
-        return expired
-
     async def audience_size(self, delivery_id: int) -> int:
         """Returns how many recipients a confirmed delivery has; 0 where there is no such delivery."""
         return await self._db.fetchval("read_audience_size", delivery_id=delivery_id) or 0
@@ -122,6 +203,12 @@ class Accounts:
             "read_absent_recipients", delivery_id=delivery_id, recipients=list(recipients)
         )
         return {row["recipient"] for row in rows}
+
+    async def cancel(self, delivery_id: int) -> None:
+        """Counts what was not tried of a delivery as cancelled, and ends its retries."""
+        async with self._db.transaction() as tx:
+            await close_claims(tx, delivery_id)
+            await cancel_remaining(tx, delivery_id)
 
 
 def _sparse(column: tuple[object, ...]) -> tuple[object, ...]:
@@ -139,8 +226,24 @@ async def close_claims(tx: Transaction, delivery_id: int) -> None:
     await tx.execute("close_claims", delivery_id=delivery_id)
 
 
+async def _give_back(
+    tx: Transaction, delivery_id: int, recipients: Sequence[int], tokens: Sequence[int]
+) -> int:
+    if not recipients:
+        return 0
+    given_back: int = await tx.fetchval(
+        "give_back_claims", delivery_id=delivery_id, recipients=recipients, tokens=tokens
+    )
+    return given_back
+
+
 async def cancel_remaining(tx: Transaction, delivery_id: int) -> None:
-    """Counts what was not tried as cancelled, and ends the retries; call `close_claims` first."""
+    """Counts what was not handed over as cancelled, and ends the retries; call `close_claims` first."""
+    leases = await tx.fetch("read_leases", delivery_id=delivery_id)
+    for start in range(0, len(leases), _LEASES_AT_ONCE):
+        some = leases[start : start + _LEASES_AT_ONCE]
+        recipients = sorted({r for lease in some for r in lease["recipients"]})
+        await _give_back(tx, delivery_id, recipients, [lease["token"] for lease in some])
     await tx.execute("cancel_remaining", delivery_id=delivery_id)
     await tx.execute("look_at_open_pages", delivery_id=delivery_id)
 

@@ -20,54 +20,57 @@ class Raised:
     sentence: str
 
 
-async def sample(db: Database) -> None:
-    """Notes how far each running delivery is, once a minute, and forgets what is old."""
-    await db.fetch("sample_progress")
-    await db.fetch("forget_samples")
+class Alerts:
+    """The alerts of all deliveries, and the criteria that raise them."""
 
+    def __init__(self, db: Database) -> None:
+        """Takes the database."""
+        self._db = db
 
-async def raise_due(db: Database) -> list[Raised]:
-    """Tells what was not told within 24 hours; of several who do so, one tells it.
+    async def sample(self) -> None:
+        """Notes how far each running delivery is, once a minute, and forgets what is old."""
+        await self._db.fetch("sample_progress")
+        await self._db.fetch("forget_samples")
 
-    Returns:
-        What was told here.
-    """
-    raised = []
-    for due in await db.fetch("read_due_alerts"):
-        async with db.transaction() as tx:
-            await tx.execute("lock_delivery", delivery_id=due["delivery_id"])
-            row = await tx.fetchrow(
-                "raise_alert",
-                delivery_id=due["delivery_id"],
-                criterion=due["criterion"],
-                event=Event.ALERT.value,
-            )
-        if row is not None:
-            raised.append(Raised(row["delivery_id"], Criterion(row["criterion"]), row["sentence"]))
-    return raised
+    async def raise_due(self) -> list[Raised]:
+        """Tells what was not told within 24 hours; of several who do so, one tells it.
 
+        Returns:
+            What was told here.
+        """
+        raised = []
+        for due in await self._db.fetch("read_due_alerts"):
+            async with self._db.transaction() as tx:
+                await tx.execute("lock_delivery", delivery_id=due["delivery_id"])
+                row = await tx.fetchrow(
+                    "raise_alert",
+                    delivery_id=due["delivery_id"],
+                    criterion=due["criterion"],
+                    event=Event.ALERT.value,
+                )
+            if row is not None:
+                raised.append(Raised(row["delivery_id"], Criterion(row["criterion"]), row["sentence"]))
+        return raised
 
-async def current(db: Database) -> list[dict[str, Any]]:
-    """Reads what is wrong at this moment, what has been so for longest first."""
-    return [dict(row) for row in await db.fetch("read_alerts")]
+    async def current(self) -> list[dict[str, Any]]:
+        """Reads what is wrong at this moment, what has been so for longest first."""
+        return [dict(row) for row in await self._db.fetch("read_alerts")]
 
+    async def thresholds(self) -> list[dict[str, Any]]:
+        """Reads every criterion with its limit, its unit and its minimum of recipients."""
+        return [dict(row) for row in await self._db.fetch("read_thresholds")]
 
-async def thresholds(db: Database) -> list[dict[str, Any]]:
-    """Reads every criterion with its limit, its unit and its minimum of recipients."""
-    return [dict(row) for row in await db.fetch("read_thresholds")]
+    async def set_threshold(
+        self, criterion: Criterion, threshold: float | None, minimum: int | None, *, enabled: bool | None
+    ) -> dict[str, Any]:
+        """Changes a criterion; None leaves as it is what it stands for. Returns what it is now.
 
-
-async def set_threshold(
-    db: Database, criterion: Criterion, threshold: float | None, minimum: int | None, *, enabled: bool | None
-) -> dict[str, Any]:
-    """Changes a criterion; None leaves as it is what it stands for. Returns what it is now.
-
-    Raises:
-        asyncpg.CheckViolationError: the criterion has no limit, or the limit is more than 100 percent.
-    """
-    row = await db.fetchrow(
-        "set_threshold", criterion=criterion.value, threshold=threshold, minimum=minimum, enabled=enabled
-    )
-    if row is None:
-        raise LookupError(f"The criterion {criterion} is not in the table.")
-    return dict(row)
+        Raises:
+            asyncpg.CheckViolationError: the criterion has no limit, or the limit is more than 100 percent.
+        """
+        row = await self._db.fetchrow(
+            "set_threshold", criterion=criterion.value, threshold=threshold, minimum=minimum, enabled=enabled
+        )
+        if row is None:
+            raise LookupError(f"The criterion {criterion} is not in the table.")
+        return dict(row)

@@ -23,14 +23,46 @@ class Progress:
     """Why the delivery must be paused; None where it may go on, is not under way, or was tripped before."""
 
 
-async def progress(source: Database | Transaction, delivery_id: int, defaults: Limits) -> Progress:
-    """Reads how far a delivery is, and whether it may go on.
+class Breaker:
+    """The breakers of all deliveries, each call a transaction of its own."""
 
-    Args:
-        source: The database, or a transaction.
-        delivery_id: The delivery, which exists.
-        defaults: The limits that hold where the delivery has none of its own.
-    """
+    def __init__(self, db: Database) -> None:
+        """Takes the database."""
+        self._db = db
+
+    async def progress(self, delivery_id: int, defaults: Limits) -> Progress:
+        """Reads how far a delivery is, and whether it may go on.
+
+        Args:
+            delivery_id: The delivery, which exists.
+            defaults: The limits that hold where the delivery has none of its own.
+        """
+        return await _progress(self._db, delivery_id, defaults)
+
+    async def trip(self, delivery_id: int, defaults: Limits) -> Tripped | None:
+        """Pauses a delivery whose breaker must trip, with the figures of that very moment.
+
+        Args:
+            delivery_id: The delivery, which exists.
+            defaults: The limits that hold where the delivery has none of its own.
+
+        Returns:
+            What tripped it; None where it may go on after all, or somebody else was first.
+        """
+        async with self._db.transaction() as tx:
+            # As a pause by command does, and before the row's lock: afterwards no claim is granted.
+            await accounts.close_claims(tx, delivery_id)
+            await deliveries.read_for_update(tx, delivery_id)
+            verdict = (await _progress(tx, delivery_id, defaults)).verdict
+            if verdict is not None:
+                await deliveries.move(
+                    tx, delivery_id, Move.PAUSE, reason=verdict.reason, figures=verdict.figures
+                )
+                await tx.execute("trip_breaker", delivery_id=delivery_id)
+        return verdict
+
+
+async def _progress(source: Database | Transaction, delivery_id: int, defaults: Limits) -> Progress:
     row = await source.fetchrow(
         "read_progress",
         delivery_id=delivery_id,
@@ -44,20 +76,3 @@ async def progress(source: Database | Transaction, delivery_id: int, defaults: L
     armed = row["running"] and not row["tripped"] and not row["complete"]
     tally = Tally(row["attempted"], row["bounced_hard"], row["errors"])
     return Progress(row["complete"], judge(tally, own) if armed else None)
-
-
-async def trip(db: Database, delivery_id: int, defaults: Limits) -> Tripped | None:
-    """Pauses a delivery whose breaker must trip, with the figures of that very moment.
-
-    Returns:
-        What tripped it; None where it may go on after all, or somebody else was first.
-    """
-    async with db.transaction() as tx:
-        # As a pause by command does, and before the row's lock: afterwards no claim is granted.
-        await accounts.close_claims(tx, delivery_id)
-        await deliveries.read_for_update(tx, delivery_id)
-        verdict = (await progress(tx, delivery_id, defaults)).verdict
-        if verdict is not None:
-            await deliveries.move(tx, delivery_id, Move.PAUSE, reason=verdict.reason, figures=verdict.figures)
-            await tx.execute("trip_breaker", delivery_id=delivery_id)
-    return verdict

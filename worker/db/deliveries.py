@@ -1,4 +1,7 @@
-"""Deliveries: their row, their moves, their content."""
+"""Deliveries: their row, their moves, their content.
+
+What is a transaction of its own is a method of `Deliveries`; what joins a transaction is a function.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,68 @@ from worker.domain.deliveries import Delivery, Waves
 from worker.domain.states import EVENTS, OVER, Move, sources, target
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from datetime import datetime
+
+    import asyncpg
 
     from contracts.events import Figures
     from worker.db.pool import Database, Transaction
 
 _WAVES_SHOWN: Final = 20
+
+
+class Deliveries:
+    """All deliveries, each call a transaction of its own."""
+
+    def __init__(self, db: Database) -> None:
+        """Takes the database."""
+        self._db = db
+
+    async def due(self) -> list[int]:
+        """Lists confirmed deliveries whose contact date is reached, at most 100, the earliest date first."""
+        return _numbers(await self._db.fetch("read_due_deliveries"))
+
+    async def seconds_to_next_start(self) -> float | None:
+        """Returns the seconds until the next contact date, less than 0 after it; None where nothing waits."""
+        seconds: float | None = await self._db.fetchval("read_seconds_to_next_start")
+        return seconds
+
+    async def expired(self) -> list[int]:
+        """Lists deliveries whose validity is over and whose rest is not cancelled, at most 100, by number."""
+        return _numbers(await self._db.fetch("read_expired_deliveries"))
+
+    async def running(self) -> list[int]:
+        """Lists the running deliveries, by number."""
+        return _numbers(await self._db.fetch("read_active_deliveries"))
+
+    async def await_retries(self, delivery_id: int) -> None:
+        """Moves a delivery that is in progress to *retry pending*; any other stays as it is."""
+        async with self._db.transaction() as tx:
+            await move(tx, delivery_id, Move.AWAIT_RETRIES)
+
+    async def finish(self, delivery_id: int) -> bool:
+        """Finishes a delivery if the accounts say that nothing is open; closes its pages with it.
+
+        Returns:
+            Whether it finished here.
+        """
+        expected = [s.value for s in sources(Move.FINISH)]
+        async with self._db.transaction() as tx:
+            if await tx.fetchval("read_nothing_open", delivery_id=delivery_id, expected=expected) is None:
+                return False
+            # A result that is being recorded may plan a retry: it is counted here, or finds this done.
+            await tx.execute("close_claims", delivery_id=delivery_id)
+            done = await tx.fetchval(
+                "finish_delivery", delivery_id=delivery_id, expected=expected, event=EVENTS[Move.FINISH]
+            )
+            if done is not None:
+                await tx.execute("close_all_pages", delivery_id=delivery_id)
+        return done is not None
+
+
+def _numbers(rows: Iterable[asyncpg.Record]) -> list[int]:
+    return [row["delivery_id"] for row in rows]
 
 
 async def read_for_update(tx: Transaction, delivery_id: int) -> Delivery | None:
@@ -116,23 +175,14 @@ async def now(tx: Transaction) -> datetime:
     return moment
 
 
-async def content(db: Database, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
-    """Reads a delivery's channel and content; None where it was never prepared."""
-    row = await db.fetchrow("read_content", delivery_id=delivery_id)
-    return (row["channel"], json.loads(row["content"])) if row else None
+class DeliveryContents:
+    """What deliveries say."""
 
+    def __init__(self, db: Database) -> None:
+        """Takes the database."""
+        self._db = db
 
-async def finish(db: Database, delivery_id: int) -> bool:
-    """Finishes a delivery if the accounts say that nothing is open; closes its pages with it."""
-    expected = [s.value for s in sources(Move.FINISH)]
-    async with db.transaction() as tx:
-        if await tx.fetchval("read_nothing_open", delivery_id=delivery_id, expected=expected) is None:
-            return False
-        # A result that is being recorded may plan a retry: it is counted here, or finds this done.
-        await tx.execute("close_claims", delivery_id=delivery_id)
-        done = await tx.fetchval(
-            "finish_delivery", delivery_id=delivery_id, expected=expected, event=EVENTS[Move.FINISH]
-        )
-        if done is not None:
-            await tx.execute("close_all_pages", delivery_id=delivery_id)
-    return done is not None
+    async def content(self, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
+        """Reads a delivery's channel and content; None where it was never prepared."""
+        row = await self._db.fetchrow("read_content", delivery_id=delivery_id)
+        return (row["channel"], json.loads(row["content"])) if row else None

@@ -16,29 +16,47 @@ if TYPE_CHECKING:
     from worker.db.pool import Database
 
 
-async def take(db: Database, limit: int, lease: float) -> list[DeliveryEvent]:
-    """Takes the oldest event of each delivery that nobody else has in hand.
+class Outbox:
+    """The events that are to be published, each call a transaction of its own."""
 
-    Args:
-        db: The database.
-        limit: The most events.
-        lease: Seconds for which nobody else gets them; without a `drop` they stay in the outbox.
-    """
-    return [
-        DeliveryEvent(
-            event_id=f"{r['delivery_id']}-{r['number']}",
-            delivery_id=r["delivery_id"],
-            number=r["number"],
-            event=Event(r["event"]),
-            state=State(r["state"]),
-            at=r["at"],
-            operator=r["operator"],
-            reason=r["reason"],
-            figures=r["figures"] and Figures.model_validate_json(r["figures"]),
-            alert=r["criterion"] and _alert(r),
+    def __init__(self, db: Database) -> None:
+        """Takes the database."""
+        self._db = db
+
+    async def take(self, limit: int, lease: float) -> list[DeliveryEvent]:
+        """Takes the oldest event of each delivery that nobody else has in hand.
+
+        Args:
+            limit: The most events.
+            lease: Seconds for which nobody else gets them; without a `drop` they stay in the outbox.
+        """
+        return [
+            DeliveryEvent(
+                event_id=f"{r['delivery_id']}-{r['number']}",
+                delivery_id=r["delivery_id"],
+                number=r["number"],
+                event=Event(r["event"]),
+                state=State(r["state"]),
+                at=r["at"],
+                operator=r["operator"],
+                reason=r["reason"],
+                figures=r["figures"] and Figures.model_validate_json(r["figures"]),
+                alert=r["criterion"] and _alert(r),
+            )
+            for r in await self._db.fetch("take_events", events=limit, lease=timedelta(seconds=lease))
+        ]
+
+    async def drop(self, events: Sequence[DeliveryEvent]) -> None:
+        """Takes events that were published out of the outbox."""
+        await self._db.fetch(
+            "drop_events", delivery_ids=[e.delivery_id for e in events], numbers=[e.number for e in events]
         )
-        for r in await db.fetch("take_events", events=limit, lease=timedelta(seconds=lease))
-    ]
+
+    async def release(self, events: Sequence[DeliveryEvent]) -> None:
+        """Gives events that were not published back at once."""
+        await self._db.fetch(
+            "release_events", delivery_ids=[e.delivery_id for e in events], numbers=[e.number for e in events]
+        )
 
 
 def _alert(row: asyncpg.Record) -> Alert:
@@ -48,18 +66,4 @@ def _alert(row: asyncpg.Record) -> Alert:
         value=row["value"],
         threshold=row["threshold"],
         unit=row["unit"],
-    )
-
-
-async def drop(db: Database, events: Sequence[DeliveryEvent]) -> None:
-    """Takes events that were published out of the outbox."""
-    await db.fetch(
-        "drop_events", delivery_ids=[e.delivery_id for e in events], numbers=[e.number for e in events]
-    )
-
-
-async def release(db: Database, events: Sequence[DeliveryEvent]) -> None:
-    """Gives events that were not published back at once."""
-    await db.fetch(
-        "release_events", delivery_ids=[e.delivery_id for e in events], numbers=[e.number for e in events]
     )

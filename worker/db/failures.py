@@ -42,8 +42,9 @@ _BY_SQLSTATE: Final[Mapping[str, Failure]] = {
 }
 
 _CLOSED: Final = re.compile(
-    # asyncpg has no class for it. A connection that is lost between two statements is given back to the pool.
-    r"connection is closed|connection was closed|released back to the pool"
+    # asyncpg has no class for it. A connection that is lost between two statements is given back to the
+    # pool, and its next user finds the protocol in the state in which it was lost.
+    r"connection is closed|connection was closed|released back to the pool|cannot switch to state"
 )
 
 _BY_CLASS: Final[tuple[tuple[type[Exception], Failure], ...]] = (

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Sequence
     from typing import Any
 
-    from worker.db.pool import Database
+    from worker.db.retrying import Retrying
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ _LEFT: Final = "the delivery has left by retention"
 
 
 async def write_by_halves(
-    db: Database,
+    retrying: Retrying,
     rows: Sequence[T],
     write: Callable[[Sequence[T]], Coroutine[Any, Any, int]],
     bury: Callable[[Sequence[T], str], Awaitable[None]],
@@ -35,7 +35,7 @@ async def write_by_halves(
     Where the database is too busy for the rows, all of them are set apart.
 
     Args:
-        db: The database.
+        retrying: Carries the writes out.
         rows: Of one delivery, in the order of their keys.
         write: Writes rows in one transaction, idempotent, and returns a count.
         bury: Keeps rows that are not stored, with the reason.
@@ -48,7 +48,7 @@ async def write_by_halves(
         Broken, Stopped: as `worker.db.retrying.Retrier.until_done`.
     """
     try:
-        return await db.until_done(Idempotent(lambda: write(rows)), doing)
+        return await retrying.until_done(Idempotent(lambda: write(rows)), doing)
     except Busy as busy:
         await bury(rows, str(busy))
         return 0
@@ -59,7 +59,7 @@ async def write_by_halves(
             return 0
     middle = len(rows) // 2
     return sum(
-        [await write_by_halves(db, half, write, bury, doing) for half in (rows[:middle], rows[middle:])]
+        [await write_by_halves(retrying, half, write, bury, doing) for half in (rows[:middle], rows[middle:])]
     )
 
 

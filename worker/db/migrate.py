@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-from sql import migrations
+from sql import migrations, misfit, queries
 from worker.db.connecting import check_direct, marked, reason, tls
 from worker.db.failures import ERRORS
-from worker.db.pool import DatabaseUnreachable, SchemaMismatch
+from worker.db.pool import DatabaseUnreachable, SchemaMismatch, read_applied
 
 if TYPE_CHECKING:
     from sql import Migration
@@ -20,6 +20,7 @@ CREATE SCHEMA IF NOT EXISTS sendoff;
 CREATE TABLE IF NOT EXISTS sendoff.migration (
     number      integer PRIMARY KEY,
     name        text NOT NULL,
+    works_from  integer NOT NULL,
     applied_at  timestamptz NOT NULL DEFAULT now()
 );
 """
@@ -37,7 +38,7 @@ async def migrate(url: str, *, timeout: float) -> list[Migration]:  # noqa: ASYN
 
     Raises:
         DatabaseUnreachable: there is no database at the address.
-        SchemaMismatch: the schema is newer than this code.
+        SchemaMismatch: the schema is too new for this code, or of another line.
     """
     try:
         connection = await asyncpg.connect(
@@ -52,20 +53,20 @@ async def migrate(url: str, *, timeout: float) -> list[Migration]:  # noqa: ASYN
         await check_direct(connection)
         await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
         await connection.execute(_BOOT)
-        present = {row["number"] for row in await connection.fetch("SELECT number FROM sendoff.migration")}
+        present = read_applied(await connection.fetch(queries()["read_migrations"].text))
         known = migrations()
-        if present and max(present) > len(known):
-            raise SchemaMismatch(
-                f"The database's schema is at version {max(present)} and this Sendoff knows {len(known)}:"
-                " upgrade Sendoff."
-            )
-        applied = [m for m in known if m.number not in present]
-        for step in applied:
+        if wrong := misfit(present, known):
+            raise SchemaMismatch(wrong)
+        missing = [m for m in known if m.number not in {one.number for one in present}]
+        for step in missing:
             async with connection.transaction():
                 await connection.execute(step.sql)
                 await connection.execute(
-                    "INSERT INTO sendoff.migration (number, name) VALUES ($1, $2)", step.number, step.name
+                    "INSERT INTO sendoff.migration (number, name, works_from) VALUES ($1, $2, $3)",
+                    step.number,
+                    step.name,
+                    step.works_from,
                 )
-        return applied
+        return missing
     finally:
         await connection.close(timeout=timeout)

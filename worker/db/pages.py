@@ -1,4 +1,7 @@
-"""Pages: leased by the fan-out, looked at again by the scheduler."""
+"""Pages: leased by the fan-out, looked at again by the scheduler.
+
+What is a transaction of its own is a method of `Pages`; what joins a transaction is a function.
+"""
 
 from __future__ import annotations
 
@@ -52,13 +55,129 @@ class Inspected:
     """A published page, and what has become of its recipients."""
 
     page: int
-    first: int
-    last: int
     age: float
     """Seconds since it was published."""
     unclaimed: int
     """Who was to be tried then and has not been claimed."""
-    sending: int
+
+
+class Pages:
+    """The pages of all deliveries, each call a transaction of its own."""
+
+    def __init__(self, db: Database) -> None:
+        """Takes the database."""
+        self._db = db
+
+    async def lease(
+        self, *, after: int, limit: int, seconds: float, owner: str, channels: Sequence[str]
+    ) -> list[Page]:
+        """Leases one open page of each running delivery.
+
+        Args:
+            after: The delivery served last: those with higher numbers come first, then round again.
+            limit: The most pages.
+            seconds: How long the lease holds.
+            owner: Who leases: only the owner may say that the page is published.
+            channels: Those whose send queue has room; deliveries over others are left out.
+        """
+        held = timedelta(seconds=seconds)
+        rows = await self._db.fetch(
+            "lease_pages", after=after, pages=limit, lease=held, owner=owner, channels=list(channels)
+        )
+        return [Page(**row) for row in rows]
+
+    async def lease_paced(
+        self, *, limit: int, seconds: float, owner: str, channels: Sequence[str]
+    ) -> list[Page]:
+        """Leases one open page of each running delivery with a limit of its throughput that has its turn.
+
+        Args:
+            limit: The most pages.
+            seconds: How long the lease holds.
+            owner: Who leases.
+            channels: Those whose send queue has room; deliveries over others are left out.
+        """
+        async with self._db.transaction() as tx:
+            turns = [
+                row["delivery_id"]
+                for row in await tx.fetch("lock_paces", pages=limit, channels=list(channels))
+            ]
+            if not turns:
+                return []
+            rows = await tx.fetch(
+                "lease_paced_pages", delivery_ids=turns, lease=timedelta(seconds=seconds), owner=owner
+            )
+        return [Page(**row) for row in rows]
+
+    async def seconds_to_next_turn(self) -> float | None:
+        """Returns how long it is until a delivery with a limit may publish again; None where none waits."""
+        seconds: float | None = await self._db.fetchval("read_seconds_to_next_page")
+        return seconds
+
+    async def read_sends(self, page: Page) -> list[asyncpg.Record]:
+        """Reads the send messages of a page: of all its recipients that are still to be tried.
+
+        Returns:
+            Each one's recipient, attempt and body, as the database wrote it: there is one for every
+            recipient, so that no object of ours is made of it.
+        """
+        valid_until = json.dumps(page.valid_until.isoformat()) if page.valid_until else "null"
+        return await self._db.fetch(
+            "read_sends",
+            delivery_id=page.delivery_id,
+            first=page.first,
+            last=page.last,
+            before_recipient=f'{{"delivery_id":{page.delivery_id},"recipient":',
+            before_address=f',"channel":{json.dumps(page.channel)},"address":',
+            after_variables=f',"valid_until":{valid_until}}}',
+        )
+
+    async def published(self, page: Page, owner: str, look_after: float) -> bool:
+        """Says that every message of the page is confirmed; false where the lease had been lost."""
+        look = timedelta(seconds=look_after)
+        return (
+            await self._db.fetchval(
+                "page_published", delivery_id=page.delivery_id, page=page.page, owner=owner, look_after=look
+            )
+            is not None
+        )
+
+    async def release(self, page: Page, owner: str) -> None:
+        """Gives a lease back."""
+        await self._db.fetchval("release_page", delivery_id=page.delivery_id, page=page.page, owner=owner)
+
+    async def to_inspect(self) -> list[PagesDue]:
+        """Lists the deliveries with published pages that are to be looked at."""
+        return [PagesDue(**row) for row in await self._db.fetch("read_deliveries_to_inspect")]
+
+    async def inspect(self, delivery_id: int, again_after: float, limit: int) -> list[Inspected]:
+        """Counts what has become of a delivery's published pages, and puts off their next look."""
+        rows = await self._db.fetch(
+            "inspect_pages", delivery_id=delivery_id, again_after=timedelta(seconds=again_after), pages=limit
+        )
+        return [Inspected(**row) for row in rows]
+
+    async def close(self, delivery_id: int, pages: Sequence[int]) -> None:
+        """Closes pages whose recipients all have a standing outcome."""
+        await self._db.fetch("close_pages", delivery_id=delivery_id, pages=list(pages))
+
+    async def reopen(self, delivery_id: int, pages: Sequence[int]) -> None:
+        """Has pages published again."""
+        async with self._db.transaction() as tx:
+            await tx.fetch("reopen_pages", delivery_id=delivery_id, pages=list(pages))
+            await wake(tx, delivery_id)
+
+    async def with_retries(self) -> list[RetriesLeft]:
+        """Lists the running deliveries in which somebody waits for a retry."""
+        return [RetriesLeft(**row) for row in await self._db.fetch("read_deliveries_with_retries")]
+
+    async def open_due_retries(self, delivery_id: int) -> int:
+        """Has pages published again in which retries fell due; returns how many."""
+        async with self._db.transaction() as tx:
+            opened = len(await tx.fetch("open_due_retries", delivery_id=delivery_id))
+            if opened:
+                await wake(tx, delivery_id)
+        return opened
 
 
 async def create(tx: Transaction, delivery_id: int, page_size: int, messages_per_hour: int | None) -> None:
@@ -86,130 +205,6 @@ async def start(tx: Transaction, delivery_id: int) -> None:
 async def wake(tx: Transaction, delivery_id: int) -> None:
     """Wakes the fan-out when the transaction commits."""
     await tx.execute("notify_pages", delivery_id=str(delivery_id))
-
-
-async def lease(
-    db: Database, *, after: int, limit: int, seconds: float, owner: str, channels: Sequence[str]
-) -> list[Page]:
-    """Leases one open page of each running delivery.
-
-    Args:
-        db: The database.
-        after: The delivery served last: those with higher numbers come first, then round again.
-        limit: The most pages.
-        seconds: How long the lease holds.
-        owner: Who leases: only the owner may say that the page is published.
-        channels: Those whose send queue has room; deliveries over others are left out.
-    """
-    held = timedelta(seconds=seconds)
-    rows = await db.fetch(
-        "lease_pages", after=after, pages=limit, lease=held, owner=owner, channels=list(channels)
-    )
-    return [Page(**row) for row in rows]
-
-
-async def lease_paced(
-    db: Database, *, limit: int, seconds: float, owner: str, channels: Sequence[str]
-) -> list[Page]:
-    """Leases one open page of each running delivery with a limit of its throughput that has its turn.
-
-    Args:
-        db: The database.
-        limit: The most pages.
-        seconds: How long the lease holds.
-        owner: Who leases.
-        channels: Those whose send queue has room; deliveries over others are left out.
-    """
-    async with db.transaction() as tx:
-        turns = [
-            row["delivery_id"] for row in await tx.fetch("lock_paces", pages=limit, channels=list(channels))
-        ]
-        if not turns:
-            return []
-        rows = await tx.fetch(
-            "lease_paced_pages", delivery_ids=turns, lease=timedelta(seconds=seconds), owner=owner
-        )
-    return [Page(**row) for row in rows]
-
-
-async def seconds_to_next_turn(db: Database) -> float | None:
-    """Returns how long it is until a delivery with a limit may publish again; None where none waits."""
-    seconds: float | None = await db.fetchval("read_seconds_to_next_page")
-    return seconds
-
-
-async def read_sends(db: Database, page: Page) -> list[asyncpg.Record]:
-    """Reads the send messages of a page: of all its recipients that are still to be tried.
-
-    Returns:
-        Each one's recipient, attempt and body, as the database wrote it: there is one for every recipient, so
-        that no object of ours is made of it.
-    """
-    valid_until = json.dumps(page.valid_until.isoformat()) if page.valid_until else "null"
-    return await db.fetch(
-        "read_sends",
-        delivery_id=page.delivery_id,
-        first=page.first,
-        last=page.last,
-        before_recipient=f'{{"delivery_id":{page.delivery_id},"recipient":',
-        before_address=f',"channel":{json.dumps(page.channel)},"address":',
-        after_variables=f',"valid_until":{valid_until}}}',
-    )
-
-
-async def published(db: Database, page: Page, owner: str, look_after: float) -> bool:
-    """Says that every message of the page is confirmed; false where the lease had been lost."""
-    look = timedelta(seconds=look_after)
-    return (
-        await db.fetchval(
-            "page_published", delivery_id=page.delivery_id, page=page.page, owner=owner, look_after=look
-        )
-        is not None
-    )
-
-
-async def release(db: Database, page: Page, owner: str) -> None:
-    """Gives a lease back."""
-    await db.fetchval("release_page", delivery_id=page.delivery_id, page=page.page, owner=owner)
-
-
-async def to_inspect(db: Database) -> list[PagesDue]:
-    """Lists the deliveries with published pages that are to be looked at."""
-    return [PagesDue(**row) for row in await db.fetch("read_deliveries_to_inspect")]
-
-
-async def inspect(db: Database, delivery_id: int, again_after: float, limit: int) -> list[Inspected]:
-    """Counts what has become of a delivery's published pages, and puts off their next look."""
-    rows = await db.fetch(
-        "inspect_pages", delivery_id=delivery_id, again_after=timedelta(seconds=again_after), pages=limit
-    )
-    return [Inspected(**row) for row in rows]
-
-
-async def close(db: Database, delivery_id: int, pages: Sequence[int]) -> None:
-    """Closes pages whose recipients all have a standing outcome."""
-    await db.fetch("close_pages", delivery_id=delivery_id, pages=list(pages))
-
-
-async def reopen(db: Database, delivery_id: int, pages: Sequence[int]) -> None:
-    """Has pages published again."""
-    async with db.transaction() as tx:
-        await tx.fetch("reopen_pages", delivery_id=delivery_id, pages=list(pages))
-        await wake(tx, delivery_id)
-
-
-async def with_retries(db: Database) -> list[RetriesLeft]:
-    """Lists the running deliveries in which somebody waits for a retry."""
-    return [RetriesLeft(**row) for row in await db.fetch("read_deliveries_with_retries")]
-
-
-async def open_due_retries(db: Database, delivery_id: int) -> int:
-    """Has pages published again in which retries fell due; returns how many."""
-    async with db.transaction() as tx:
-        opened = len(await tx.fetch("open_due_retries", delivery_id=delivery_id))
-        if opened:
-            await wake(tx, delivery_id)
-    return opened
 
 
 async def reopen_all(tx: Transaction, delivery_id: int) -> None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
-from sql import migrations, queries
+from sql import Applied, migrations, misfit, queries
 from worker.db.connecting import check_direct, marked, reason, tls
 from worker.db.failures import ERRORS, NoConnection, classify
 from worker.db.retrying import Retrier
 from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from sql import Query
     from worker.db.retrying import Idempotent
@@ -107,20 +107,23 @@ class Database:
             raise NoConnection(f"there was no connection within {self._timeout:g} s") from error
 
     async def check_version(self) -> int:
-        """Returns the version of the schema.
+        """Returns the version of the schema, which may be newer than the code where it still works with it.
 
         Raises:
-            SchemaMismatch: it is older or newer than the code.
+            SchemaMismatch: it is older than the code, or too new for it, or of another line.
         """
-        needed = len(migrations())
+        known = migrations()
         try:
-            present: int = await self.fetchval("read_schema_version")
+            applied = read_applied(await self.fetch("read_migrations"))
         except asyncpg.UndefinedTableError:
-            present = 0
-        if present != needed:
-            advice = "run “sendoff migrate”" if present < needed else "upgrade Sendoff"
+            applied = []
+        present = max((one.number for one in applied), default=0)
+        if wrong := misfit(applied, known):
+            raise SchemaMismatch(wrong)
+        if present < len(known):
             raise SchemaMismatch(
-                f"The database's schema is at version {present}, this Sendoff needs {needed}: {advice}."
+                f"The database's schema is at version {present}, this Sendoff needs {len(known)}:"
+                " run “sendoff migrate”."
             )
         return present
 
@@ -183,6 +186,11 @@ class Transaction:
         """Runs a statement for its effect."""
         named = self._queries[query]
         await self.connection.execute(named.text, *named.arguments(values))
+
+
+def read_applied(rows: Iterable[asyncpg.Record]) -> list[Applied]:
+    """Reads the rows of `sendoff.migration`; in a schema from before the first release they say less."""
+    return [Applied(row["number"], row["name"], row.get("works_from", row["number"])) for row in rows]
 
 
 async def open_database(

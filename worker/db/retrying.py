@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 import structlog
 
@@ -44,6 +44,13 @@ class Idempotent(Generic[T]):
     """
 
     action: Callable[[], Coroutine[Any, Any, T]]
+
+
+class Retrying(Protocol):
+    """Carries transactions out: the database does, and in unit tests a fake that needs none."""
+
+    async def until_done(self, transaction: Idempotent[T], doing: str) -> T:
+        """Carries a transaction out, and returns what it returns; as `Retrier.until_done`."""
 
 
 class Retrier:

@@ -46,36 +46,41 @@ class Recount:
     exact: bool = True
 
 
-async def recount(db: Database, delivery_id: int, *, deadline: float) -> Recount | None:
-    """Recounts a delivery and repairs its counters.
+class Statistics:
+    """The KPIs of all deliveries."""
 
-    Args:
-        db: The database.
-        delivery_id: The delivery.
-        deadline: Seconds for everything, the wait for another's recount of the same delivery among them.
+    def __init__(self, db: Database) -> None:
+        """Takes the database."""
+        self._db = db
 
-    Returns:
-        None where there is no such delivery.
+    async def recount(self, delivery_id: int, *, deadline: float) -> Recount | None:
+        """Recounts a delivery and repairs its counters.
 
-    Raises:
-        TookTooLong: the deadline passed, or somebody cancelled the statement. Nothing was repaired.
-    """
-    async with db.session() as session:
-        try:
-            async with asyncio.timeout(deadline):
-                await session.execute("lock_stats", delivery_id=delivery_id)
-                try:
-                    return await _recount(db, session, delivery_id)
-                finally:
-                    await session.execute("unlock_stats", delivery_id=delivery_id)
-        except (TimeoutError, asyncpg.QueryCanceledError) as error:
-            raise TookTooLong from error
+        Args:
+            delivery_id: The delivery.
+            deadline: Seconds for everything, the wait for another's recount of the same delivery among them.
 
+        Returns:
+            None where there is no such delivery.
 
-async def live(db: Database, delivery_id: int) -> Recount | None:
-    """Reads the counters as they are, without a recount; None where there is no such delivery."""
-    async with db.transaction(isolation="repeatable_read", readonly=True) as tx:
-        return await _live(tx, delivery_id)
+        Raises:
+            TookTooLong: the deadline passed, or somebody cancelled the statement. Nothing was repaired.
+        """
+        async with self._db.session() as session:
+            try:
+                async with asyncio.timeout(deadline):
+                    await session.execute("lock_stats", delivery_id=delivery_id)
+                    try:
+                        return await _recount(self._db, session, delivery_id)
+                    finally:
+                        await session.execute("unlock_stats", delivery_id=delivery_id)
+            except (TimeoutError, asyncpg.QueryCanceledError) as error:
+                raise TookTooLong from error
+
+    async def live(self, delivery_id: int) -> Recount | None:
+        """Reads the counters as they are, without a recount; None where there is no such delivery."""
+        async with self._db.transaction(isolation="repeatable_read", readonly=True) as tx:
+            return await _live(tx, delivery_id)
 
 
 async def _live(tx: Transaction, delivery_id: int) -> Recount | None:

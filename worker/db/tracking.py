@@ -30,36 +30,45 @@ class Recorded:
     opted_out: int
 
 
-async def record(db: Database, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> Recorded:
-    """Records events of a delivery's recipients, moves the counters, and puts who opted out on the lists.
+class TrackingLog:
+    """The tracking logs of all deliveries."""
 
-    Args:
-        db: The database.
-        delivery_id: The delivery.
-        tracked: The events, each event_id once.
-        rules: The version of the rules that judged them.
-    """
-    events = [t.event for t in tracked]
-    async with db.transaction() as tx:
-        # Nobody is erased meanwhile, to whom this would give an address of the web again.
-        await accounts.share_claims(tx, delivery_id)
-        (row,) = await tx.fetch(
-            "record_tracking",
-            delivery_id=delivery_id,
-            event_ids=[e.event_id for e in events],
-            recipients=[e.recipient for e in events],
-            kinds=[e.kind.value for e in events],
-            urls=[e.url for e in events],
-            times=[e.at for e in events],
-            user_agents=[t.user_agent for t in tracked],
-            machine_rules=[t.machine_rule for t in tracked],
-            rules=rules,
-        )
-        new = set(row["optouts"] or ())
-        opted_out = {t.event.recipient for t in tracked if t.heeded and t.event.event_id in new}
-        if opted_out:
-            await _write_to_them_no_more(tx, delivery_id, sorted(opted_out))
-    return Recorded(row["recorded"], row["machines"], len(opted_out))
+    def __init__(self, db: Database) -> None:
+        """Takes the database."""
+        self._db = db
+
+    async def record(self, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> Recorded:
+        """Records events of a delivery's recipients, moves the counters, and puts who opted out on the lists.
+
+        Args:
+            delivery_id: The delivery.
+            tracked: The events, each event_id once.
+            rules: The version of the rules that judged them.
+
+        Returns:
+            What it changed.
+        """
+        events = [t.event for t in tracked]
+        async with self._db.transaction() as tx:
+            # Nobody is erased meanwhile, to whom this would give an address of the web again.
+            await accounts.share_claims(tx, delivery_id)
+            (row,) = await tx.fetch(
+                "record_tracking",
+                delivery_id=delivery_id,
+                event_ids=[e.event_id for e in events],
+                recipients=[e.recipient for e in events],
+                kinds=[e.kind.value for e in events],
+                urls=[e.url for e in events],
+                times=[e.at for e in events],
+                user_agents=[t.user_agent for t in tracked],
+                machine_rules=[t.machine_rule for t in tracked],
+                rules=rules,
+            )
+            new = set(row["optouts"] or ())
+            opted_out = {t.event.recipient for t in tracked if t.heeded and t.event.event_id in new}
+            if opted_out:
+                await _write_to_them_no_more(tx, delivery_id, sorted(opted_out))
+        return Recorded(row["recorded"], row["machines"], len(opted_out))
 
 
 async def _write_to_them_no_more(tx: Transaction, delivery_id: int, recipients: Sequence[int]) -> None:

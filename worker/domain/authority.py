@@ -43,7 +43,7 @@ def check_bearer(bearer: Bearer, operator: str) -> Refused | None:
     return not_allowed(f"The token is for “{bearer.operator}”, and the command names “{operator}”.")
 
 
-def standing(listed: Operator | None, bearer: Bearer | None) -> Operator | None:
+def acting_operator(listed: Operator | None, bearer: Bearer | None) -> Operator | None:
     """Returns the operator whom the rules go by.
 
     With a token, the roles are the token's alone and nobody needs to be in the directory; who was deactivated

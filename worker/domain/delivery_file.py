@@ -21,7 +21,7 @@ from pydantic import (
 from worker.domain.schedule import Duration, Limits, Schedule, Wave, check_waves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 
 class DeliveryFileInvalid(Exception):  # noqa: N818 - the name is the sentence
@@ -46,6 +46,8 @@ class ContentTable:
     """Whether a delivery over the channel needs it."""
     problems: Callable[[Any, Collection[str]], list[str]]
     """Says, of a content and the columns of the recipients file, why nobody can be sent it; in sentences."""
+    try_out: Callable[[Any, Iterable[tuple[int, Mapping[str, Any]]]], list[str]]
+    """Says, of such a content, what fails with these recipients, each by line and values; in sentences."""
 
 
 class DeliveryFile(BaseModel):

@@ -8,38 +8,47 @@ from __future__ import annotations
 
 import traceback
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
+from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from worker.domain.content import control_character
+from worker.domain.template_budget import MOST_STEPS, Budget, BudgetedContext
+from worker.domain.template_language import Refused, Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 
-    from jinja2 import Template
-    from jinja2.runtime import Context
+    from jinja2 import Environment, Template
 
     from worker.domain.content import EmailContent
 
 BUILT_IN: Final = ("address", "recipient", "delivery_id")
 """Variables that every recipient has; they win over columns of these names."""
 
-_LONGEST_REPEAT: Final = 100_000
-"""Characters or items that `*` may make of a string or list, like the sandbox's own limit on `range`."""
-_LARGEST_POWER: Final = 4096
-"""Bits that `**` may make: beyond that, one expression could keep a process busy for hours."""
+LONGEST_MESSAGE: Final = 1_000_000
+"""Characters of all parts of a message together; webmail cuts off what is beyond 100,000."""
+LONGEST_HEADER: Final = 4_000
+"""Characters of one part that goes into a header; folding and encoding it takes 2 ms."""
+_MOST_PROBLEMS: Final = 5
+"""Of those found with recipients: more say nothing new."""
+_AT_A_TIME: Final = 32
+"""Pieces between two looks at their length; a piece is a value at most, five times as long once escaped."""
+_LONGEST_SENTENCE: Final = 300
+"""Characters of what Jinja or Python say; a value may stand in it."""
 _BODIES: Final = ("text", "html")
 _SOURCE_NAME: Final = "<template>"
 """The file name that Jinja gives to templates made of strings, in tracebacks."""
-_ELSEWHERE: Final = (nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)
-"""What reads another template; there is none, as a part stands alone."""
 
 
 class RenderFailed(Exception):  # noqa: N818 - named for what happened, as a verdict is
     """A template could not be filled in for one recipient; the message names the part and the line."""
+
+
+class ValueUnfit(RenderFailed):
+    """A recipient's value cannot stand where the template puts it; the template is sound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,36 +74,13 @@ class Rendered:
         return None if self.html_pieces is None else "".join(self.html_pieces)
 
 
-class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja without a way to Python's insides, to other templates, or to results out of all proportion."""
-
-    intercepted_binops = frozenset({"*", "**"})
-
-    def __init__(self, *, autoescape: bool) -> None:
-        super().__init__(undefined=StrictUndefined, autoescape=autoescape, keep_trailing_newline=True)
-        del self.globals["lipsum"]  # filler text has no place in a real message
-
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401 - Jinja's own
-        if operator == "*":
-            for many, times in ((left, right), (right, left)):
-                if isinstance(many, (str, list, tuple)) and isinstance(times, int):
-                    self._bound(len(many) * times, _LONGEST_REPEAT, operator)
-        elif isinstance(left, int) and isinstance(right, int):
-            self._bound(left.bit_length() * right, _LARGEST_POWER, operator)
-        return super().call_binop(context, operator, left, right)
-
-    @staticmethod
-    def _bound(size: int, limit: int, operator: str) -> None:
-        if size > limit:
-            raise SecurityError(f"the result of {operator} is too large")
+_PLAIN: Final = Sandbox(autoescape=False)
+_HTML: Final = Sandbox(autoescape=True)
 
 
-_PLAIN: Final = _Sandbox(autoescape=False)
-_HTML: Final = _Sandbox(autoescape=True)
-
-
-def _environment(part: str) -> _Sandbox:
-    return _HTML if part == "html" else _PLAIN
+def _read(part: str, source: str) -> tuple[nodes.Template, Template]:
+    """Reads a part's template; raises Refused."""
+    return (_HTML if part == "html" else _PLAIN).read(source)
 
 
 def check(content: EmailContent, columns: Collection[str]) -> list[str]:
@@ -115,16 +101,11 @@ def check(content: EmailContent, columns: Collection[str]) -> list[str]:
 
 
 def _problems(part: str, source: str, columns: Collection[str]) -> Iterator[str]:
-    environment = _environment(part)
     try:
-        environment.compile(source)  # tells of unknown filters and tests too, which parsing alone does not
-        tree = environment.parse(source)
-    except TemplateSyntaxError as error:
-        yield f"{part}, line {error.lineno}: {_sentence(error.message or 'it is not a template')}"
+        tree, _ = _read(part, source)
+    except Refused as refused:
+        yield from _sentences(part, refused)
         return
-    for node in tree.find_all(_ELSEWHERE):
-        word = type(node).__name__.lower().replace("fromimport", "from … import")
-        yield f"{part}, line {node.lineno}: “{word}” needs another template; here a part stands alone."
     names = meta.find_undeclared_variables(tree)
     shadowed = names & set(columns) & (set(BUILT_IN) - {"address"})
     unknown = names - set(columns) - set(BUILT_IN) - _guarded(tree)
@@ -139,6 +120,40 @@ def _problems(part: str, source: str, columns: Collection[str]) -> Iterator[str]
                 f"{part}, line {line}: the column “{name}” cannot be used in templates, as {name} always is "
                 f"a number given by Sendoff; rename the column."
             )
+
+
+def _sentences(part: str, refused: Refused) -> list[str]:
+    return [f"{part}, line {line}: {_sentence(words)}" for line, words in refused.faults]
+
+
+def try_out(content: EmailContent, recipients: Iterable[tuple[int, Mapping[str, Any]]]) -> list[str]:
+    """Fills in the templates for some recipients, as they would be filled in when sending.
+
+    A value that cannot stand in a header is no problem: it costs one recipient, and the template is sound.
+
+    Args:
+        content: A content in which `check` found nothing.
+        recipients: Each one's line in the recipients file, and the values of its columns by name.
+
+    Returns:
+        A sentence for each problem, with part, line and the first who has it; empty if there is none.
+    """
+    renderer = Renderer(content)
+    found: dict[str, int] = {}
+    for line, values in recipients:
+        try:
+            # Which number the recipient and a new delivery will have is not known yet.
+            renderer.render({**values, "recipient": line, "delivery_id": 1})
+        except ValueUnfit:
+            continue
+        except RenderFailed as error:
+            found.setdefault(str(error), line)
+            if len(found) == _MOST_PROBLEMS:
+                break
+    return [
+        f"{words.removesuffix('.')}; so with the recipient in line {line} of the recipients file."
+        for words, line in found.items()
+    ]
 
 
 def _guarded(tree: nodes.Template) -> set[str]:
@@ -157,10 +172,6 @@ def _first_lines(tree: nodes.Template) -> list[tuple[str, int]]:
     return sorted(lines.items(), key=lambda item: item[1])
 
 
-def _sentence(text: str) -> str:
-    return text if text.endswith(".") else f"{text}."
-
-
 class Renderer:
     """The compiled templates of one content."""
 
@@ -171,76 +182,136 @@ class Renderer:
             content: A content in which `check` found nothing.
 
         Raises:
-            RenderFailed: A template is not one; the message names its part and line.
+            RenderFailed: A template is refused; the message names its part and line.
         """
         self._templates: dict[str, Template] = {}
+        self.fixed: Final[dict[str, list[str]]] = {}
+        """What the templates' authors wrote between the places that are filled in, by part: bodies only."""
         for part, source in content.parts.items():
             try:
-                self._templates[part] = _environment(part).from_string(source)
-            except TemplateSyntaxError as error:
-                message = _sentence(error.message or "it is not a template")
-                raise RenderFailed(f"{part}, line {error.lineno}: {message}") from error
+                tree, self._templates[part] = _read(part, source)
+            except Refused as refused:
+                raise RenderFailed(_sentences(part, refused)[0]) from refused
+            if part in _BODIES:
+                self.fixed[part] = [node.data for node in tree.find_all(nodes.TemplateData)]
         self._headers = {name: f"headers.{name}" for name in content.headers}
-        self.fixed: Final = {
-            part: _fixed_texts(part, source) for part, source in content.parts.items() if part in _BODIES
-        }
-        """What the templates' authors wrote between the places that are filled in, by part: bodies only."""
 
-    def render(self, variables: Mapping[str, Any]) -> Rendered:
+    def render(self, variables: dict[str, Any]) -> Rendered:
         """Fills in the templates for one recipient.
 
         Args:
-            variables: The recipient's values by name, those of `BUILT_IN` among them.
+            variables: The recipient's values by name, those of `BUILT_IN` among them; they stay as they are.
 
         Raises:
-            RenderFailed: A template failed with these values, or a header's value holds a control character.
+            ValueUnfit: A header's value holds a control character.
+            RenderFailed: A template failed with these values, or went beyond a limit.
         """
-        # Merged once; each template would copy both for itself, which took two thirds of its time.
-        values = {**_PLAIN.globals, **variables}
+        filling = _Filling(variables)
         return Rendered(
-            subject=self._line("subject", values),
-            text_pieces=self._pieces("text", values),
-            html_pieces=self._pieces("html", values),
-            to_name=self._line("to_name", values),
-            headers={name: self._line(part, values) for name, part in self._headers.items()},
+            subject=self._line("subject", filling),
+            text_pieces=self._pieces("text", filling, LONGEST_MESSAGE),
+            html_pieces=self._pieces("html", filling, LONGEST_MESSAGE),
+            to_name=self._line("to_name", filling),
+            headers={name: self._line(part, filling) for name, part in self._headers.items()},
         )
 
-    def _pieces(self, part: str, values: dict[str, Any]) -> list[str] | None:
+    def _pieces(self, part: str, filling: _Filling, longest: int) -> list[str] | None:
         template = self._templates.get(part)
         if template is None:
             return None
         try:
-            pieces = _fill_in(template, values)
-            for piece in pieces:
-                if not piece.isascii():
-                    piece.encode()  # a lone surrogate, which JSON can carry, is no character
+            return filling.fill_in(template, longest)
         except Exception as error:  # a template can raise whatever its expressions do
             raise RenderFailed(f"{part}{_line_of(error)}: {_sentence(_words(error))}") from error
-        return pieces
 
-    def _line(self, part: str, values: dict[str, Any]) -> str:
-        rendered = "".join(self._pieces(part, values) or ()).replace("\t", " ").strip(" ")
+    def _line(self, part: str, filling: _Filling) -> str:
+        pieces = self._pieces(part, filling, LONGEST_HEADER)
+        if not pieces:
+            return ""
+        rendered = "".join(pieces).replace("\t", " ").strip(" ")
         found = control_character(rendered)
         if found is not None:
-            raise RenderFailed(
+            raise ValueUnfit(
                 f"{part}: a value holds a line break or another control character ({found!r}), "
                 f"which must not stand in a header."
             )
         return rendered
 
 
-def _fill_in(template: Template, values: dict[str, Any]) -> list[str]:
-    """Renders as `Template.render` does, but leaves the pieces apart, and `values` uncopied."""
-    environment = template.environment
-    context = environment.context_class(environment, values, template.name, template.blocks)
-    try:
-        return list(template.root_render_func(context))
-    except Exception:  # noqa: BLE001 - Jinja raises it again, with the template's line in its traceback
-        environment.handle_exception()
+class _Filling:
+    """One message that is being filled in, part by part, within one budget."""
+
+    __slots__ = ("_budget", "_contexts", "_encodable", "_values")
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self._values = values
+        self._budget = Budget(LONGEST_MESSAGE)
+        self._encodable = _encodable(values)
+        self._contexts: dict[Environment, BudgetedContext] = {}
+
+    def fill_in(self, template: Template, longest: int) -> list[str]:
+        """Renders as `Template.render` does, but leaves the pieces apart, and ends at a limit."""
+        room = min(longest, self._budget.characters)
+        context = self._context(template)
+        try:
+            stream = template.root_render_func(context)
+            # Looked at a few at a time, which takes a third of the time of one by one.
+            pieces = batch = list(islice(stream, _AT_A_TIME))
+            size = sum(map(len, batch))
+            while size <= room and len(batch) == _AT_A_TIME:
+                batch = list(islice(stream, _AT_A_TIME))
+                size += sum(map(len, batch))
+                pieces += batch
+            if size > room:
+                alone = room < self._budget.characters
+                what, most = ("it", longest) if alone else ("the message", LONGEST_MESSAGE)
+                self._tell_where(template, room, f"{what} becomes longer than {most:,} characters")
+            if not self._encodable:
+                for piece in pieces:
+                    piece.encode()
+        except Exception:  # noqa: BLE001 - Jinja raises it again, with the template's line in its traceback
+            template.environment.handle_exception()
+        self._budget.characters -= size
+        return pieces
+
+    def _context(self, template: Template) -> BudgetedContext:
+        """One for the parts of each environment, as making one takes as long as a short part does."""
+        context = self._contexts.get(template.environment)
+        if context is None:
+            context = BudgetedContext(template.environment, self._values, None, {})
+            context.budget = self._budget
+            self._contexts[template.environment] = context
+        elif context.vars:
+            context.vars = {}  # what another part has set
+        return context
+
+    def _tell_where(self, template: Template, room: int, words: str) -> NoReturn:
+        """Fills in once more, piece by piece, and fails in the template's line where it becomes too long."""
+        self._budget.steps = MOST_STEPS
+        stream = cast("Generator[str, None, None]", template.root_render_func(self._context(template)))
+        error = SecurityError(words)
+        for piece in stream:
+            room -= len(piece)
+            if room < 0:
+                stream.throw(error)
+        raise error
 
 
-def _fixed_texts(part: str, source: str) -> list[str]:
-    return [node.data for node in _environment(part).parse(source).find_all(nodes.TemplateData)]
+def _encodable(values: dict[str, Any]) -> bool:
+    """Says whether no value holds a lone surrogate, which JSON can carry, but which is no character.
+
+    Lists and mappings are not looked through: where there are any, every piece is encoded instead.
+    """
+    for value in values.values():
+        if isinstance(value, str):
+            if not value.isascii():
+                try:
+                    value.encode()
+                except UnicodeEncodeError:
+                    return False
+        elif isinstance(value, (list, dict)):
+            return False
+    return True
 
 
 def _line_of(error: Exception) -> str:
@@ -251,4 +322,8 @@ def _line_of(error: Exception) -> str:
 
 
 def _words(error: Exception) -> str:
-    return str(error) or f"{type(error).__name__} was raised"
+    return str(error)[:_LONGEST_SENTENCE] or f"{type(error).__name__} was raised"
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else f"{text}."

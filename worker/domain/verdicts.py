@@ -55,5 +55,10 @@ class Unsure:
     """What happened, in a sentence."""
 
 
-Verdict = Accepted | Bounced | Failed | Unsure
+@dataclass(frozen=True, slots=True)
+class Withheld:
+    """Nothing was sent: the claim was not ours to hand over any more. It goes back, for others to take."""
+
+
+Verdict = Accepted | Bounced | Failed | Unsure | Withheld
 """What became of one attempt."""

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
 from contracts.commands import Reply, Status
-from worker.db import commands, deliveries, profiles
-from worker.domain.authority import standing
+from worker.db import commands, profiles
+from worker.db.deliveries import Deliveries
+from worker.domain.authority import acting_operator
 from worker.domain.erasure import check_erasure, fingerprint
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ async def erase(db: Database, request: Request) -> Erased:
             messages, kept = done
             erased, kept_from = erased + messages, kept_from + kept
             if kept:
-                await deliveries.finish(db, number)
+                await Deliveries(db).finish(number)
     while count := await profiles.erase_exclusions(db, request.profile_id):
         exclusions += count
     return Erased(erased, exclusions, kept_from)
@@ -87,7 +88,7 @@ async def erase(db: Database, request: Request) -> Erased:
 
 async def _allow(db: Database, request: Request, *, record: bool) -> profiles.Held:
     async with db.transaction() as tx:
-        operator = standing(await commands.read_operator(tx, request.operator), request.bearer)
+        operator = acting_operator(await commands.read_operator(tx, request.operator), request.bearer)
         refused = check_erasure(operator, request.operator)
         held = await profiles.held(tx, request.profile_id)
         if refused is not None or (record and held.erasable):

@@ -2,7 +2,7 @@
 
 1. Operator and delivery are looked at, so that what cannot be is refused at once.
 2. The recipients file is streamed, row by row, into a temporary table; until it is read to its end without
-   fault, nothing else has changed.
+   fault, nothing else has changed. Some of the recipients are kept, and the content is tried out with them.
 3. One short transaction moves the delivery, a new one or the given one, to *preparing*.
 4. One transaction replaces audience, content and schedule from the temporary table and ends in *ready*.
 
@@ -26,6 +26,7 @@ from worker.domain.delivery_file import DeliveryFileInvalid, parse_delivery_file
 from worker.domain.failures import Failure
 from worker.domain.preparation import refuse_operator, refuse_state
 from worker.domain.recipients_file import RecipientsFile, RecipientsFileInvalid
+from worker.domain.sample import Sample
 from worker.domain.states import Move
 from worker.domain.timing import TimingInvalid, check_span, timing
 
@@ -89,16 +90,19 @@ async def prepare(db: Database, request: Request) -> Prepared:
             recipients = RecipientsFile(text.readline)
             when = timing(definition, recipients.columns)
         content = definition.content
-        problems = content_table(definition.channel).problems(content, recipients.columns) if content else []
+        table = tables[definition.channel]
+        problems = table.problems(content, recipients.columns) if content else []
         async with db.session() as session:
             async with session.connection.transaction():
                 await _guard(session, request)
             if not problems:
-                rows = targets(recipients, address_rule(definition.channel), when.due)
+                sample = Sample()
+                rows = sample.pick(targets(recipients, address_rule(definition.channel), when.due))
                 await preparation.stage(session, _refusing_rows(request.recipients, rows))
                 if when.by_row:
                     with _refusing(request.recipients):
                         check_span(definition, *await preparation.read_span(session))
+                problems = table.try_out(content, sample.recipients()) if content else []
             delivery_id = await _begin(session, request, definition)
             return await _complete(session, request, delivery_id, definition, problems, by_row=when.by_row)
 

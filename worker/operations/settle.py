@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from contracts.commands import Reply, Status
 from worker.db import accounts, commands, deliveries, reading
-from worker.domain.authority import standing
+from worker.domain.authority import acting_operator
 from worker.domain.settlement import Settlement, check_settlement
 from worker.domain.states import Move, sources
 
@@ -78,7 +78,7 @@ async def _batch(db: Database, request: Request, recipients: Sequence[int]) -> S
     async with db.transaction() as tx:
         # A stop counts "the rest" with this lock alone, and a finish too.
         await accounts.share_claims(tx, number)
-        operator = standing(await commands.read_operator(tx, request.operator), request.bearer)
+        operator = acting_operator(await commands.read_operator(tx, request.operator), request.bearer)
         delivery = await deliveries.read_for_update(tx, number)
         now = await deliveries.now(tx)
         refused = check_settlement(how, operator, request.operator, delivery, number, now)

@@ -7,8 +7,9 @@ done and answered, or not done at all and delivered again.
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 from pydantic import ValidationError
@@ -18,9 +19,8 @@ from contracts.base import explain
 from contracts.commands import Confirm, Control, Reason, Reply, Status
 from contracts.states import State
 from worker.amqp.requests import reply_to, take_each
-from worker.db import accounts, commands, deliveries, pages
 from worker.db.retrying import Idempotent
-from worker.domain.authority import standing
+from worker.domain.authority import acting_operator
 from worker.domain.confirmation import check_confirm, summary
 from worker.domain.deliveries import unknown_delivery, validity_end, words
 from worker.domain.operators import Role, refuse_operator
@@ -29,13 +29,15 @@ from worker.domain.states import Move, sources, targets
 
 if TYPE_CHECKING:
     import asyncio
+    from contextlib import AbstractAsyncContextManager
 
-    from worker.amqp.dead import DeadQueue
+    from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
-    from worker.auth.authority import Authority
-    from worker.db.pool import Database, Transaction
+    from worker.db.commands import Recorded
+    from worker.db.retrying import Retrying
     from worker.domain.authority import Bearer
-    from worker.domain.deliveries import Delivery
+    from worker.domain.deliveries import Delivery, Waves
+    from worker.domain.operators import Operator
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -45,70 +47,169 @@ _DONE: Final = {Move.PAUSE: "paused", Move.RESUME: "resumed", Move.STOP: "stoppe
 _BODY_KEPT: Final = 10_000
 
 
+class Execution(Protocol):
+    """What one command reads and writes within its transaction: `worker.db.executions.Execution`."""
+
+    async def recorded(self, command_id: str) -> Recorded | None:
+        """Looks an answer up; until the transaction ends, nobody else answers the same command."""
+
+    async def record(
+        self, *, command: str, operator: str | None, publisher: str | None, body: str, reply: Reply
+    ) -> None:
+        """Records a command with its answer."""
+
+    async def operator(self, name: str) -> Operator | None:
+        """Reads an operator."""
+
+    async def close_claims(self, delivery_id: int) -> None:
+        """Lets no claim in until the transaction ends."""
+
+    async def delivery(self, delivery_id: int) -> Delivery | None:
+        """Reads and locks a delivery."""
+
+    async def excluded_by_cause(self, delivery_id: int) -> dict[str, int]:
+        """Counts what the preparation left out."""
+
+    async def waves(self, delivery_id: int) -> Waves:
+        """Reads the first waves, and how many there are."""
+
+    async def authorise(self, delivery_id: int, operator: str, *, by_token: bool) -> None:
+        """Records under whose authority the delivery starts."""
+
+    async def confirm(self, delivery_id: int, operator: str, valid_until: datetime) -> None:
+        """Records who confirmed, and the validity."""
+
+    async def move(
+        self,
+        delivery_id: int,
+        by: Move,
+        *,
+        to: State | None = None,
+        operator: str | None = None,
+        reason: str | None = None,
+        command_id: str | None = None,
+    ) -> State | None:
+        """Moves the delivery; returns the new state, or None where somebody moved it first."""
+
+    async def paused_in(self, delivery_id: int) -> State | None:
+        """Returns the state that a paused delivery goes back to."""
+
+    async def create_pages(self, delivery_id: int, page_size: int, messages_per_hour: int | None) -> None:
+        """Creates the pages."""
+
+    async def reopen_pages(self, delivery_id: int) -> None:
+        """Has every published page published again."""
+
+    async def cancel_remaining(self, delivery_id: int) -> None:
+        """Counts what was not tried as cancelled."""
+
+
+class Executions(Protocol):
+    """Opens the transactions in which commands are executed: `worker.db.executions.Executions`."""
+
+    def begin(self) -> AbstractAsyncContextManager[Execution]:
+        """Opens one; it is rolled back where the block raises."""
+
+
+class Authority(Protocol):
+    """Says who speaks: `worker.auth.authority.Authority`."""
+
+    def vouch(self, message: Incoming, operator: str | None) -> Bearer | Refused | None:
+        """Returns whom a command's token names, None where none is asked for, or why nobody listens."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmParts:
+    """What the service works with."""
+
+    consumer: Consumer
+    """Of the queue of commands."""
+    publisher: Publisher
+    """For the answers."""
+    dead: Burying
+    """For what cannot be answered."""
+    executions: Executions
+    """The transactions of commands."""
+    retrying: Retrying
+    """Carries transactions out."""
+    authority: Authority
+    """Who may speak."""
+    metrics: Metrics
+    """Where to count."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmLimits:
+    """The numbers that the service goes by."""
+
+    page_size: int
+    """Recipients in a page at most."""
+
+
 class ConfirmService:
     """Consumes commands, one after the other."""
 
     name = "confirm"
 
-    def __init__(
-        self,
-        consumer: Consumer,
-        publisher: Publisher,
-        dead: DeadQueue,
-        db: Database,
-        metrics: Metrics,
-        authority: Authority,
-        *,
-        page_size: int,
-    ) -> None:
-        """Takes its parts; `page_size` is in recipients."""
-        self._metrics = metrics
-        self._authority = authority
-        self._consumer = consumer
-        self._publisher = publisher
-        self._dead = dead
-        self._db = db
-        self._page_size = page_size
+    def __init__(self, parts: ConfirmParts, limits: ConfirmLimits) -> None:
+        """Takes its parts and its limits."""
+        self._parts = parts
+        self._page_size = limits.page_size
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answers commands until `stop`."""
-        await take_each(self._consumer, self._dead, self._handle, stop)
+        await take_each(self._parts.consumer, self._parts.dead, self.handle, stop)
 
-    async def _handle(self, message: Incoming) -> None:
+    async def handle(self, message: Incoming) -> Reply:
+        """Executes a command in one transaction, records the answer, and publishes it to who asked.
+
+        Args:
+            message: The command; one that was answered before gets the same answer again.
+
+        Returns:
+            The answer. Refused and invalid commands have one too.
+
+        Raises:
+            Busy, Unstorable, Broken, Stopped: as `worker.db.retrying.Retrier.until_done`.
+        """
         answering = Idempotent(lambda: self._answer(message))
-        reply = await self._db.until_done(answering, "answering a command")
+        reply = await self._parts.retrying.until_done(answering, "answering a command")
+        reason = reply.reason.value if reply.reason else None
         log.info(
             "command",
             command=message.routing_key,
             command_id=reply.command_id,
             delivery_id=reply.delivery_id,
             status=reply.status.value,
-            reason=reply.reason and reply.reason.value,
+            reason=reason,
         )
-        self._metrics.commands.labels(message.routing_key, reply.status.value, reply.reason or "").inc()
+        self._parts.metrics.commands.labels(message.routing_key, reply.status.value, reason or "").inc()
         if message.reply_to:
-            await reply_to(self._publisher, message, reply.model_dump_json().encode(), routing.TYPE_REPLY)
+            body = reply.model_dump_json().encode()
+            await reply_to(self._parts.publisher, message, body, routing.TYPE_REPLY)
+        return reply
 
     async def _answer(self, message: Incoming) -> Reply:
         command_id = (message.message_id or "").replace("\x00", "\ufffd")[:200]
         body = message.body.decode("utf-8", "replace").replace("\x00", "\ufffd")[:_BODY_KEPT]
-        async with self._db.transaction() as tx:
+        async with self._parts.executions.begin() as execution:
             if not command_id:
                 command_id = f"unidentified-{uuid.uuid4()}"
                 reply = _malformed(command_id, "The message_id is missing: it makes a repeated command safe.")
                 command = None
             else:
-                known = await commands.recorded(tx, command_id)
+                known = await execution.recorded(command_id)
                 if known is not None:
                     return _again(known, message, body)
                 command, reply = _read(command_id, message)
-                speaker = self._authority.vouch(message, command.operator if command else None)
+                speaker = self._parts.authority.vouch(message, command.operator if command else None)
                 if isinstance(speaker, Refused):
                     reply = _refused(command_id, command, speaker, None)
                 elif command is not None:
-                    reply = await self._carry_out(tx, command_id, message.routing_key, command, speaker)
-            await commands.record(
-                tx,
+                    reply = await self._carry_out(
+                        execution, command_id, message.routing_key, command, speaker
+                    )
+            await execution.record(
                 command=message.routing_key,
                 operator=command.operator if command else None,
                 publisher=message.user_id,
@@ -119,15 +220,15 @@ class ConfirmService:
 
     async def _carry_out(
         self,
-        tx: Transaction,
+        execution: Execution,
         command_id: str,
         routing_key: str,
         command: Confirm | Control,
         bearer: Bearer | None,
     ) -> Reply:
-        operator = standing(await commands.read_operator(tx, command.operator), bearer)
+        operator = acting_operator(await execution.operator(command.operator), bearer)
         if isinstance(command, Confirm):
-            delivery = await deliveries.read_for_update(tx, command.delivery_id)
+            delivery = await execution.delivery(command.delivery_id)
             now = datetime.now(UTC)
             refused = check_confirm(command, operator, delivery, now)
             if refused is not None or delivery is None:
@@ -135,26 +236,28 @@ class ConfirmService:
                     command_id, command, refused or unknown_delivery(command.delivery_id), delivery
                 )
             if not command.definitive:
-                return await self._summarise(tx, command_id, delivery, now)
-            await deliveries.authorise(tx, command.delivery_id, command.operator, by_token=bearer is not None)
-            return await self._confirm(tx, command_id, command, delivery, now)
+                return await self._summarise(execution, command_id, delivery, now)
+            await execution.authorise(command.delivery_id, command.operator, by_token=bearer is not None)
+            return await self._confirm(execution, command_id, command, delivery, now)
         move = _MOVES[routing_key]
         refused = refuse_operator(
             operator, command.operator, Role.START_DELIVERIES, f"{move.value} a delivery"
         )
         # Before the row's lock: claims hold this lock and then read the row.
-        await accounts.close_claims(tx, command.delivery_id)
-        delivery = await deliveries.read_for_update(tx, command.delivery_id)
+        await execution.close_claims(command.delivery_id)
+        delivery = await execution.delivery(command.delivery_id)
         if refused is not None or delivery is None:
             return _refused(command_id, command, refused or unknown_delivery(command.delivery_id), delivery)
         if move is Move.RESUME and delivery.state is State.PAUSED:
-            await deliveries.authorise(tx, command.delivery_id, command.operator, by_token=bearer is not None)
-        return await self._control(tx, command_id, command, delivery, move)
+            await execution.authorise(command.delivery_id, command.operator, by_token=bearer is not None)
+        return await self._control(execution, command_id, command, delivery, move)
 
-    async def _summarise(self, tx: Transaction, command_id: str, delivery: Delivery, now: datetime) -> Reply:
-        excluded = await deliveries.excluded_by_cause(tx, delivery.delivery_id)
+    async def _summarise(
+        self, execution: Execution, command_id: str, delivery: Delivery, now: datetime
+    ) -> Reply:
+        excluded = await execution.excluded_by_cause(delivery.delivery_id)
         people = "recipient" if delivery.to_deliver == 1 else "recipients"
-        waves = await deliveries.waves(tx, delivery.delivery_id)
+        waves = await execution.waves(delivery.delivery_id)
         return Reply(
             command_id=command_id,
             delivery_id=delivery.delivery_id,
@@ -165,22 +268,22 @@ class ConfirmService:
         )
 
     async def _confirm(
-        self, tx: Transaction, command_id: str, command: Confirm, delivery: Delivery, now: datetime
+        self, execution: Execution, command_id: str, command: Confirm, delivery: Delivery, now: datetime
     ) -> Reply:
         who, number = command.operator, delivery.delivery_id
-        await deliveries.confirm(tx, number, who, validity_end(delivery, now))
-        state = await deliveries.move(tx, number, Move.CONFIRM, operator=who, command_id=command_id)
-        await pages.create(tx, number, self._page_size, delivery.messages_per_hour)
+        await execution.confirm(number, who, validity_end(delivery, now))
+        state = await execution.move(number, Move.CONFIRM, operator=who, command_id=command_id)
+        await execution.create_pages(number, self._page_size, delivery.messages_per_hour)
         sentence = "Confirmed: sending begins at the contact date."
         if delivery.contact_date is None or delivery.contact_date <= now:
-            state = await deliveries.move(tx, number, Move.START)
+            state = await execution.move(number, Move.START)
             sentence = "Confirmed: sending has begun."
         return Reply(
             command_id=command_id, delivery_id=number, status=Status.ACCEPTED, message=sentence, state=state
         )
 
     async def _control(
-        self, tx: Transaction, command_id: str, command: Control, delivery: Delivery, move: Move
+        self, execution: Execution, command_id: str, command: Control, delivery: Delivery, move: Move
     ) -> Reply:
         number = delivery.delivery_id
         if delivery.state in targets(move):
@@ -191,11 +294,10 @@ class ConfirmService:
                 message=f"Nothing to do: the delivery is {words(delivery.state)} already.",
                 state=delivery.state,
             )
-        to = await deliveries.paused_in(tx, number) if move is Move.RESUME else None
+        to = await execution.paused_in(number) if move is Move.RESUME else None
         state = None
         if delivery.state in sources(move):
-            state = await deliveries.move(
-                tx,
+            state = await execution.move(
                 number,
                 move,
                 to=to,
@@ -209,9 +311,9 @@ class ConfirmService:
             )
             return _refused(command_id, command, refused, delivery)
         if move is Move.STOP:
-            await accounts.cancel_remaining(tx, number)
+            await execution.cancel_remaining(number)
         if move is Move.RESUME:
-            await pages.reopen_all(tx, number)
+            await execution.reopen_pages(number)
         return Reply(
             command_id=command_id,
             delivery_id=number,
@@ -231,7 +333,7 @@ def _read(command_id: str, message: Incoming) -> tuple[Confirm | Control | None,
         return None, _malformed(command_id, f"The command could not be read: {explain(error)}")
 
 
-def _again(known: commands.Recorded, message: Incoming, body: str) -> Reply:
+def _again(known: Recorded, message: Incoming, body: str) -> Reply:
     if (known.command, known.publisher, known.body) == (message.routing_key, message.user_id, body):
         return known.reply
     return _malformed(

@@ -8,21 +8,23 @@ processes run and whichever of them die.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
 from contracts import routing
 from worker.amqp.messages import Outgoing
-from worker.db import events
 from worker.db.retrying import Idempotent
 from worker.domain.failures import Busy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractAsyncContextManager
+
     from contracts.events import DeliveryEvent
     from worker.amqp.messages import Publisher
-    from worker.db.listen import Wakener
-    from worker.db.pool import Database
+    from worker.db.retrying import Retrying
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -30,73 +32,112 @@ log = structlog.get_logger(__name__)
 _AT_ONCE: Final = 200
 
 
+class Outbox(Protocol):
+    """The events that are to be published: `worker.db.events.Outbox`."""
+
+    async def take(self, limit: int, lease: float) -> list[DeliveryEvent]:
+        """Takes the oldest event of each delivery that nobody has taken, for `lease` seconds."""
+
+    async def drop(self, events: Sequence[DeliveryEvent]) -> None:
+        """Deletes events that were published."""
+
+    async def release(self, events: Sequence[DeliveryEvent]) -> None:
+        """Gives events that were not published back at once."""
+
+
+class Wakener(Protocol):
+    """Tells when a move put an event into the outbox: `worker.db.listen.Wakener`."""
+
+    def listening(self) -> AbstractAsyncContextManager[None]:
+        """Listens while the block runs."""
+
+    async def wait(self, stop: asyncio.Event, seconds: float) -> None:
+        """Returns when there is an event, `stop` was set, or the seconds are over."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventsParts:
+    """What the service works with."""
+
+    outbox: Outbox
+    """Where the events are."""
+    wakener: Wakener
+    """Ends the wait between two looks."""
+    retrying: Retrying
+    """Carries transactions out."""
+    publisher: Publisher
+    """For the events."""
+    names: routing.Names
+    """The installation's names."""
+    metrics: Metrics
+    """Where to count."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventsLimits:
+    """How long the service waits."""
+
+    idle: float
+    """Seconds between two looks when nobody wakes us."""
+    lease: float
+    """Seconds for which taken events are ours; the broker has half of them to confirm."""
+
+
 class EventsService:
     """Publishes the outbox."""
 
     name = "events"
 
-    def __init__(
-        self,
-        publisher: Publisher,
-        wakener: Wakener,
-        db: Database,
-        names: routing.Names,
-        metrics: Metrics,
-        *,
-        idle: float,
-        lease: float,
-    ) -> None:
-        """Takes its parts.
-
-        Args:
-            publisher: For the events.
-            wakener: Tells when a move put one into the outbox.
-            db: The database.
-            names: The installation's names.
-            metrics: What is counted.
-            idle: Seconds between two looks when nobody wakes us.
-            lease: Seconds for which taken events are ours; the broker has half of them to confirm.
-        """
-        self._publisher = publisher
-        self._wakener = wakener
-        self._db = db
-        self._exchange = names.exchange(routing.EVENTS)
-        self._metrics = metrics
-        self._idle = idle
-        self._lease = lease
+    def __init__(self, parts: EventsParts, limits: EventsLimits) -> None:
+        """Takes its parts and its limits."""
+        self._parts = parts
+        self._limits = limits
+        self._exchange = parts.names.exchange(routing.EVENTS)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Publishes events until `stop`."""
-        async with self._wakener.listening():
+        wakener = self._parts.wakener
+        async with wakener.listening():
             while not stop.is_set():
-                if not await self._told():
-                    await self._wakener.wait(stop, self._idle)
+                if not await self.handle():
+                    await wakener.wait(stop, self._limits.idle)
 
-    async def _told(self) -> int:
+    async def handle(self) -> int:
+        """Publishes the oldest event of each delivery, and deletes those that the broker has confirmed.
+
+        Returns:
+            How many it published; 0 as well where the broker does not confirm them in time, or the database
+            is too busy: they stay in the outbox.
+
+        Raises:
+            Broken, Stopped: as `worker.db.retrying.Retrier.until_done`.
+        """
         try:
-            return await self._db.until_done(Idempotent(self._tell), "publishing events")
+            return await self._parts.retrying.until_done(
+                Idempotent(self._publish_oldest), "publishing events"
+            )
         except Busy:
-            return 0  # they stay in the outbox
+            return 0
 
-    async def _tell(self) -> int:
-        """Publishes the oldest event of each delivery; returns how many."""
-        heads = await events.take(self._db, _AT_ONCE, self._lease)
-        if not heads:
+    async def _publish_oldest(self) -> int:
+        outbox = self._parts.outbox
+        taken = await outbox.take(_AT_ONCE, self._limits.lease)
+        if not taken:
             return 0
         try:
-            async with asyncio.timeout(self._lease / 2):
+            async with asyncio.timeout(self._limits.lease / 2):
                 async with asyncio.TaskGroup() as group:
-                    for event in heads:
+                    for event in taken:
                         group.create_task(self._publish(event))
         except TimeoutError:
-            log.warning("the broker does not confirm: events stay in the outbox", events=len(heads))
-            await events.release(self._db, heads)
+            log.warning("the broker does not confirm: events stay in the outbox", events=len(taken))
+            await outbox.release(taken)
             return 0
-        await events.drop(self._db, heads)
-        self._metrics.events_published.inc(len(heads))
-        return len(heads)
+        await outbox.drop(taken)
+        self._parts.metrics.events_published.inc(len(taken))
+        return len(taken)
 
     async def _publish(self, event: DeliveryEvent) -> None:
         key = event.event.value
         message = Outgoing(event.model_dump_json().encode(), key, message_id=event.event_id)
-        await self._publisher.publish(self._exchange, key, [message], mandatory=False)
+        await self._parts.publisher.publish(self._exchange, key, [message], mandatory=False)

@@ -8,15 +8,14 @@ that the database is too busy for; other deliveries and other duties go on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import structlog
 
 from contracts import routing
 from contracts.states import State
-from worker.db import accounts, alerts, commands, deliveries, pages
 from worker.db.retrying import Idempotent
 from worker.domain.authority import check_start
 from worker.domain.failures import Busy
@@ -24,18 +23,22 @@ from worker.domain.states import Move
 from worker.lifecycle import pause
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Collection, Coroutine, Sequence
+    from contextlib import AbstractAsyncContextManager
+    from datetime import datetime
     from typing import Any
 
-    import asyncpg
-
-    from worker.amqp.topology import QueueDepth
-    from worker.db.accounts import Accounts
+    from worker.db.accounts import Expired
+    from worker.db.alerts import Raised
     from worker.db.pages import Inspected, PagesDue, RetriesLeft
-    from worker.db.pool import Database
+    from worker.db.retrying import Retrying
+    from worker.domain.deliveries import Delivery
+    from worker.domain.operators import Operator
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 _PAGES_AT_ONCE: Final = 200
 _LONGEST_SLEEP: Final = 0.5
@@ -43,49 +46,167 @@ _LONGEST_SLEEP: Final = 0.5
 _SHORTEST_SLEEP: Final = 0.02
 
 
+class Deliveries(Protocol):
+    """Which deliveries have something due, and their ends: `worker.db.deliveries.Deliveries`."""
+
+    async def due(self) -> list[int]:
+        """Lists those that are to start."""
+
+    async def seconds_to_next_start(self) -> float | None:
+        """Returns the seconds until the next contact date; None where no delivery waits for one."""
+
+    async def expired(self) -> list[int]:
+        """Lists those whose validity is over and whose rest is not cancelled."""
+
+    async def running(self) -> list[int]:
+        """Lists those that may be done."""
+
+    async def await_retries(self, delivery_id: int) -> None:
+        """Moves one that is in progress to *retry pending*."""
+
+    async def finish(self, delivery_id: int) -> bool:
+        """Finishes one in which nothing is open; returns whether it finished here."""
+
+
+class Start(Protocol):
+    """What is read and written of one delivery within a transaction: `worker.db.starts.Start`."""
+
+    async def close_claims(self) -> None:
+        """Lets no claim in until the transaction ends."""
+
+    async def delivery(self) -> Delivery | None:
+        """Reads and locks the delivery."""
+
+    async def now(self) -> datetime:
+        """Returns the database's time."""
+
+    async def authority(self) -> tuple[str, bool]:
+        """Returns under whose authority it starts, and whether a token gave it."""
+
+    async def operator(self, name: str) -> Operator | None:
+        """Reads an operator."""
+
+    async def move(self, by: Move, reason: str | None = None) -> None:
+        """Moves the delivery."""
+
+    async def cancel_remaining(self) -> None:
+        """Counts what was not tried as cancelled."""
+
+    async def open_pages(self) -> None:
+        """Has the fan-out publish the pages."""
+
+
+class Starts(Protocol):
+    """Opens the transactions in which deliveries start: `worker.db.starts.Starts`."""
+
+    def begin(self, delivery_id: int) -> AbstractAsyncContextManager[Start]:
+        """Opens one about a delivery."""
+
+
+class Accounts(Protocol):
+    """Where claims run out and the rest is cancelled: `worker.db.accounts.Accounts`."""
+
+    async def expired(self) -> list[int]:
+        """Lists deliveries in which leases of claims have expired."""
+
+    async def expire(self, delivery_id: int, *, result_lease: float) -> Expired:
+        """Ends the claims whose lease has expired: undone, or unknown."""
+
+    async def cancel(self, delivery_id: int) -> None:
+        """Counts what was not tried of a delivery as cancelled."""
+
+
+class Pages(Protocol):
+    """The pages of all deliveries: `worker.db.pages.Pages`."""
+
+    async def with_retries(self) -> list[RetriesLeft]:
+        """Lists the deliveries in which somebody waits for a retry."""
+
+    async def open_due_retries(self, delivery_id: int) -> int:
+        """Has pages published again in which retries fell due; returns how many."""
+
+    async def to_inspect(self) -> list[PagesDue]:
+        """Lists the deliveries with pages to look at."""
+
+    async def inspect(self, delivery_id: int, again_after: float, limit: int) -> list[Inspected]:
+        """Counts what has become of published pages, and puts off their next look."""
+
+    async def reopen(self, delivery_id: int, pages: Sequence[int]) -> None:
+        """Has pages published again."""
+
+    async def close(self, delivery_id: int, pages: Sequence[int]) -> None:
+        """Closes pages."""
+
+
+class Alerts(Protocol):
+    """What is told of deliveries in trouble: `worker.db.alerts.Alerts`."""
+
+    async def sample(self) -> None:
+        """Notes how far each delivery is."""
+
+    async def raise_due(self) -> list[Raised]:
+        """Tells what was not told yet; returns it."""
+
+
+class Depth(Protocol):
+    """Tells how many messages wait in a queue: `worker.amqp.topology.QueueDepth`."""
+
+    async def ready(self, queue: str) -> int | None:
+        """Returns how many wait in a queue, by its full name; None where nobody can say."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleParts:
+    """What the service works with."""
+
+    retrying: Retrying
+    """Carries transactions out."""
+    deliveries: Deliveries
+    """Tells what is due, and finishes it."""
+    starts: Starts
+    """For the start of a delivery, which has several steps."""
+    accounts: Accounts
+    """Where claims run out."""
+    pages: Pages
+    """Looked after here."""
+    alerts: Alerts
+    """Tells people of deliveries in trouble."""
+    depth: Depth
+    """Tells whether the messages of a page may still be in their queue."""
+    names: routing.Names
+    """The installation's names."""
+    metrics: Metrics
+    """Where to count."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleLimits:
+    """What the service goes by; the numbers are seconds."""
+
+    tick: float
+    """Between two looks at deliveries that have started."""
+    result_lease: float
+    """After its hand-over at which a claim without a result is `unknown`."""
+    look_after: float
+    """Between two looks at a published page."""
+    redelivery_after: float
+    """After which an unclaimed page is published again in any case."""
+    alert_interval: float
+    """Between two looks for alerts."""
+    own_channels: Collection[str]
+    """The channels that we send over. Of the others, what is not claimed may be in the hands of a sender that
+    does not ask for claims."""
+
+
 class ScheduleService:
     """Ticks."""
 
     name = "schedule"
 
-    def __init__(
-        self,
-        depth: QueueDepth,
-        db: Database,
-        accounts: Accounts,
-        names: routing.Names,
-        metrics: Metrics,
-        *,
-        tick: float,
-        claim_lease: float,
-        look_after: float,
-        redelivery_after: float,
-        alert_interval: float,
-    ) -> None:
-        """Takes its parts.
-
-        Args:
-            depth: Tells how many messages wait in a queue.
-            db: The database.
-            accounts: Where claims run out.
-            names: The installation's names.
-            metrics: Where to count.
-            tick: Seconds between two looks.
-            claim_lease: Seconds after which a claim without a result is `unknown`.
-            look_after: Seconds between two looks at a published page.
-            redelivery_after: Seconds after which an unclaimed page is published again in any case.
-            alert_interval: Seconds between two looks for alerts.
-        """
-        self._depth = depth
-        self._db = db
-        self._accounts = accounts
-        self._names = names
-        self._metrics = metrics
-        self._tick = tick
-        self._claim_lease = claim_lease
-        self._look_after = look_after
-        self._redelivery_after = redelivery_after
-        self._alert_interval = alert_interval
+    def __init__(self, parts: ScheduleParts, limits: ScheduleLimits) -> None:
+        """Takes its parts and its limits."""
+        self._parts = parts
+        self._limits = limits
 
     async def run(self, stop: asyncio.Event) -> None:
         """Starts deliveries at their time, does the other duties at every tick, and alerts, until `stop`."""
@@ -97,35 +218,63 @@ class ScheduleService:
     async def _keep_starting(self, stop: asyncio.Event) -> None:
         """Sleeps until the next contact date; not for long, as any moment an earlier one may be confirmed."""
         while not stop.is_set():
-            await pause(stop, await self._start_due())
+            await pause(stop, await self.start_due())
 
     async def _keep_looking(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            await self._cancel_expired()
-            await self._open_retries()
-            await self._look_after_pages()
-            await self._finish_done()
-            await pause(stop, self._tick)
+            await self.handle()
+            await pause(stop, self._limits.tick)
 
     async def _keep_alerting(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
-            await self._do(self._alert, "looking for alerts")
-            await pause(stop, self._alert_interval)
+            await self.alert()
+            await pause(stop, self._limits.alert_interval)
 
-    async def _do(self, duty: Callable[[], Coroutine[Any, Any, None]], doing: str) -> None:
-        """Does a duty, for one delivery where it has to do with any; not now if the database is too busy."""
-        with contextlib.suppress(Busy):  # logged and counted where it is given up
-            await self._db.until_done(Idempotent(duty), doing)
+    async def handle(self) -> None:
+        """Does what one tick does for deliveries that were started: ends, reopens, repairs and finishes.
 
-    async def _read(self, query: str, doing: str) -> list[asyncpg.Record]:
-        with contextlib.suppress(Busy):
-            return await self._db.until_done(Idempotent(lambda: self._db.fetch(query)), doing)
-        return []
+        Raises:
+            Broken, Stopped: as `worker.db.retrying.Retrier.until_done`. So do the other two duties.
+        """
+        deliveries, pages = self._parts.deliveries, self._parts.pages
+        await self._for_each(self._parts.accounts.expired, self._expire, "ending expired claims")
+        await self._for_each(deliveries.expired, self._cancel, "cancelling what is over")
+        await self._for_each(pages.with_retries, self._open_retries, "opening due retries")
+        await self._for_each(pages.to_inspect, self._look_after_pages, "looking after pages")
+        await self._for_each(deliveries.running, self._finish, "finishing what is done")
+
+    async def start_due(self) -> float:
+        """Starts what is due; returns the seconds to the next look."""
+        deliveries, doing = self._parts.deliveries, "starting what is due"
+        await self._for_each(deliveries.due, self._start, doing)
+        seconds = await self._unless_busy(deliveries.seconds_to_next_start, doing)
+        return _LONGEST_SLEEP if seconds is None else min(max(seconds, _SHORTEST_SLEEP), _LONGEST_SLEEP)
+
+    async def alert(self) -> None:
+        """Notes how far deliveries are, and tells of those in trouble."""
+        await self._unless_busy(self._alert, "looking for alerts")
+
+    async def _for_each(
+        self,
+        find: Callable[[], Coroutine[Any, Any, list[T]]],
+        duty: Callable[[T], Coroutine[Any, Any, None]],
+        doing: str,
+    ) -> None:
+        """Does a duty for each delivery that is found; one for which the database is too busy is left out."""
+        for found in await self._unless_busy(find, doing) or []:
+            await self._unless_busy(partial(duty, found), doing)
+
+    async def _unless_busy(self, action: Callable[[], Coroutine[Any, Any, T]], doing: str) -> T | None:
+        """Returns what an action returns; None where the database is too busy for it, until the next tick."""
+        try:
+            return await self._parts.retrying.until_done(Idempotent(action), doing)
+        except Busy:  # logged and counted where it is given up
+            return None
 
     async def _alert(self) -> None:
-        await alerts.sample(self._db)
-        for raised in await alerts.raise_due(self._db):
-            self._metrics.alerts.labels(raised.criterion.value).inc()
+        await self._parts.alerts.sample()
+        for raised in await self._parts.alerts.raise_due():
+            self._parts.metrics.alerts.labels(raised.criterion.value).inc()
             log.warning(
                 "alert",
                 delivery_id=raised.delivery_id,
@@ -133,86 +282,67 @@ class ScheduleService:
                 because=raised.sentence,
             )
 
-    async def _start_due(self) -> float:
-        """Starts what is due; returns the seconds to the next look."""
-        doing = "starting what is due"
-        for row in await self._read("read_due_deliveries", doing):
-            await self._do(partial(self._start, row["delivery_id"]), doing)
-        rows = await self._read("read_seconds_to_next_start", doing)
-        seconds = rows[0][0] if rows else None
-        return _LONGEST_SLEEP if seconds is None else min(max(seconds, _SHORTEST_SLEEP), _LONGEST_SLEEP)
-
     async def _start(self, delivery_id: int) -> None:
-        """Starts a delivery, skips it where it is too late, or pauses it where nobody stands for it any more.
+        """Starts a delivery, skips it where it is too late, or pauses it where nobody may start it any more.
 
         Of several schedulers, one does.
         """
-        async with self._db.transaction() as tx:
+        async with self._parts.starts.begin(delivery_id) as start:
             # Before the row's lock, as everywhere: a skip counts the rest as cancelled.
-            await accounts.close_claims(tx, delivery_id)
-            delivery = await deliveries.read_for_update(tx, delivery_id)
+            await start.close_claims()
+            delivery = await start.delivery()
             if delivery is None or delivery.state is not State.START_PENDING:
                 return
-            late = delivery.too_late(await deliveries.now(tx))
+            late = delivery.too_late(await start.now())
             if late is not None:
                 reason = f"Skipped: {late}."
-                await deliveries.move(tx, delivery_id, Move.FAIL, reason=reason)
-                await accounts.cancel_remaining(tx, delivery_id)
+                await start.move(Move.FAIL, reason)
+                await start.cancel_remaining()
                 log.warning("delivery skipped", delivery_id=delivery_id, because=reason)
                 return
-            name, by_token = await deliveries.authority(tx, delivery_id)
-            unauthorised = check_start(await commands.read_operator(tx, name), name, by_token=by_token)
+            name, by_token = await start.authority()
+            unauthorised = check_start(await start.operator(name), name, by_token=by_token)
             if unauthorised is not None:
-                await deliveries.move(tx, delivery_id, Move.PAUSE, reason=unauthorised)
+                await start.move(Move.PAUSE, unauthorised)
                 log.warning("delivery paused", delivery_id=delivery_id, because=unauthorised)
                 return
-            await deliveries.move(tx, delivery_id, Move.START)
-            await pages.start(tx, delivery_id)
+            await start.move(Move.START)
+            await start.open_pages()
         log.info("delivery started", delivery_id=delivery_id)
 
-    async def _cancel_expired(self) -> None:
-        doing = "cancelling what is over"
-        for row in await self._read("read_expired_deliveries", doing):
-            await self._do(partial(self._cancel, row["delivery_id"]), doing)
+    async def _expire(self, delivery_id: int) -> None:
+        """Ends claims by their leases alone, whatever their pages say."""
+        ended = await self._parts.accounts.expire(delivery_id, result_lease=self._limits.result_lease)
+        self._parts.metrics.claims_expired.inc(ended.unknown)
+        self._parts.metrics.claims_given_back.inc(ended.given_back)
+        if ended.unknown:
+            log.warning(
+                "claims without a result are unknown now", delivery_id=delivery_id, recipients=ended.unknown
+            )
+        if ended.given_back:
+            log.info(
+                "claims of a sender that is gone are given to others",
+                delivery_id=delivery_id,
+                recipients=ended.given_back,
+            )
 
     async def _cancel(self, delivery_id: int) -> None:
-        async with self._db.transaction() as tx:
-            await accounts.close_claims(tx, delivery_id)
-            await accounts.cancel_remaining(tx, delivery_id)
+        await self._parts.accounts.cancel(delivery_id)
         log.warning("validity over: what was not tried is cancelled", delivery_id=delivery_id)
 
-    async def _open_retries(self) -> None:
-        doing = "opening due retries"
-        with contextlib.suppress(Busy):
-            for left in await self._db.until_done(Idempotent(lambda: pages.with_retries(self._db)), doing):
-                await self._do(partial(self._open_retries_of, left), doing)
-
-    async def _open_retries_of(self, left: RetriesLeft) -> None:
-        opened = await pages.open_due_retries(self._db, left.delivery_id)
-        self._metrics.pages_reopened.labels("retry").inc(opened)
+    async def _open_retries(self, left: RetriesLeft) -> None:
+        opened = await self._parts.pages.open_due_retries(left.delivery_id)
+        self._parts.metrics.pages_reopened.labels("retry").inc(opened)
         if left.only_retries:
-            async with self._db.transaction() as tx:
-                await deliveries.move(tx, left.delivery_id, Move.AWAIT_RETRIES)
+            await self._parts.deliveries.await_retries(left.delivery_id)
 
-    async def _look_after_pages(self) -> None:
-        doing = "looking after pages"
-        with contextlib.suppress(Busy):
-            for due in await self._db.until_done(Idempotent(lambda: pages.to_inspect(self._db)), doing):
-                await self._do(partial(self._look_after_pages_of, due), doing)
-
-    async def _look_after_pages_of(self, due: PagesDue) -> None:
-        for page in await pages.inspect(self._db, due.delivery_id, self._look_after, _PAGES_AT_ONCE):
+    async def _look_after_pages(self, due: PagesDue) -> None:
+        look_after = self._limits.look_after
+        for page in await self._parts.pages.inspect(due.delivery_id, look_after, _PAGES_AT_ONCE):
             await self._look_after_page(due, page)
 
     async def _look_after_page(self, due: PagesDue, page: Inspected) -> None:
         delivery_id = due.delivery_id
-        if page.sending:
-            lost = await self._accounts.expire(delivery_id, page.first, page.last, lease=self._claim_lease)
-            self._metrics.claims_expired.inc(lost)
-            if lost:
-                log.warning(
-                    "claims without a result are unknown now", delivery_id=delivery_id, recipients=lost
-                )
         if due.running and page.unclaimed and await self._is_lost(due.channel, page):
             log.warning(
                 "page to be published again",
@@ -220,24 +350,22 @@ class ScheduleService:
                 page=page.page,
                 unclaimed=page.unclaimed,
             )
-            await pages.reopen(self._db, delivery_id, [page.page])
-            self._metrics.pages_reopened.labels("lost").inc()
-        elif not page.sending and (due.over or not page.unclaimed):
-            await pages.close(self._db, delivery_id, [page.page])
+            await self._parts.pages.reopen(delivery_id, [page.page])
+            self._parts.metrics.pages_reopened.labels("lost").inc()
+        elif due.over or not page.unclaimed:
+            await self._parts.pages.close(delivery_id, [page.page])
 
     async def _is_lost(self, channel: str, page: Inspected) -> bool:
         """Says whether a page's messages are gone: none waits in the queue, or they have waited too long.
 
         Published again though they still wait, they are merely refused: claims decide.
         """
-        waiting = await self._depth.ready(self._names.queue(routing.send_queue(channel)))
-        return waiting is not None and (waiting == 0 or page.age > self._redelivery_after)
-
-    async def _finish_done(self) -> None:
-        doing = "finishing what is done"
-        for row in await self._read("read_active_deliveries", doing):
-            await self._do(partial(self._finish, row["delivery_id"]), doing)
+        too_old = page.age > self._limits.redelivery_after
+        if channel not in self._limits.own_channels:
+            return too_old
+        waiting = await self._parts.depth.ready(self._parts.names.queue(routing.send_queue(channel)))
+        return waiting is not None and (waiting == 0 or too_old)
 
     async def _finish(self, delivery_id: int) -> None:
-        if await deliveries.finish(self._db, delivery_id):
+        if await self._parts.deliveries.finish(delivery_id):
             log.info("delivery finished", delivery_id=delivery_id)

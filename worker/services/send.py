@@ -1,8 +1,8 @@
 """Sending: claim in micro-batches, call the channel, publish the results, and only then acknowledge.
 
-Between the claim and the result nothing is held in the database. A process that dies in between leaves a
-claim without a result, which the scheduler turns into `unknown` when its lease runs out; it is never sent
-again by itself.
+A claim is held under a token and a lease. Just before the relay can have a message, the claim is marked as
+handed over. A process that dies leaves claims. Those that it did not hand over are sent by another once the
+lease has expired; those that it did are `unknown`, and are never sent again by themselves.
 """
 
 from __future__ import annotations
@@ -10,109 +10,219 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections import OrderedDict
+import secrets
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from contracts import results, routing
+from contracts import results
 from contracts.base import explain
-from contracts.batch import MAX_ITEMS
 from contracts.sends import Send
 from worker.amqp.consuming import consuming
-from worker.amqp.messages import Outgoing
-from worker.channels.protocol import ChannelUnreachable
-from worker.db import deliveries
+from worker.amqp.reports import Report, Reports
+from worker.channels.contents import Contents
+from worker.channels.protocol import ChannelUnreachable, Granted
+from worker.db.hand_over import Claimed, HandOvers, seconds_awake_or_not
 from worker.db.retrying import Idempotent, Unstorable
 from worker.domain.audience import address_key
 from worker.domain.content import ContentInvalid
 from worker.domain.failures import NO_MESSAGES_FAULT, Busy, Failure, Stopped
-from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
+from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure, Withheld
 from worker.domain.window import ClaimWindow
 from worker.lifecycle import pause, unless
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from worker.amqp.dead import DeadQueue
     from worker.amqp.messages import Consumer, Incoming, Publisher
-    from worker.channels.protocol import Channel
-    from worker.db.accounts import Accounts
-    from worker.db.pool import Database
+    from worker.amqp.reports import Result
+    from worker.channels.protocol import Channel, HandOver
     from worker.domain.verdicts import Verdict
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-_Result = results.Taken | results.Bounce | results.Error
-
-_CONTENTS_KEPT: Final = 64
 _SHORTEST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 10.0
 
+_SAFE_SHARE: Final = 0.9
+"""Of a lease: what is not begun by then is left alone. The rest is for what is under way."""
 
 _read = TypeAdapter(Send).validator.validate_json
 
 
+class Claims(Protocol):
+    """The claims in the database; `worker.db.accounts.Accounts` says what each does."""
+
+    async def claim(
+        self,
+        delivery_id: int,
+        asked: Mapping[int, tuple[int, str]],
+        token: int,
+        *,
+        lease: float,
+        handed_over: bool = False,
+    ) -> set[int]:
+        """Claims recipients."""
+
+    async def hand_over(self, delivery_id: int, claims: Mapping[int, int], *, margin: float) -> set[int]:
+        """Marks claims as handed over."""
+
+    async def give_back(self, delivery_id: int, claims: Mapping[int, int]) -> int:
+        """Undoes claims that were not handed over."""
+
+    async def absent(self, delivery_id: int, recipients: list[int]) -> set[int]:
+        """Returns numbers that are no recipients."""
+
+
+class ContentStore(Protocol):
+    """Where contents are read."""
+
+    async def content(self, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
+        """Returns a delivery's channel and content."""
+
+
+class Retrying(Protocol):
+    """Carries transactions out, as `worker.db.retrying.Retrier` does."""
+
+    async def until_done(self, transaction: Idempotent[Any], doing: str) -> Any:  # noqa: ANN401
+        """Returns what the transaction returns."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendParts:
+    """What a sender works with."""
+
+    channel_name: str
+    channel: Channel
+    """What it sends over."""
+    open_consumer: Callable[[], Consumer]
+    """Makes a consumer of the channel's queue; another one each time that the channel is back."""
+    publisher: Publisher
+    """For the results."""
+    exchange: str
+    """The exchange of the results, by its full name."""
+    dead: DeadQueue
+    claims: Claims
+    contents: ContentStore
+    database: Retrying
+    metrics: Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class SendLimits:
+    """How much a sender takes, and for how long."""
+
+    batch: int
+    """The most messages that are claimed together."""
+    age: float
+    """Seconds to wait for a batch to fill once its first message is there."""
+    claim_lease: float
+    """Seconds for which a claim is held before it is handed over."""
+    result_lease: float
+    """Seconds that the result of a message may take from then on."""
+    patience: float
+    """Seconds to wait for a channel that is out of reach before the messages in hand go back to the queue."""
+
+
 class _Asked(NamedTuple):
-    """A send message, and the delivery of it that has to be settled."""
+    """A send message, and the message of AMQP that has to be settled."""
 
     send: Send
+    consumer: Consumer
     message: Incoming
+
+
+class _Right:
+    """The right to hand one claimed message over."""
+
+    __slots__ = ("_answer", "_claimed", "_hand_overs", "_until")
+
+    def __init__(self, hand_overs: HandOvers, claimed: Claimed, until: float) -> None:
+        self._hand_overs = hand_overs
+        self._claimed = claimed
+        self._until = until
+        self._answer: asyncio.Future[bool] | None = None
+
+    def begin(self) -> asyncio.Future[bool]:
+        if self._answer is None:
+            self._answer = self._hand_overs.begin(self._claimed)
+        return self._answer
+
+    @property
+    def expired(self) -> bool:
+        return seconds_awake_or_not() >= self._until
 
 
 class SendService:
     """Sends over one channel."""
 
-    def __init__(
-        self,
-        channel_name: str,
-        channel: Channel,
-        consumer: Consumer,
-        publisher: Publisher,
-        dead: DeadQueue,
-        db: Database,
-        names: routing.Names,
-        metrics: Metrics,
-        *,
-        accounts: Accounts,
-        batch: int,
-        age: float,
-    ) -> None:
-        """Takes its parts; at most `batch` messages are claimed together, `age` seconds after the first."""
-        self.name = f"send {channel_name}"
-        self._channel_name = channel_name
-        self._channel = channel
-        self._consumer = consumer
-        self._publisher = publisher
-        self._dead = dead
-        self._db = db
-        self._accounts = accounts
-        self._exchange = names.exchange(routing.RESULTS)
+    def __init__(self, parts: SendParts, limits: SendLimits) -> None:
+        """Takes its parts and its limits."""
+        self.name = f"send {parts.channel_name}"
+        self._parts = parts
+        self._limits = limits
+        self._metrics = parts.metrics
+        self._at_once = parts.channel.concurrency
         # Twice the channel's own concurrency: the next messages are claimed while the present ones are sent.
-        self._window = ClaimWindow(batch if channel.concurrency is None else 2 * channel.concurrency, batch)
-        self._age = age
-        self._contents: OrderedDict[int, Any] = OrderedDict()
+        least = limits.batch if self._at_once is None else 2 * self._at_once
+        self._window = ClaimWindow(least, limits.batch)
+        self._contents = Contents(parts.channel, self._read_content)
+        self._hand_overs = HandOvers(self._mark)
+        self._reports = Reports(
+            parts.publisher,
+            parts.exchange,
+            lambda key, count: self._metrics.results_published.labels(parts.channel_name, key).inc(count),
+        )
         self._sending: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
-        self._outbox: list[tuple[Incoming, _Result | None]] = []
-        self._reported = asyncio.Event()
-        self._metrics = metrics
-        metrics.sends_in_flight.labels(channel_name).set_function(lambda: len(self._sending))
+        self._consumer: Consumer | None = None
+        self.unreachable = ""
+        """Why nothing can be sent over the channel at the moment; empty where it can."""
+        self._metrics.sends_in_flight.labels(parts.channel_name).set_function(lambda: len(self._sending))
+
+    async def consuming(self) -> bool:
+        """Says whether the broker delivers to this sender at the moment."""
+        return self._consumer is not None and await self._consumer.present()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Sends until `stop`; what was claimed is sent and reported first."""
-        done = asyncio.Event()
-        async with consuming(self._consumer, stop), asyncio.TaskGroup() as group:
-            group.create_task(self._report(done))
-            with contextlib.suppress(Stopped):  # what is not claimed goes back to the queue
-                while batch := await self._consumer.batch(await self._free_slots(), self._age):
-                    await self._take(batch, stop, group)
+        async with asyncio.TaskGroup() as group:
+            background = [group.create_task(self._reports.run()), group.create_task(self._hand_overs.run())]
+            with contextlib.suppress(Stopped):
+                while not stop.is_set():
+                    await self._reach(stop)
+                    await self._consume(stop, group)
             while self._sending:
                 await asyncio.wait(self._sending)
-            done.set()
-            self._reported.set()
-        await self._channel.close()
+            await self._reports.flush()
+            for task in background:
+                task.cancel()
+        await self._parts.channel.close()
+
+    async def _consume(self, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
+        """Sends what the queue holds, until `stop` or until the channel is out of reach for too long."""
+        consumer = self._consumer = self._parts.open_consumer()
+        async with consuming(consumer, stop):
+            try:
+                while batch := await consumer.batch(await self._free_slots(), self._limits.age):
+                    await self.handle(batch, consumer, stop, group)
+            except ChannelUnreachable as error:
+                log.warning(
+                    "the messages in hand go back to the queue",
+                    channel=self._parts.channel_name,
+                    because=str(error),
+                )
+                return
+            except Stopped:
+                pass  # what is not claimed goes back to the queue, what is claimed is sent
+            while self._sending:
+                await asyncio.wait(self._sending)
+            await self._reports.flush()
 
     async def _free_slots(self) -> int:
         loop = asyncio.get_running_loop()
@@ -121,52 +231,70 @@ class SendService:
             await self._freed.wait()
         return free
 
-    async def _take(self, batch: list[Incoming], stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
+    async def handle(
+        self, batch: list[Incoming], consumer: Consumer, stop: asyncio.Event, group: asyncio.TaskGroup
+    ) -> None:
+        """Claims what a batch asks for and begins to send it; `group` has the tasks that go on.
+
+        Raises:
+            ChannelUnreachable: the channel was out of reach for too long; what was not claimed is unsettled.
+            Stopped: `stop` is set, likewise.
+        """
         by_delivery: dict[int, dict[int, _Asked]] = {}
         for message in batch:
             try:
-                one = _Asked(_read(message.body), message)
+                one = _Asked(_read(message.body), consumer, message)
             except ValidationError as error:
-                await self._dead.bury(message, f"The send message could not be read: {explain(error)}")
-                self._consumer.settle([message])
+                await self._parts.dead.bury(message, f"The send message could not be read: {explain(error)}")
+                consumer.settle([message])
                 continue
             asked = by_delivery.setdefault(one.send.delivery_id, {})
             double = asked.setdefault(one.send.recipient, one)
             if double is not one:
                 earlier, later = sorted((double, one), key=lambda a: a.send.attempt)
                 asked[one.send.recipient] = later
-                self._consumer.settle([earlier.message])
+                consumer.settle([earlier.message])
         for delivery_id, asked in sorted(by_delivery.items()):
-            await self._channel_ready(stop)
+            await self._reach(stop, self._limits.patience)
             await self._send_granted(delivery_id, asked, group)
 
-    async def _channel_ready(self, stop: asyncio.Event) -> None:
+    async def _reach(self, stop: asyncio.Event, patience: float | None = None) -> None:
         """Waits for the channel before anything is claimed: an outage must not cost recipients an attempt.
 
         A channel that refuses us is waited for like one that is away: the others have nothing to do with it.
 
+        Args:
+            stop: Ends the wait.
+            patience: Seconds to wait at most; None for as long as it takes.
+
         Raises:
+            ChannelUnreachable: the patience is over.
             Stopped: `stop` is set.
         """
-        said: bool | None = None
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         wait = _SHORTEST_PAUSE
         while not stop.is_set():
             try:
-                await unless(stop, self._channel.ready())
+                await unless(stop, self._parts.channel.ready())
             except ChannelUnreachable as error:
-                refused = error.failure is Failure.BROKEN
-                if refused is not said:
+                if not self.unreachable:
                     log.warning(
-                        "channel refuses us, waiting" if refused else "channel out of reach, waiting",
-                        channel=self._channel_name,
+                        "channel refuses us, waiting"
+                        if error.failure is Failure.BROKEN
+                        else "channel out of reach, waiting",
+                        channel=self._parts.channel_name,
                         because=str(error),
                     )
-                said = refused
+                self.unreachable = str(error)
+                if patience is not None and loop.time() - began >= patience:
+                    raise
                 wait = min(2 * wait, _LONGEST_PAUSE)
                 await pause(stop, wait * random.uniform(0.5, 1))  # noqa: S311 - lest all come back at once
             else:
-                if said is not None:
-                    log.info("channel is back", channel=self._channel_name)
+                if self.unreachable:
+                    log.info("channel is back", channel=self._parts.channel_name)
+                self.unreachable = ""
                 return
         raise Stopped("The process stops, and nothing more is claimed.")
 
@@ -174,37 +302,54 @@ class SendService:
         self, delivery_id: int, asked: dict[int, _Asked], group: asyncio.TaskGroup
     ) -> None:
         wanted = {r: (a.send.attempt, address_key(a.send.address)) for r, a in asked.items()}
-        claiming = Idempotent(lambda: self._accounts.claim(delivery_id, wanted))
-        with self._metrics.claim_seconds.time():
-            try:
-                granted = await self._db.until_done(claiming, "claiming recipients")
-            except (Busy, Unstorable) as error:
-                # Refused, so that others get on: the scheduler has the page published again. Of a claim's
-                # values only the key can be refused, where several others claim the same recipient just now.
-                log.warning(
-                    "claims refused", delivery_id=delivery_id, messages=len(wanted), because=str(error)
-                )
-                self._metrics.sends_refused.labels(self._channel_name).inc(len(wanted))
-                self._consumer.settle([a.message for a in asked.values()])
-                return
+        token = secrets.randbits(63)
+        begun = seconds_awake_or_not()
+        try:
+            granted = await self._claim(delivery_id, wanted, token)
+        except (Busy, Unstorable) as error:
+            # Refused, so that others get on: the scheduler has the page published again. Of a claim's values
+            # only the key can be refused, where several others claim the same recipient just now.
+            log.warning("claims refused", delivery_id=delivery_id, messages=len(wanted), because=str(error))
+            self._metrics.sends_refused.labels(self._parts.channel_name).inc(len(wanted))
+            self._reports.tell([Report(a.consumer, a.message, None) for a in asked.values()])
+            return
         self._metrics.claim_recipients.observe(len(wanted))
-        self._metrics.sends_claimed.labels(self._channel_name).inc(len(granted))
-        self._metrics.sends_refused.labels(self._channel_name).inc(len(wanted) - len(granted))
+        self._metrics.sends_claimed.labels(self._parts.channel_name).inc(len(granted))
+        self._metrics.sends_refused.labels(self._parts.channel_name).inc(len(wanted) - len(granted))
         await self._refuse(delivery_id, [a for r, a in asked.items() if r not in granted])
         if not granted:
             return
         # After the claim: only a confirmed delivery's content is final.
-        compiled = await self._compiled(delivery_id)
+        try:
+            compiled = await self._contents.compiled(delivery_id)
+        except Busy as busy:
+            compiled = busy  # of this batch alone
         ordered = [asked[recipient] for recipient in sorted(granted)]
-        if self._channel.concurrency is None:
+        if self._at_once is None:
             now = datetime.now(UTC)
-            tried = [(one, await self._try(compiled, one)) for one in ordered]
-            self._tell([(message, _result(send, verdict, now)) for (send, message), verdict in tried])
+            tried = [(one, await self._try(compiled, one.send, Granted())) for one in ordered]
+            self._reports.tell(
+                [Report(a.consumer, a.message, _result(a.send, verdict, now)) for a, verdict in tried]
+            )
             return
+        until = begun + _SAFE_SHARE * self._limits.claim_lease
         for one in ordered:
-            task = group.create_task(self._try_and_tell(compiled, one), name=f"send {one.message.message_id}")
+            claimed = Claimed(delivery_id, one.send.recipient, token)
+            task = group.create_task(
+                self._try_and_tell(compiled, one, claimed, until), name=f"send {one.message.message_id}"
+            )
             self._sending.add(task)
             task.add_done_callback(self._free)
+
+    async def _claim(self, delivery_id: int, wanted: dict[int, tuple[int, str]], token: int) -> set[int]:
+        at_once = self._at_once is None
+        lease = self._limits.result_lease if at_once else self._limits.claim_lease
+        claiming = Idempotent(
+            lambda: self._parts.claims.claim(delivery_id, wanted, token, lease=lease, handed_over=at_once)
+        )
+        with self._metrics.claim_seconds.time():
+            granted: set[int] = await self._parts.database.until_done(claiming, "claiming recipients")
+        return granted
 
     def _free(self, task: asyncio.Task[None]) -> None:
         self._sending.discard(task)
@@ -216,89 +361,77 @@ class SendService:
         if not refused:
             return
         numbers = [a.send.recipient for a in refused]
-        looking = Idempotent(lambda: self._accounts.absent(delivery_id, numbers))
+        looking = Idempotent(lambda: self._parts.claims.absent(delivery_id, numbers))
         absent: set[int] = set()
         with contextlib.suppress(Busy):  # they are refused, and not looked at
-            absent = await self._db.until_done(looking, "looking for absent recipients")
+            absent = await self._parts.database.until_done(looking, "looking for absent recipients")
         for one in refused:
             if one.send.recipient in absent:
                 reason = "The delivery was never confirmed, or has no recipient of this number."
-                await self._dead.bury(one.message, reason)
-        self._consumer.settle([a.message for a in refused])
+                await self._parts.dead.bury(one.message, reason)
+        self._reports.tell([Report(a.consumer, a.message, None) for a in refused])
         log.debug("not granted", delivery_id=delivery_id, messages=len(refused))
 
-    async def _compiled(self, delivery_id: int) -> Any:  # noqa: ANN401 - each channel's own
-        """Returns a delivery's content, compiled; the confirmed content never changes, so it is kept."""
-        if delivery_id not in self._contents:
-            reading = Idempotent(lambda: deliveries.content(self._db, delivery_id))
-            try:
-                found = await self._db.until_done(reading, "reading the content")
-            except Busy as busy:
-                return busy  # of this batch alone
-            try:
-                compiled = self._channel.prepare(found[1]) if found else None
-            except ContentInvalid as error:
-                compiled = error
-            if len(self._contents) >= _CONTENTS_KEPT:
-                self._contents.popitem(last=False)
-            self._contents[delivery_id] = compiled
-        self._contents.move_to_end(delivery_id)
-        return self._contents[delivery_id]
+    async def _read_content(self, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
+        reading = Idempotent(lambda: self._parts.contents.content(delivery_id))
+        found: tuple[str, dict[str, Any]] | None
+        found = await self._parts.database.until_done(reading, "reading the content")
+        return found
 
-    async def _try_and_tell(self, compiled: Any, one: _Asked) -> None:  # noqa: ANN401 - each channel's own
-        verdict = await self._try(compiled, one)
-        self._tell([(one.message, _result(one.send, verdict, datetime.now(UTC)))])
+    async def _mark(self, delivery_id: int, claims: Mapping[int, int]) -> set[int]:
+        margin = (1 - _SAFE_SHARE) * self._limits.claim_lease
+        marking = Idempotent(lambda: self._parts.claims.hand_over(delivery_id, claims, margin=margin))
+        try:
+            marked: set[int] = await self._parts.database.until_done(marking, "marking hand-overs")
+        except Busy as busy:
+            log.warning("not handed over", delivery_id=delivery_id, claims=len(claims), because=str(busy))
+            return set()
+        return marked
 
-    async def _try(self, compiled: Any, one: _Asked) -> Verdict:  # noqa: ANN401 - each channel's own
+    async def _try_and_tell(
+        self,
+        compiled: Any,  # noqa: ANN401 - each channel's own
+        one: _Asked,
+        claimed: Claimed,
+        until: float,
+    ) -> None:
+        verdict = await self._try(compiled, one.send, _Right(self._hand_overs, claimed, until))
+        if isinstance(verdict, Withheld):
+            await self._give_back(claimed)
+        result = _result(one.send, verdict, datetime.now(UTC))
+        self._reports.tell([Report(one.consumer, one.message, result)])
+
+    async def _give_back(self, claimed: Claimed) -> None:
+        """Undoes a claim, so that another takes it before its lease expires."""
+        claims = {claimed.recipient: claimed.token}
+        giving = Idempotent(lambda: self._parts.claims.give_back(claimed.delivery_id, claims))
+        with contextlib.suppress(Busy):  # the lease expires by itself too
+            await self._parts.database.until_done(giving, "giving a claim back")
+
+    async def _try(self, compiled: Any, send: Send, right: HandOver) -> Verdict:  # noqa: ANN401 - as above
         if isinstance(compiled, ContentInvalid):
             return Failed("content", retryable=False, detail=str(compiled))
         if isinstance(compiled, Busy):
             return Failed("internal", retryable=True, detail=str(compiled))
         try:
-            verdict = await self._channel.send(compiled, one.send)
+            verdict = await self._parts.channel.send(compiled, send, right)
         except NO_MESSAGES_FAULT:
             raise
         except Exception as error:
             # A fault of ours with one message must neither stop the others nor leave it without an outcome.
-            log.exception("send failed", delivery_id=one.send.delivery_id, recipient=one.send.recipient)
+            log.exception("send failed", delivery_id=send.delivery_id, recipient=send.recipient)
             return Failed("internal", retryable=False, detail=repr(error))
         if isinstance(verdict, Unsure):
             log.warning(
                 "outcome unknown",
-                delivery_id=one.send.delivery_id,
-                recipient=one.send.recipient,
+                delivery_id=send.delivery_id,
+                recipient=send.recipient,
                 because=verdict.detail,
             )
         return verdict
 
-    def _tell(self, told: list[tuple[Incoming, _Result | None]]) -> None:
-        self._outbox += told
-        self._reported.set()
 
-    async def _report(self, done: asyncio.Event) -> None:
-        """Publishes results as they gather, and settles their messages once the broker has confirmed them."""
-        while not (done.is_set() and not self._outbox):
-            await self._reported.wait()
-            self._reported.clear()
-            taken, self._outbox = self._outbox, []
-            by_key: dict[str, list[Any]] = {}
-            for _, result in taken:
-                if result is not None:
-                    by_key.setdefault(results.routing_key(result), []).append(result)
-            async with asyncio.TaskGroup() as group:
-                for key, found in by_key.items():
-                    group.create_task(self._publish(key, found))
-            self._consumer.settle([message for message, _ in taken])
-
-    async def _publish(self, key: str, found: list[Any]) -> None:
-        bodies = [
-            Outgoing(results.encode(found[i : i + MAX_ITEMS]), key) for i in range(0, len(found), MAX_ITEMS)
-        ]
-        await self._publisher.publish(self._exchange, key, bodies)
-        self._metrics.results_published.labels(self._channel_name, key).inc(len(found))
-
-
-def _result(send: Send, verdict: Verdict, at: datetime) -> _Result | None:
+def _result(send: Send, verdict: Verdict, at: datetime) -> Result | None:
     if isinstance(verdict, Accepted):
         return results.Taken(
             send.delivery_id, send.recipient, send.attempt, at, verdict.reply, verdict.provider_id
@@ -323,5 +456,5 @@ def _result(send: Send, verdict: Verdict, at: datetime) -> _Result | None:
             return results.Error(
                 **common, reason=verdict.reason, retryable=verdict.retryable, detail=verdict.detail
             )
-        case Unsure():
+        case Unsure() | Withheld():
             return None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from decimal import Decimal
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 from pydantic import ValidationError
@@ -15,23 +16,66 @@ from contracts.commands import ComputeStats, Reason, Reply, Status
 from contracts.stats import Stats
 from worker.amqp.consuming import consuming
 from worker.amqp.requests import reply_to
-from worker.db import stats
 from worker.db.retrying import Idempotent
+from worker.db.stats import TookTooLong
 from worker.domain.deliveries import unknown_delivery
 from worker.domain.failures import NO_MESSAGES_FAULT, Busy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
 
-    from worker.amqp.dead import DeadQueue
+    from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
-    from worker.db.pool import Database
+    from worker.db.retrying import Retrying
+    from worker.db.stats import Recount
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
 _AT_ONCE: Final = 1_000
 """Requests that are taken together: what the consumer prefetches."""
+
+
+class Statistics(Protocol):
+    """The KPIs of all deliveries: `worker.db.stats.Statistics`."""
+
+    async def recount(self, delivery_id: int, *, deadline: float) -> Recount | None:
+        """Recounts a delivery and repairs its counters; None where there is no such delivery.
+
+        Raises:
+            TookTooLong: it took more than `deadline` seconds.
+        """
+
+    async def live(self, delivery_id: int) -> Recount | None:
+        """Reads the counters as they are; None where there is no such delivery."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatsParts:
+    """What the service works with."""
+
+    consumer: Consumer
+    """Of the queue of requests; what it prefetches is answered together where it can be."""
+    publisher: Publisher
+    """For the answers."""
+    dead: Burying
+    """For what cannot be answered."""
+    statistics: Statistics
+    """Where deliveries are counted."""
+    retrying: Retrying
+    """Carries transactions out."""
+    metrics: Metrics
+    """Where to count."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatsLimits:
+    """How long a recount may take, and how many there are at once."""
+
+    deadline: float
+    """Seconds for one recount; after them the live counters are the answer."""
+    at_once: int
+    """Deliveries that are recounted side by side, each over a connection."""
 
 
 class StatsService:
@@ -44,45 +88,31 @@ class StatsService:
 
     name = "stats"
 
-    def __init__(
-        self,
-        consumer: Consumer,
-        publisher: Publisher,
-        dead: DeadQueue,
-        db: Database,
-        metrics: Metrics,
-        *,
-        deadline: float,
-        at_once: int,
-    ) -> None:
-        """Takes its parts.
-
-        Args:
-            consumer: Of the queue of requests; what it prefetches is answered together where it can be.
-            publisher: For the answers.
-            dead: For what cannot be answered.
-            db: The database.
-            metrics: Where to count.
-            deadline: Seconds for one recount; after them the live counters are the answer.
-            at_once: Deliveries that are recounted side by side, each over a connection.
-        """
-        self._metrics = metrics
-        self._consumer = consumer
-        self._publisher = publisher
-        self._dead = dead
-        self._db = db
-        self._deadline = deadline
-        self._room = asyncio.Semaphore(at_once)
+    def __init__(self, parts: StatsParts, limits: StatsLimits) -> None:
+        """Takes its parts and its limits."""
+        self._parts = parts
+        self._deadline = limits.deadline
+        self._room = asyncio.Semaphore(limits.at_once)
         self._asking: dict[int, list[Incoming]] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answers requests until `stop`."""
-        async with consuming(self._consumer, stop), asyncio.TaskGroup() as group:
-            while batch := await self._consumer.batch(_AT_ONCE):
+        consumer = self._parts.consumer
+        async with consuming(consumer, stop), asyncio.TaskGroup() as group:
+            while batch := await consumer.batch(_AT_ONCE):
                 for message in batch:
-                    self._take(message, group)
+                    self.handle(message, group)
 
-    def _take(self, message: Incoming, group: asyncio.TaskGroup) -> None:
+    def handle(self, message: Incoming, group: asyncio.TaskGroup) -> None:
+        """Has a request answered, together with others for the same delivery.
+
+        The task that answers a request settles it as well, because requests are not answered in their order.
+        One that nobody can answer goes to the dead queue first.
+
+        Args:
+            message: The request.
+            group: Gets the task, unless it has one for this delivery already.
+        """
         try:
             number = ComputeStats.model_validate_json(message.body).delivery_id
         except ValidationError as error:
@@ -109,20 +139,20 @@ class StatsService:
             raise
         except Busy as busy:
             for message in asking:
-                await self._dead.bury(message, str(busy))
+                await self._parts.dead.bury(message, str(busy))
         except Exception as error:
             # A fault of ours with one delivery must not end the service for all others.
             log.exception("request failed", routing_key=routing.COMPUTE_STATS, requests=len(asking))
             for message in asking:
-                await self._dead.bury(message, f"It could not be handled: {error!r}")
-        self._consumer.settle(asking)
+                await self._parts.dead.bury(message, f"It could not be handled: {error!r}")
+        self._parts.consumer.settle(asking)
 
     async def _refuse(self, message: Incoming, error: ValidationError) -> None:
         sentence = f"The request could not be read: {explain(error)}"
         if message.reply_to:
             await self._reply(message, _refusal(message, Status.INVALID, Reason.MALFORMED, sentence))
         else:
-            await self._dead.bury(message, sentence)
+            await self._parts.dead.bury(message, sentence)
 
     async def _answer(self, asking: list[Incoming], number: int) -> None:
         answer = await self._compute(number)
@@ -132,31 +162,30 @@ class StatsService:
             await _all(map(self._reply, asking, refusals))
             return
         body = answer.model_dump_json().encode()
-        self._metrics.commands.labels(routing.COMPUTE_STATS, answer.status.value, "").inc(len(asking))
+        self._parts.metrics.commands.labels(routing.COMPUTE_STATS, answer.status.value, "").inc(len(asking))
         told = [m for m in asking if m.reply_to]
-        await _all(reply_to(self._publisher, m, body, routing.TYPE_STATS) for m in told)
+        await _all(reply_to(self._parts.publisher, m, body, routing.TYPE_STATS) for m in told)
 
     async def _reply(self, message: Incoming, refusal: Reply) -> None:
-        self._metrics.commands.labels(routing.COMPUTE_STATS, refusal.status.value, refusal.reason).inc()
+        self._parts.metrics.commands.labels(routing.COMPUTE_STATS, refusal.status.value, refusal.reason).inc()
         if message.reply_to:
             body = refusal.model_dump_json().encode()
-            await reply_to(self._publisher, message, body, routing.TYPE_REPLY)
+            await reply_to(self._parts.publisher, message, body, routing.TYPE_REPLY)
 
     async def _compute(self, number: int) -> Stats | None:
+        statistics, until_done = self._parts.statistics, self._parts.retrying.until_done
+        recounting = Idempotent(lambda: statistics.recount(number, deadline=self._deadline))
         try:
-            found = await self._db.until_done(
-                Idempotent(lambda: stats.recount(self._db, number, deadline=self._deadline)),
-                "computing stats",
-            )
-        except (stats.TookTooLong, Busy):
+            found = await until_done(recounting, "computing stats")
+        except (TookTooLong, Busy):
             log.warning("a recount took too long: the live counters are the answer", delivery_id=number)
-            live = Idempotent(lambda: stats.live(self._db, number))
-            found = await self._db.until_done(live, "reading the live counters")
+            reading = Idempotent(lambda: statistics.live(number))
+            found = await until_done(reading, "reading the live counters")
         if found is None:
             return None
         if found.drift:
             log.error("counters had drifted and were repaired", delivery_id=number, drift=found.drift)
-            self._metrics.stats_drift.inc(sum(abs(by) for by in found.drift.values()))
+            self._parts.metrics.stats_drift.inc(sum(abs(by) for by in found.drift.values()))
         row = found.deployment
         return Stats.model_validate(
             {

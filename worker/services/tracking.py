@@ -5,15 +5,15 @@ A batch is acknowledged after its commit. It may come again: an event counts onc
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
 from contracts import tracking as wire
 from contracts.tracking import TrackingKind
 from worker.amqp.batches import take_batches
-from worker.db import tracking
-from worker.db.audiences import Audiences, nobody
+from worker.db.audiences import why_absent
 from worker.db.halves import write_by_halves
 from worker.domain.failures import Busy
 from worker.domain.machines import RulesInvalid, own_rules, read_rules
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from contracts.tracking import TrackingEvent
-    from worker.amqp.dead import DeadQueue
+    from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming
-    from worker.db.accounts import Accounts
-    from worker.db.pool import Database
+    from worker.db.retrying import Retrying
+    from worker.db.tracking import Recorded
     from worker.domain.machines import Machines
     from worker.domain.tracking import Tracked
     from worker.settings import Settings
@@ -56,72 +56,97 @@ def open_machines(settings: Settings) -> Machines:
         raise SettingsError(f"SENDOFF_MACHINE_RULES_FILE: {path} holds no rules: {error}") from error
 
 
+class Recorder(Protocol):
+    """Where tracking events are recorded: `worker.db.tracking.TrackingLog`."""
+
+    async def record(self, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> Recorded:
+        """Records events that rules of a version judged, each event_id once; returns what that changed."""
+
+
+class Sizes(Protocol):
+    """How many recipients deliveries have: `worker.db.audiences.Audiences`."""
+
+    async def size(self, delivery_id: int) -> int:
+        """Returns it, 0 for no such delivery; raises Busy."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrackingParts:
+    """What the service works with."""
+
+    consumer: Consumer
+    """Of the queue of tracking events."""
+    dead: Burying
+    """For what cannot be recorded."""
+    retrying: Retrying
+    """Carries transactions out."""
+    recorder: Recorder
+    """Writes events with their counters."""
+    sizes: Sizes
+    """Tells who cannot be a recipient."""
+    machines: Machines
+    """The rules that tell machines from persons."""
+    metrics: Metrics
+    """Where to count."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrackingLimits:
+    """The numbers that the service goes by."""
+
+    batch: int
+    """The most messages of a batch."""
+    age: float
+    """How old a batch may become, in seconds."""
+
+
 class TrackingService:
     """Consumes the queue of tracking events."""
 
     name = "tracking"
 
-    def __init__(
-        self,
-        consumer: Consumer,
-        dead: DeadQueue,
-        db: Database,
-        accounts: Accounts,
-        metrics: Metrics,
-        machines: Machines,
-        *,
-        batch: int,
-        age: float,
-    ) -> None:
-        """Takes its parts.
-
-        Args:
-            consumer: Of the queue of tracking events.
-            dead: For what cannot be recorded.
-            db: The database.
-            accounts: Tell how many recipients a delivery has.
-            metrics: Where to count.
-            machines: The rules that tell machines from persons.
-            batch: The most messages of a batch.
-            age: How old a batch may become, in seconds.
-        """
-        self._consumer = consumer
-        self._dead = dead
-        self._db = db
-        self._metrics = metrics
-        self._machines = machines
-        self._batch = batch
-        self._age = age
-        self._audiences = Audiences(accounts, db)
+    def __init__(self, parts: TrackingParts, limits: TrackingLimits) -> None:
+        """Takes its parts and its limits."""
+        self._parts = parts
+        self._limits = limits
 
     async def run(self, stop: asyncio.Event) -> None:
         """Records events until `stop`."""
-        await take_batches(self._consumer, self._record, stop, size=self._batch, age=self._age)
+        size, age = self._limits.batch, self._limits.age
+        await take_batches(self._parts.consumer, self.handle, stop, size=size, age=age)
 
-    async def _record(self, batch: list[Incoming]) -> None:
+    async def handle(self, batch: list[Incoming]) -> None:
+        """Records the events of a batch of messages, and buries what of it cannot be recorded.
+
+        Args:
+            batch: Messages of the queue of tracking events; none is acknowledged here.
+
+        Raises:
+            Broken, Stopped: as `worker.db.retrying.Retrier.until_done`; a part may be recorded.
+        """
         events: list[TrackingEvent] = []
         sources: dict[tuple[int, str], Incoming] = {}
         for message in batch:
             content = wire.decode(message.body)
             for body, reason in content.rejected:
-                await self._dead.bury(message, f"The tracking event could not be read: {reason}", body)
+                await self._parts.dead.bury(message, f"The tracking event could not be read: {reason}", body)
             for event in content.results:
                 sources.setdefault((event.delivery_id, event.event_id), message)
             events += content.results
         for delivery_id, by_id in sorted(fold(events).items()):
             try:
-                size = await self._audiences.size(delivery_id)
+                size = await self._parts.sizes.size(delivery_id)
             except Busy as busy:
                 await self._bury(delivery_id, by_id.values(), sources, str(busy))
                 continue
-            strangers: list[TrackingEvent] = []
+            absent: list[TrackingEvent] = []
             tracked: list[Tracked] = []
             for event in by_id.values():
                 if event.recipient > size:
-                    strangers.append(event)
+                    absent.append(event)
                 else:
-                    tracked.append(judge(event, self._machines))
-            await self._bury(delivery_id, strangers, sources, nobody(size))
+                    tracked.append(judge(event, self._parts.machines))
+            await self._bury(delivery_id, absent, sources, why_absent(size))
             if tracked:
                 await self._record_delivery(delivery_id, tracked, sources)
 
@@ -135,7 +160,7 @@ class TrackingService:
             sentence = f"The tracking event cannot be stored: {reason}"
             await self._bury(delivery_id, [row.event for row in rows], sources, sentence)
 
-        new = await write_by_halves(self._db, tracked, write, bury, "recording tracking events")
+        new = await write_by_halves(self._parts.retrying, tracked, write, bury, "recording tracking events")
         unheeded = {t.machine_rule for t in tracked if t.event.kind is TrackingKind.OPTOUT and not t.heeded}
         if unheeded:
             log.warning(
@@ -144,13 +169,14 @@ class TrackingService:
         log.debug("tracking events recorded", delivery_id=delivery_id, events=len(tracked), new=new)
 
     async def _write(self, delivery_id: int, rows: Sequence[Tracked]) -> int:
-        with self._metrics.tracking_seconds.time():
-            done = await tracking.record(self._db, delivery_id, rows, self._machines.version)
-        self._metrics.tracking_batch.observe(len(rows))
-        self._metrics.tracking_recorded.labels("machine").inc(done.machines)
-        self._metrics.tracking_recorded.labels("person").inc(done.events - done.machines)
-        self._metrics.tracking_repeated.inc(len(rows) - done.events)
-        self._metrics.optouts.inc(done.opted_out)
+        metrics = self._parts.metrics
+        with metrics.tracking_seconds.time():
+            done = await self._parts.recorder.record(delivery_id, rows, self._parts.machines.version)
+        metrics.tracking_batch.observe(len(rows))
+        metrics.tracking_recorded.labels("machine").inc(done.machines)
+        metrics.tracking_recorded.labels("person").inc(done.events - done.machines)
+        metrics.tracking_repeated.inc(len(rows) - done.events)
+        metrics.optouts.inc(done.opted_out)
         return done.events
 
     async def _bury(
@@ -164,4 +190,4 @@ class TrackingService:
         for event in events:
             by_message.setdefault(sources[delivery_id, event.event_id], []).append(event)
         for message, bad in by_message.items():
-            await self._dead.bury(message, reason, wire.encode(bad))
+            await self._parts.dead.bury(message, reason, wire.encode(bad))

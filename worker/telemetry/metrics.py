@@ -32,6 +32,7 @@ class Metrics:
     pages_published: Counter
     pages_reopened: Counter
     claims_expired: Counter
+    claims_given_back: Counter
     stats_drift: Counter
     breaker_trips: Counter
     alerts: Counter
@@ -95,6 +96,7 @@ class Metrics:
                 "pages_reopened", "Pages to be published again: lost, or with retries due.", "reason"
             ),
             claims_expired=counter("claims_expired", "Recipients who became unknown: no result in time."),
+            claims_given_back=counter("claims_given_back", "Claims that were not handed over in time."),
             stats_drift=counter("stats_drift_repaired", "By how much counters were wrong: must stay 0."),
             breaker_trips=counter("breaker_trips", "Deliveries that the circuit breaker paused."),
             alerts=counter("alerts", "Alerts told, each once per delivery in 24 hours.", "criterion"),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from contracts.sends import Send
     from worker.channels.email.smtp import SmtpPool
+    from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
 
 
@@ -74,12 +75,13 @@ class EmailChannel:
         except RenderFailed as error:
             raise ContentInvalid(str(error)) from error
 
-    async def send(self, compiled: Compiled, send: Send) -> Verdict:
+    async def send(self, compiled: Compiled, send: Send, hand_over: HandOver) -> Verdict:
         """Renders the content for one recipient, builds the message and hands it over.
 
         Args:
             compiled: What `prepare` made of the delivery's content.
             send: Whom it goes to, with the values for the templates.
+            hand_over: Begun with the envelope.
 
         Returns:
             What became of it. A template that fails with these values is `Failed("template")`, an address
@@ -105,6 +107,7 @@ class EmailChannel:
             recipient.address,
             message,
             smtputf8=compiled.builder.smtputf8(recipient),
+            hand_over=hand_over,
         )
 
     async def close(self) -> None:

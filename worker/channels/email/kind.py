@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 
-EMAIL_CONTENT: Final = ContentTable("email", EmailContent, required=True, problems=templates.check)
+EMAIL_CONTENT: Final = ContentTable(
+    "email", EmailContent, required=True, problems=templates.check, try_out=templates.try_out
+)
 
 
 def _open(settings: Settings) -> EmailChannel:

@@ -22,11 +22,14 @@ from aiosmtplib.protocol import normalize_message_line_endings
 
 from worker.channels.email.wire import SHUTTING_DOWN, WireLost, take_over
 from worker.domain.bounces import classify, reply_line
-from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
+from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure, Withheld
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from worker.channels.email.replies import Reply
     from worker.channels.email.timeouts import Timeouts
+    from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
 
 _GOODBYE_SECONDS: Final = 2.0
@@ -108,13 +111,16 @@ class Session:
         await self._command(b"NOOP\r\n")
         self._between_messages = True
 
-    async def send(self, sender: str, recipient: str, message: bytes, *, smtputf8: bool) -> Verdict:
+    async def send(
+        self, sender: str, recipient: str, message: bytes, hand_over: HandOver, *, smtputf8: bool
+    ) -> Verdict:
         """Carries out one mail transaction (RFC 5321 section 3.3).
 
         Args:
             sender: The envelope sender.
             recipient: The envelope recipient.
             message: The message, headers and body.
+            hand_over: Begun with the envelope, and done before the body.
             smtputf8: An address or header in it is not ASCII (RFC 6531).
 
         Raises:
@@ -138,12 +144,30 @@ class Session:
         # Until the transaction has ended: one that is cancelled leaves the session in the middle of it.
         self._between_messages = False
         self.messages += 1
+        # Beside the round trips of the envelope, and not after them.
+        marking = hand_over.begin()
         refusal = await (self._envelope_at_once(commands) if self._pipelining else self._envelope(commands))
         if isinstance(refusal, Bounced):
             await self._reset()
-        verdict = refusal or await self._hand_over(body)
+        verdict = refusal or await self._withheld(marking, hand_over) or await self._hand_over(body)
         self._between_messages = isinstance(verdict, Accepted | Bounced)
         return verdict
+
+    async def _withheld(self, marking: Awaitable[bool], hand_over: HandOver) -> Withheld | Failed | None:
+        """Says why the body must not be begun; None where it may.
+
+        There is no way back from the leave to send it but to drop the connection: a lone dot would send an
+        empty message.
+        """
+        if not await marking:
+            self.abort()
+            return Withheld()
+        if hand_over.expired:
+            # We were stopped for so long, alone or with the whole machine, that others may take it for lost.
+            self.abort()
+            sentence = "The sender was stopped for longer than its lease: nothing was sent."
+            return Failed("suspended", retryable=True, detail=sentence)
+        return None
 
     async def _envelope(self, commands: tuple[bytes, ...]) -> Bounced | Failed | None:
         """Everything up to the leave to send the body; returns the refusal, if there is one."""

@@ -11,7 +11,7 @@ import aiosmtplib
 from worker.channels.email.failures import ERRORS, classify
 from worker.channels.email.session import ConnectionLost, Session, in_words
 from worker.channels.email.url import SmtpUrl
-from worker.channels.protocol import ChannelUnreachable
+from worker.channels.protocol import ChannelUnreachable, Granted
 from worker.domain.failures import Failure
 from worker.domain.verdicts import Failed, Unsure
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from worker.channels.email.timeouts import Timeouts
+    from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
 
 _TRIES: Final = 2
@@ -95,7 +96,15 @@ class SmtpPool:
         finally:
             self._slots.release()
 
-    async def send(self, sender: str, recipient: str, message: bytes, *, smtputf8: bool = False) -> Verdict:
+    async def send(
+        self,
+        sender: str,
+        recipient: str,
+        message: bytes,
+        *,
+        smtputf8: bool = False,
+        hand_over: HandOver | None = None,
+    ) -> Verdict:
         """Hands one message to the server.
 
         Args:
@@ -103,26 +112,30 @@ class SmtpPool:
             recipient: The envelope recipient, likewise.
             message: The message, headers and body.
             smtputf8: An address or header in it is not ASCII (RFC 6531).
+            hand_over: The right to hand it over; None for one that needs no mark.
 
         Returns:
             `Accepted` after a 2yz reply to the whole message; `Bounced` after a refusal of it; `Unsure` if no
             reply came after the final dot; `Failed` if nothing was sent for a reason on our side. A
             connection lost before the final dot is replaced once, and then given up as `Failed`, retryable;
-            so is a message for which no connection comes free in time.
+            so is a message for which no connection comes free in time. `Withheld` if it was not ours to send.
         """
+        right = hand_over or Granted()
         try:
             async with self._slot():
-                return await self._send(sender, recipient, message, smtputf8=smtputf8)
+                return await self._send(sender, recipient, message, right, smtputf8=smtputf8)
         except ChannelUnreachable as error:
             return Failed("connection", retryable=True, detail=str(error))
 
-    async def _send(self, sender: str, recipient: str, message: bytes, *, smtputf8: bool) -> Verdict:
+    async def _send(
+        self, sender: str, recipient: str, message: bytes, hand_over: HandOver, *, smtputf8: bool
+    ) -> Verdict:
         session = self._take()
         lost = ""
         for _ in range(_TRIES):
             try:
                 session = session or await self._open()
-                verdict = await self._over(session, sender, recipient, message, smtputf8=smtputf8)
+                verdict = await self._over(session, sender, recipient, message, hand_over, smtputf8=smtputf8)
             except ConnectionLost as error:
                 session, lost, self._heard_at = None, str(error), _NEVER
                 continue
@@ -133,10 +146,17 @@ class SmtpPool:
         return Failed("connection", retryable=True, detail=detail)
 
     async def _over(
-        self, session: Session, sender: str, recipient: str, message: bytes, *, smtputf8: bool
+        self,
+        session: Session,
+        sender: str,
+        recipient: str,
+        message: bytes,
+        hand_over: HandOver,
+        *,
+        smtputf8: bool,
     ) -> Verdict:
         try:
-            return await session.send(sender, recipient, message, smtputf8=smtputf8)
+            return await session.send(sender, recipient, message, hand_over, smtputf8=smtputf8)
         finally:
             await self._give_back(session)
 

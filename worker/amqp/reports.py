@@ -1,0 +1,85 @@
+"""Results on their way out: gathered, published with confirms, and only then acknowledged."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from contracts import results
+from contracts.batch import MAX_ITEMS
+from worker.amqp.messages import Outgoing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from worker.amqp.messages import Consumer, Incoming, Publisher
+
+Result = results.Taken | results.Bounce | results.Error
+
+
+class Report(NamedTuple):
+    """What became of one send message."""
+
+    consumer: Consumer
+    message: Incoming
+    result: Result | None
+    """None where nothing is said of it: the message is acknowledged and that is all."""
+
+
+class Reports:
+    """The results of one sender."""
+
+    def __init__(self, publisher: Publisher, exchange: str, count: Callable[[str, int], None]) -> None:
+        """Takes its parts.
+
+        Args:
+            publisher: For the results.
+            exchange: Their exchange, by its full name.
+            count: Called with a routing key and how many results were published under it.
+        """
+        self._publisher = publisher
+        self._exchange = exchange
+        self._count = count
+        self._waiting: list[Report] = []
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def tell(self, reports: Sequence[Report]) -> None:
+        """Takes reports; they leave with whatever else gathers until the publisher is free."""
+        if reports:
+            self._waiting += reports
+            self._idle.clear()
+            self._wake.set()
+
+    async def flush(self) -> None:
+        """Returns once all that was told is confirmed by the broker, and its messages are settled."""
+        await self._idle.wait()
+
+    async def run(self) -> None:
+        """Publishes until it is cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            taken, self._waiting = self._waiting, []
+            by_key: dict[str, list[Any]] = {}
+            for report in taken:
+                if report.result is not None:
+                    by_key.setdefault(results.routing_key(report.result), []).append(report.result)
+            async with asyncio.TaskGroup() as group:
+                for key, found in by_key.items():
+                    group.create_task(self._publish(key, found))
+            by_consumer: dict[Consumer, list[Incoming]] = {}
+            for report in taken:
+                by_consumer.setdefault(report.consumer, []).append(report.message)
+            for consumer, messages in by_consumer.items():
+                consumer.settle(messages)
+            if not self._waiting:
+                self._idle.set()
+
+    async def _publish(self, key: str, found: list[Any]) -> None:
+        bodies = [
+            Outgoing(results.encode(found[i : i + MAX_ITEMS]), key) for i in range(0, len(found), MAX_ITEMS)
+        ]
+        await self._publisher.publish(self._exchange, key, bodies)
+        self._count(key, len(found))

@@ -1,0 +1,46 @@
+"""The contents of deliveries, compiled: read once and kept, since a confirmed content never changes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, Final
+
+from worker.domain.content import ContentInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from worker.channels.protocol import Channel
+
+_KEPT: Final = 64
+"""Deliveries whose content is kept."""
+
+
+class Contents:
+    """The compiled contents of the deliveries that are sent over one channel."""
+
+    def __init__(
+        self, channel: Channel, read: Callable[[int], Awaitable[tuple[str, dict[str, Any]] | None]]
+    ) -> None:
+        """Takes the channel, which compiles, and what reads a delivery's channel and content."""
+        self._channel = channel
+        self._read = read
+        self._kept: OrderedDict[int, Any] = OrderedDict()
+
+    async def compiled(self, delivery_id: int) -> Any:  # noqa: ANN401 - each channel's own
+        """Returns what the channel made of a confirmed delivery's content, or ContentInvalid as a value.
+
+        Raises:
+            Busy: the content cannot be read now.
+        """
+        if delivery_id not in self._kept:
+            found = await self._read(delivery_id)
+            try:
+                compiled = self._channel.prepare(found[1]) if found else None
+            except ContentInvalid as error:
+                compiled = error
+            if len(self._kept) >= _KEPT:
+                self._kept.popitem(last=False)
+            self._kept[delivery_id] = compiled
+        self._kept.move_to_end(delivery_id)
+        return self._kept[delivery_id]

@@ -1,0 +1,117 @@
+"""The execution of a command: one transaction over its answer, its operator and its delivery."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from worker.db import accounts, commands, deliveries, pages
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from datetime import datetime
+
+    from contracts.commands import Reply
+    from contracts.states import State
+    from worker.db.commands import Recorded
+    from worker.db.pool import Database, Transaction
+    from worker.domain.deliveries import Delivery, Waves
+    from worker.domain.operators import Operator
+    from worker.domain.states import Move
+
+
+class Executions:
+    """Opens the transactions in which commands are executed."""
+
+    def __init__(self, db: Database) -> None:
+        """Takes the database."""
+        self._db = db
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[Execution]:
+        """Opens a transaction; commits when the block ends, rolls back when it raises."""
+        async with self._db.transaction() as tx:
+            yield Execution(tx)
+
+
+class Execution:
+    """What one command reads and writes within its transaction."""
+
+    def __init__(self, tx: Transaction) -> None:
+        """Takes the transaction."""
+        self._tx = tx
+
+    async def recorded(self, command_id: str) -> Recorded | None:
+        """Looks an answer up; until the transaction ends, nobody else answers the same command."""
+        return await commands.recorded(self._tx, command_id)
+
+    async def record(
+        self, *, command: str, operator: str | None, publisher: str | None, body: str, reply: Reply
+    ) -> None:
+        """Records a command with its answer."""
+        await commands.record(
+            self._tx, command=command, operator=operator, publisher=publisher, body=body, reply=reply
+        )
+
+    async def operator(self, name: str) -> Operator | None:
+        """Reads an operator, whose roles stay as they are until the transaction ends."""
+        return await commands.read_operator(self._tx, name)
+
+    async def close_claims(self, delivery_id: int) -> None:
+        """Waits for the claims under way and lets no other in until the transaction ends."""
+        await accounts.close_claims(self._tx, delivery_id)
+
+    async def delivery(self, delivery_id: int) -> Delivery | None:
+        """Reads and locks a delivery's row; None where there is none."""
+        return await deliveries.read_for_update(self._tx, delivery_id)
+
+    async def excluded_by_cause(self, delivery_id: int) -> dict[str, int]:
+        """Counts what the preparation left out."""
+        return await deliveries.excluded_by_cause(self._tx, delivery_id)
+
+    async def waves(self, delivery_id: int) -> Waves:
+        """Reads the first waves of a delivery, and how many there are."""
+        return await deliveries.waves(self._tx, delivery_id)
+
+    async def authorise(self, delivery_id: int, operator: str, *, by_token: bool) -> None:
+        """Records under whose authority the delivery starts, and whether a token gave it."""
+        await deliveries.authorise(self._tx, delivery_id, operator, by_token=by_token)
+
+    async def confirm(self, delivery_id: int, operator: str, valid_until: datetime) -> None:
+        """Records who confirmed, when, and the validity that follows."""
+        await deliveries.confirm(self._tx, delivery_id, operator, valid_until)
+
+    async def move(
+        self,
+        delivery_id: int,
+        by: Move,
+        *,
+        to: State | None = None,
+        operator: str | None = None,
+        reason: str | None = None,
+        command_id: str | None = None,
+    ) -> State | None:
+        """Moves a delivery by one legal move, as `worker.db.deliveries.move` does.
+
+        Returns:
+            The new state; None where the delivery was in none of the move's sources.
+        """
+        return await deliveries.move(
+            self._tx, delivery_id, by, to=to, operator=operator, reason=reason, command_id=command_id
+        )
+
+    async def paused_in(self, delivery_id: int) -> State | None:
+        """Returns the state that a paused delivery goes back to."""
+        return await deliveries.paused_in(self._tx, delivery_id)
+
+    async def create_pages(self, delivery_id: int, page_size: int, messages_per_hour: int | None) -> None:
+        """Creates a delivery's pages, as `worker.db.pages.create` does."""
+        await pages.create(self._tx, delivery_id, page_size, messages_per_hour)
+
+    async def reopen_pages(self, delivery_id: int) -> None:
+        """Has every published page published again."""
+        await pages.reopen_all(self._tx, delivery_id)
+
+    async def cancel_remaining(self, delivery_id: int) -> None:
+        """Counts what was not tried as cancelled, and ends the retries; call `close_claims` first."""
+        await accounts.cancel_remaining(self._tx, delivery_id)
