@@ -40,6 +40,7 @@ from worker.db.tracking import TrackingLog
 from worker.domain.breaker import Limits
 from worker.domain.failures import Failure
 from worker.domain.retry import Retries
+from worker.domain.servers import unprotected
 from worker.lifecycle import Watching, run_services, stop_on_signals
 from worker.services.commands import ConfirmLimits, ConfirmParts, ConfirmService
 from worker.services.events import EventsLimits, EventsParts, EventsService
@@ -401,6 +402,8 @@ async def run(settings: Settings, services: Sequence[str], stop: asyncio.Event |
     """
     stop = stop or asyncio.Event()
     stop_on_signals(stop)
+    for server, because in unprotected(settings.database_url, settings.amqp_url).items():
+        log.warning("not protected on the way", server=server, because=because)
     async with AsyncExitStack() as stack:
         worker = await stack.enter_async_context(open_worker(settings, stop=stop))
         running = [service for name in services for service in worker.build(name)]

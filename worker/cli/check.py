@@ -24,6 +24,7 @@ from worker.db import partitions, server
 from worker.db.failures import ERRORS, classify
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch, open_database
 from worker.domain.failures import Failure
+from worker.domain.servers import unprotected
 from worker.services.tracking import open_machines
 from worker.settings import Settings, SettingsError, read_settings
 
@@ -116,7 +117,7 @@ async def _broker(settings: Settings) -> list[Finding]:
             Finding("broker", Standing.UNREACHABLE, str(error)),
             Finding("topology", Standing.SKIPPED, "Not looked at, as long as the broker is out of reach."),
         ]
-    broker = Finding("broker", Standing.OK, "It answers and lets us in.")
+    broker = Finding("broker", Standing.OK, _let_in(settings, "broker"))
     async with connection:
         try:
             await topology.check(connection, Names(settings.queue_prefix), settings.channels)
@@ -139,7 +140,7 @@ async def _database(settings: Settings) -> list[Finding]:
     except DatabaseUnreachable as error:
         because = "Not looked at, as long as the database is out of reach."
         return [Finding("database", Standing.UNREACHABLE, str(error)), *_skipped(_WITHIN, because)]
-    database = Finding("database", Standing.OK, "It answers and lets us in.")
+    database = Finding("database", Standing.OK, _let_in(settings, "database"))
     try:
         version = await db.check_version()
         await db.check()
@@ -163,6 +164,11 @@ async def _database(settings: Settings) -> list[Finding]:
         return [Finding(part, Standing.UNREACHABLE, message) for part in ("database", *_WITHIN)]
     finally:
         await db.close()
+
+
+def _let_in(settings: Settings, server: str) -> str:
+    weak = unprotected(settings.database_url, settings.amqp_url).get(server)
+    return "It answers and lets us in." + (f" Not protected on the way: {weak}" if weak else "")
 
 
 def _skipped(parts: tuple[str, ...], because: str) -> list[Finding]:

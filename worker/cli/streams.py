@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+_STDIN: Final = 0
 _STDOUT: Final = 1
 _STDERR: Final = 2
 
@@ -54,11 +55,18 @@ def open_streams() -> None:
     A stream that was closed by the caller (`>&-`) leads nowhere. A character that the locale's encoding does
     not have is written as an escape. Where the encoding is ASCII, as in the locale C, it is UTF-8 instead.
     """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 - stays open
-    sys.stdout = _text(_Output(_STDOUT, "w", closefd=False), sys.stdout.encoding, sys.stdout.isatty())
-    sys.stderr = _text(_Errors(_STDERR, "w", closefd=False), sys.stderr.encoding, by_line=True)
+    for descriptor in (_STDIN, _STDOUT, _STDERR):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free, which is this
+    if sys.stdin is None:
+        sys.stdin = open(_STDIN, encoding="utf-8", closefd=False)  # noqa: SIM115 - stays open
+    for name, kind, descriptor in (("stdout", _Output, _STDOUT), ("stderr", _Errors, _STDERR)):
+        before = getattr(sys, name)
+        encoding = before.encoding if before else "utf-8"
+        by_line = descriptor == _STDERR or os.isatty(descriptor)
+        setattr(sys, name, _text(kind(descriptor, "w", closefd=False), encoding, by_line=by_line))
 
 
 def close_output() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ssl
 from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 
-from worker.domain.servers import passwords
+from worker.domain.servers import must_verify, passwords
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,6 +25,20 @@ _POOLER: Final = (
 
 class PoolerBetween(ConnectionError):  # noqa: N818 - the name is the sentence
     """What answers is no session of Postgres, but a pooler that lends one out."""
+
+
+def tls(url: str) -> ssl.SSLContext | None:
+    """Returns how TLS is spoken where the address leaves it open; None where it says so, or is here.
+
+    A server on another machine has to show a certificate for its name by an authority that the system trusts,
+    or that of the option `sslrootcert`. Reads files.
+
+    Raises:
+        OSError: that file is missing or is no certificate.
+    """
+    if not must_verify(url):
+        return None
+    return ssl.create_default_context(cafile=dict(parse_qsl(urlsplit(url).query)).get("sslrootcert"))
 
 
 def marked(settings: Mapping[str, str]) -> dict[str, str]:
@@ -52,6 +68,10 @@ def reason(error: BaseException, url: str) -> str:
     if isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error):
         return _POOLER
     text = str(error) or type(error).__name__
+    if "rejected SSL upgrade" in text:
+        text += (
+            "; it speaks no TLS: set that up, or add sslmode=disable to the URL where the network is your own"
+        )
     for password in passwords(url):
         text = text.replace(password, "…")
     return text

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import asyncpg
 import structlog
 
+from worker.db.connecting import tls
 from worker.db.failures import ERRORS
 from worker.domain.failures import Stopped
 from worker.lifecycle import unless, wait_any
@@ -69,6 +70,7 @@ class Wakener:
     async def _subscribed(self) -> asyncpg.Connection:
         connection = await asyncpg.connect(
             self._url,
+            ssl=tls(self._url),
             timeout=self._timeout,
             command_timeout=self._timeout,
             server_settings={"application_name": "sendoff wakener"},

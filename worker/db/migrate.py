@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 
 from sql import migrations, misfit, queries
-from worker.db.connecting import check_direct, marked, reason
+from worker.db.connecting import check_direct, marked, reason, tls
 from worker.db.failures import ERRORS
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch, read_applied
 
@@ -42,7 +42,10 @@ async def migrate(url: str, *, timeout: float) -> list[Migration]:  # noqa: ASYN
     """
     try:
         connection = await asyncpg.connect(
-            url, timeout=timeout, server_settings=marked({"application_name": "sendoff migrate"})
+            url,
+            ssl=tls(url),
+            timeout=timeout,
+            server_settings=marked({"application_name": "sendoff migrate"}),
         )
     except (*ERRORS, ValueError) as error:
         raise DatabaseUnreachable(f"The database is out of reach: {reason(error, url)}") from error

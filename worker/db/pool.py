@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from sql import Applied, migrations, misfit, queries
-from worker.db.connecting import check_direct, marked, reason
+from worker.db.connecting import check_direct, marked, reason, tls
 from worker.db.failures import ERRORS, NoConnection, classify
 from worker.db.retrying import Retrier
 from worker.domain.failures import Failure
@@ -235,6 +235,7 @@ async def open_database(
     try:
         pool = await asyncpg.create_pool(
             url,
+            ssl=tls(url),
             min_size=1,
             max_size=size,
             timeout=connect_timeout,

@@ -1,0 +1,67 @@
+"""deploy/compose.yaml: every service is hardened, a user of its own, and has each secret that it asks for."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+
+from worker.bootstrap import SERVICES
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+TEXT = (DEPLOY / "compose.yaml").read_text()
+COMPOSED: dict[str, Any] = yaml.safe_load(TEXT)["services"]
+OURS = ("migrate", *SERVICES)
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_no_container_gains_privileges(name: str) -> None:
+    assert COMPOSED[name]["security_opt"] == ["no-new-privileges:true"]
+
+
+@pytest.mark.parametrize("name", [*OURS, "roles"])
+def test_what_needs_no_disk_and_no_capability_has_none(name: str) -> None:
+    assert COMPOSED[name]["read_only"] is True
+    assert COMPOSED[name]["cap_drop"] == ["ALL"]
+
+
+def user(name: str, variable: str) -> str | None:
+    return urlsplit(COMPOSED[name]["environment"][variable].replace("${", "").replace(":?}", "")).username
+
+
+def test_each_service_is_a_user_of_its_own_at_the_broker_and_the_worker_at_the_database() -> None:
+    known = {u["name"] for u in json.loads((DEPLOY / "rabbitmq/definitions.json").read_text())["users"]}
+    for name in SERVICES:
+        assert user(name, "SENDOFF_AMQP_URL") == f"sendoff-{name}"
+        assert user(name, "SENDOFF_DATABASE_URL") == "sendoff_worker"
+        assert f"sendoff-{name}" in known
+        assert f"BROKER_SENDOFF_{name.upper()}:?" in COMPOSED[name]["environment"]["SENDOFF_AMQP_URL"]
+    assert user("migrate", "SENDOFF_AMQP_URL") == "sendoff-ops"
+    assert user("migrate", "SENDOFF_DATABASE_URL") == "sendoff_owner"
+
+
+def test_the_script_makes_every_secret_that_is_asked_for_and_none_twice(tmp_path: Path) -> None:
+    copy = shutil.copytree(
+        DEPLOY, tmp_path / "deploy", ignore=shutil.ignore_patterns(".env", "secrets", "__pycache__")
+    )
+    (copy / "definitions.json").unlink(missing_ok=True)
+    script = ["sh", str(copy / "make_secrets.sh")]
+    subprocess.run(script, check=True, capture_output=True, timeout=60)
+    made = dict(line.split("=", 1) for line in (copy / ".env").read_text().splitlines())
+    asked = set(re.findall(r"\$\{(\w+):\?\}", TEXT)) - {"SENDOFF_SMTP_URL"}
+    assert asked <= set(made)
+    assert len(set(made.values())) == len(made)
+    assert (copy / ".env").stat().st_mode & 0o077 == 0
+    definitions = (copy / "definitions.json").read_text()
+    assert all(found["password_hash"] for found in json.loads(definitions)["users"])
+    assert not any(secret in definitions for secret in made.values())
+    again = subprocess.run(script, check=False, capture_output=True, text=True, timeout=60)
+    assert again.returncode == 1
+    assert "is there already" in again.stderr
