@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -44,9 +45,11 @@ class Granted:
 
     expired = False
 
-    async def begin(self) -> bool:
-        """Always granted."""
-        return True
+    def begin(self) -> asyncio.Future[bool]:
+        """Always granted; a future, since nobody awaits the answer where the envelope is refused."""
+        answer = asyncio.get_running_loop().create_future()
+        answer.set_result(True)
+        return answer
 
 
 class Channel(Protocol):
