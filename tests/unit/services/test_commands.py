@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -13,9 +13,6 @@ from contracts.states import State
 from tests.support.executions import FUTURE, PAST, STARTER, Setup, confirm, control
 from worker.domain.authority import Bearer
 from worker.domain.states import Move
-
-if TYPE_CHECKING:
-    from datetime import datetime
 
 
 async def test_the_button_is_answered_with_the_summary_and_writes_nothing_else() -> None:
