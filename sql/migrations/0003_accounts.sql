@@ -145,6 +145,34 @@ CREATE TABLE sendoff.claim_lease (
 CREATE INDEX claim_lease_expired ON sendoff.claim_lease (expires_at);
 CREATE INDEX claim_lease_delivery ON sendoff.claim_lease (delivery_id);
 
+-- What may be claimed of what is asked for, and who of them is excluded instead, with the cause; nobody where the delivery
+-- does not run. Recipients are dense, so that "exists" is a comparison with to_deliver. A scalar sub-select looks one
+-- row up, where a join would read the whole quarantine or denylist for each batch. Whose profile a recipient is has to
+-- be looked up too; where a channel has no denylist, nobody is. Sorted here, so that what is looked up is looked up once,
+-- and not each time that a statement speaks of it. One SELECT, so that it becomes part of the plan.
+CREATE FUNCTION sendoff.judge_claims(
+    delivery bigint, numbers integer[], attempts smallint[], address_keys text[]
+) RETURNS TABLE (recipient integer, attempt smallint, cause text, denied text) LANGUAGE sql STABLE AS $$
+    SELECT a.recipient, a.attempt,
+           (SELECT q.cause
+            FROM sendoff.quarantined_address q
+            WHERE q.channel = d.channel AND q.address_key = a.address_key),
+           CASE WHEN (SELECT true
+                      FROM sendoff.denylisted_profile y
+                      WHERE y.channel = (SELECT c.channel FROM sendoff.delivery_record c WHERE c.delivery_id = delivery)
+                      LIMIT 1)
+                THEN (SELECT x.cause
+                      FROM sendoff.denylisted_profile x
+                      WHERE x.channel = d.channel
+                        AND x.profile_id = (SELECT r.profile_id FROM sendoff.recipient r
+                                            WHERE r.delivery_id = delivery AND r.recipient = a.recipient))
+           END
+    FROM unnest(numbers, attempts, address_keys) AS a (recipient, attempt, address_key)
+    JOIN sendoff.delivery_record d ON d.delivery_id = delivery AND a.recipient <= d.to_deliver
+    WHERE d.running AND d.valid_until > now() AND d.cancelled_at IS NULL
+    ORDER BY a.recipient
+$$;
+
 -- Marks claims as handed over, just before a relay can have the message, and answers with the recipients that it
 -- marked. The others must not be sent to: the lease is about to expire, the claim is somebody else's by now, or the
 -- delivery does not run. Repeated it marks the same: the answer to a commit may have been lost. A function, because the lock must be held before the statement after it looks whether the
@@ -152,21 +180,24 @@ CREATE INDEX claim_lease_delivery ON sendoff.claim_lease (delivery_id);
 CREATE FUNCTION sendoff.hand_over(delivery bigint, numbers integer[], tokens bigint[], margin interval)
 RETURNS integer[] LANGUAGE plpgsql AS $$
 DECLARE
-    marked integer[];
+    marked integer[] := '{}';
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(delivery);
-    WITH handed AS (
+    IF NOT EXISTS (SELECT FROM sendoff.delivery_record d
+                   WHERE d.delivery_id = delivery AND d.running AND d.cancelled_at IS NULL AND d.valid_until > now()) THEN
+        RETURN marked;
+    END IF;
+    -- One by one, by the whole key: of many, a plan that was made while the table was empty would read the delivery.
+    FOR i IN 1 .. cardinality(numbers) LOOP
         UPDATE sendoff.outcome o
         SET handed_over_at = coalesce(o.handed_over_at, now())
-        WHERE o.delivery_id = delivery AND o.recipient = ANY (numbers) AND o.status = 'sending'
-          AND o.claim_token = tokens[array_position(numbers, o.recipient)]
-          AND (SELECT l.expires_at > now() + margin FROM sendoff.claim_lease l WHERE l.token = o.claim_token)
-          AND (SELECT d.running AND d.cancelled_at IS NULL AND d.valid_until > now()
-               FROM sendoff.delivery_record d WHERE d.delivery_id = delivery)
-        RETURNING o.recipient
-    )
-    SELECT array_agg(recipient) INTO marked FROM handed;
-    RETURN coalesce(marked, '{}');
+        WHERE o.delivery_id = delivery AND o.recipient = numbers[i] AND o.status = 'sending' AND o.claim_token = tokens[i]
+          AND (SELECT l.expires_at > now() + margin FROM sendoff.claim_lease l WHERE l.token = tokens[i]);
+        IF FOUND THEN
+            marked := marked || numbers[i];
+        END IF;
+    END LOOP;
+    RETURN marked;
 END $$;
 
 -- What becomes of somebody who waits for a retry that will not come: the fact that the precedence stands for

@@ -141,6 +141,11 @@ COMMENT ON COLUMN sendoff.wave.recipients IS 'How many they are.';
 COMMENT ON COLUMN sendoff.wave.due_at IS 'When it is due; null while that hangs on a start that has no time yet.';
 COMMENT ON COLUMN sendoff.wave.due_after IS 'How long after the start it is due; null where it has a time of its own.';
 
+-- A bare expression, so that it becomes part of the plan.
+CREATE FUNCTION sendoff.minutes_since(moment timestamptz) RETURNS numeric LANGUAGE sql STABLE AS $$
+    SELECT round(extract(epoch FROM now() - moment) / 60, 2)
+$$;
+
 -- Reads deliveries under way and those that ended within a day, and at most 16 short rows of counters for each, looked
 -- up by its whole key (OFFSET 0): a join may as well begin with all deliveries. Attempted are those with a standing
 -- outcome of a try. Every alert has a since: bounces may be known of a delivery that has not started.
@@ -167,23 +172,17 @@ CROSS JOIN LATERAL (
     SELECT coalesce(d.started_at, d.confirmed_at), trim_scale(b.pct),
            format('%s of %s attempted are %s bounces: %s %%, more than %s %%.', b.bounced, k.attempted, b.kind,
                   trim_scale(b.pct), t.threshold)
-    FROM (
-        SELECT 'hard' AS kind, k.bounced_hard AS bounced,
-               round(100.0 * k.bounced_hard / nullif(k.attempted, 0), 2) AS pct
-        WHERE t.criterion = 'hard_bounce_ratio'
-      UNION ALL
-        SELECT 'soft', k.bounced_soft, round(100.0 * k.bounced_soft / nullif(k.attempted, 0), 2)
-        WHERE t.criterion = 'soft_bounce_ratio'
-    ) b
-    WHERE 100.0 * b.bounced > t.threshold * k.attempted AND (k.attempted >= t.minimum OR d.over)
+    FROM (VALUES ('hard_bounce_ratio', 'hard', k.bounced_hard), ('soft_bounce_ratio', 'soft', k.bounced_soft))
+         r (criterion, kind, bounced)
+    CROSS JOIN LATERAL (SELECT r.kind, r.bounced, round(100.0 * r.bounced / nullif(k.attempted, 0), 2) AS pct) b
+    WHERE t.criterion = r.criterion AND 100.0 * b.bounced > t.threshold * k.attempted
+      AND (k.attempted >= t.minimum OR d.over)
   UNION ALL
     SELECT s.since, trim_scale(s.minutes),
            format('It should have started at %s UTC, %s minutes ago: more than %s.',
                   to_char(s.since AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), round(s.minutes), t.threshold)
-    FROM (
-        SELECT r.since, round(extract(epoch FROM now() - r.since) / 60, 2) AS minutes
-        FROM (SELECT greatest(d.contact_date, d.confirmed_at) AS since) r
-    ) s
+    FROM (SELECT greatest(d.contact_date, d.confirmed_at) AS since) r
+    CROSS JOIN LATERAL (SELECT r.since, sendoff.minutes_since(r.since) AS minutes) s
     WHERE t.criterion = 'start_pending' AND d.state = 'start_pending' AND s.minutes > t.threshold
   UNION ALL
     -- Over the last five minutes or a little more, all of them in this state: updated_at moves with it. Deliveries
@@ -196,8 +195,7 @@ CROSS JOIN LATERAL (
         SELECT f.at, round(60 * (k.processed - f.processed) / extract(epoch FROM now() - f.at), 1) AS rate
         FROM sendoff.delivery_sample f
         WHERE f.delivery_id = d.delivery_id AND f.at <= now() - interval '5 minutes' AND f.at >= d.updated_at
-        ORDER BY f.minute DESC
-        LIMIT 1
+        ORDER BY f.minute DESC LIMIT 1
     ) s
     WHERE t.criterion = 'low_throughput' AND d.state = 'in_progress' AND d.messages_per_hour IS NULL
       AND s.rate < t.threshold AND k.pending >= t.threshold
@@ -207,21 +205,15 @@ CROSS JOIN LATERAL (
     SELECT s.since, trim_scale(s.minutes),
            format('It has been %s for %s minutes: more than %s.', replace(d.state, '_', ' '), round(s.minutes),
                   t.threshold)
-    FROM (
-        SELECT r.since, round(extract(epoch FROM now() - r.since) / 60, 2) AS minutes
-        FROM (
-            SELECT greatest(d.started_at,
-                            (SELECT max(w.due_at) FROM sendoff.wave w WHERE w.delivery_id = d.delivery_id),
-                            d.started_at + d.to_deliver * interval '1 hour' / d.messages_per_hour) AS since
-        ) r
-    ) s
+    FROM (SELECT greatest(d.started_at,
+                          (SELECT max(w.due_at) FROM sendoff.wave w WHERE w.delivery_id = d.delivery_id),
+                          d.started_at + d.to_deliver * interval '1 hour' / d.messages_per_hour) AS since) r
+    CROSS JOIN LATERAL (SELECT r.since, sendoff.minutes_since(r.since) AS minutes) s
     WHERE t.criterion = 'long_in_progress' AND d.running AND s.minutes > t.threshold
 ) m
 WHERE t.enabled AND d.to_deliver >= t.minimum
-  AND (d.under_way
-       OR ((d.over OR d.state = 'preparation_failed')
-           AND d.updated_at > now() - interval '1 day'
-           AND coalesce(d.finished_at, d.updated_at) > now() - interval '1 day'));
+  AND (d.under_way OR ((d.over OR d.state = 'preparation_failed') AND d.updated_at > now() - interval '1 day'
+                       AND coalesce(d.finished_at, d.updated_at) > now() - interval '1 day'));
 
 COMMENT ON VIEW sendoff.alert IS
     'What somebody should look at now, by delivery and criterion: since when, the figure, the threshold, a sentence.';

@@ -53,22 +53,17 @@ WITH event AS (
        OR excluded.human_opened_at < coalesce(t.human_opened_at, 'infinity')
        OR excluded.human_clicked_at < coalesce(t.human_clicked_at, 'infinity')
     RETURNING t.was, t.clicked_at, t.mirror_at, t.optout_at, t.human_opened_at, t.human_clicked_at
-), first_known AS (
-    SELECT count(*) FILTER (WHERE was & 1 = 0) AS opened,
-           count(clicked_at) FILTER (WHERE was & 2 = 0) AS clicked,
-           count(mirror_at) FILTER (WHERE was & 4 = 0) AS mirror,
-           count(optout_at) FILTER (WHERE was & 8 = 0) AS optout,
-           count(human_opened_at) FILTER (WHERE was & 16 = 0) AS human_opened,
-           count(human_clicked_at) FILTER (WHERE was & 32 = 0) AS human_clicked
-    FROM changed
 )
 SELECT count(*)::int AS recorded, count(machine_rule)::int AS machines,
        array_agg(event_id) FILTER (WHERE kind = 'optout') AS optouts,
        sendoff.count_moves(:delivery_id, (
-           SELECT ARRAY[('nothing', 'opened', opened), ('nothing', 'clicked', clicked), ('nothing', 'mirror', mirror),
-                        ('nothing', 'optout', optout), ('nothing', 'human_opened', human_opened),
-                        ('nothing', 'human_clicked', human_clicked)]::sendoff.move[]
-           FROM first_known))
+           SELECT ARRAY[('nothing', 'opened', count(*) FILTER (WHERE was & 1 = 0)),
+                        ('nothing', 'clicked', count(clicked_at) FILTER (WHERE was & 2 = 0)),
+                        ('nothing', 'mirror', count(mirror_at) FILTER (WHERE was & 4 = 0)),
+                        ('nothing', 'optout', count(optout_at) FILTER (WHERE was & 8 = 0)),
+                        ('nothing', 'human_opened', count(human_opened_at) FILTER (WHERE was & 16 = 0)),
+                        ('nothing', 'human_clicked', count(human_clicked_at) FILTER (WHERE was & 32 = 0))]::sendoff.move[]
+           FROM changed))
 FROM new;
 
 -- name: read_opted_out
