@@ -16,14 +16,14 @@ PAGE = Path(__file__).parents[1] / "docs" / "states.md"
 _HEAD = """\
 # States of a delivery
 
-Drawn from `worker/domain/states.py` by `python dev/draw_states.py`. Every change of state is one update that
-names the states it expects; where it finds none, somebody else moved first, and nothing happens. Each move is
-kept in `sendoff.delivery_transition` with who, when and why.
+Drawn from `worker/domain/states.py` by `python dev/draw_states.py`. Every change of state is one statement,
+which names the states it expects. If the delivery is in another state, another process was first, and nothing
+changes. `sendoff.delivery_transition` records each change with operator, time and reason.
 
 """
 
 _GROUPS_HEAD = """\
-Statements name groups of states by columns of `sendoff.delivery_record`, which follow from the state:
+Some columns of `sendoff.delivery_record` follow from the state. Statements name groups of states by them:
 """
 
 GROUPS = {"running": RUNNING, "under_way": UNDER_WAY, "over": OVER}
