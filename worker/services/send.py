@@ -37,7 +37,7 @@ from worker.lifecycle import pause, unless
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from worker.amqp.dead import DeadQueue
+    from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
     from worker.amqp.reports import Result
     from worker.channels.protocol import Channel, HandOver
@@ -106,7 +106,7 @@ class SendParts:
     """For the results."""
     exchange: str
     """The exchange of the results, by its full name."""
-    dead: DeadQueue
+    dead: Burying
     claims: Claims
     contents: ContentStore
     database: Retrying
