@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from contracts import results
@@ -167,6 +168,8 @@ class FakeChannel:
         self.told: dict[int, Verdict | Exception] = {}
         self.away: list[ChannelUnreachable | None] = []
         """For each question whether it is ready: what it says; the last for ever, none for ready."""
+        self.asked = 0
+        """How often whether it is ready."""
         self.prepared: list[dict[str, Any]] = []
         self.tried: list[Tried] = []
         self.answers = asyncio.Event()
@@ -174,6 +177,7 @@ class FakeChannel:
         self.closed = False
 
     async def ready(self) -> None:
+        self.asked += 1
         away = self.away.pop(0) if len(self.away) > 1 else next(iter(self.away), None)
         if away is not None:
             raise away
@@ -210,6 +214,8 @@ class Setup:
         publisher: FakePublisher | None = None,
         fails: Mapping[str, Exception] | None = None,
         times: int = 1,
+        claims: FakeClaims | None = None,
+        patience: float = 0,
     ) -> None:
         self.stop = asyncio.Event()
         self.consumer = DrainedConsumer(messages, self.stop)
@@ -218,7 +224,7 @@ class Setup:
         self.channel = FakeChannel(concurrency)
         self.publisher = publisher or FakePublisher()
         self.dead = FakeDead()
-        self.claims = FakeClaims()
+        self.claims = claims or FakeClaims()
         self.contents = FakeContents()
         self.retrying = FakeRetrying(fails, times)
         self.metrics = metrics()
@@ -234,7 +240,7 @@ class Setup:
             database=self.retrying,
             metrics=self.metrics,
         )
-        self.service = SendService(parts, LIMITS)
+        self.service = SendService(parts, replace(LIMITS, patience=patience))
 
     async def run(self) -> None:
         async with asyncio.timeout(10):
