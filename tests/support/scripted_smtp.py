@@ -118,7 +118,7 @@ class Server:
         if reply == HOLD:
             self.silent.set()
             await self.release.wait()
-            reply = default
+            reply = self._last = default
         if reply == DROP:
             return False
         if reply == SILENCE:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
+
 from worker.domain.content import ContentInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from worker.channels.protocol import Channel
+
+log = structlog.get_logger(__name__)
 
 _KEPT: Final = 64
 """Deliveries whose content is kept."""
@@ -39,6 +43,10 @@ class Contents:
                 compiled = self._channel.prepare(found[1]) if found else None
             except ContentInvalid as error:
                 compiled = error
+            except Exception as error:
+                # A fault of ours with one content must not stop the other deliveries, again and again.
+                log.exception("content not compiled", delivery_id=delivery_id)
+                compiled = ContentInvalid(repr(error))
             if len(self._kept) >= _KEPT:
                 self._kept.popitem(last=False)
             self._kept[delivery_id] = compiled

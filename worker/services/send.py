@@ -37,7 +37,7 @@ from worker.lifecycle import pause, unless
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from worker.amqp.dead import DeadQueue
+    from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
     from worker.amqp.reports import Result
     from worker.channels.protocol import Channel, HandOver
@@ -106,7 +106,7 @@ class SendParts:
     """For the results."""
     exchange: str
     """The exchange of the results, by its full name."""
-    dead: DeadQueue
+    dead: Burying
     claims: Claims
     contents: ContentStore
     database: Retrying
@@ -383,8 +383,8 @@ class SendService:
         marking = Idempotent(lambda: self._parts.claims.hand_over(delivery_id, claims, margin=margin))
         try:
             marked: set[int] = await self._parts.database.until_done(marking, "marking hand-overs")
-        except Busy as busy:
-            log.warning("not handed over", delivery_id=delivery_id, claims=len(claims), because=str(busy))
+        except (Busy, Stopped) as error:  # a stop too: what is with the relay already is still to be reported
+            log.warning("not handed over", delivery_id=delivery_id, claims=len(claims), because=str(error))
             return set()
         return marked
 
@@ -405,7 +405,7 @@ class SendService:
         """Undoes a claim, so that another takes it before its lease expires."""
         claims = {claimed.recipient: claimed.token}
         giving = Idempotent(lambda: self._parts.claims.give_back(claimed.delivery_id, claims))
-        with contextlib.suppress(Busy):  # the lease expires by itself too
+        with contextlib.suppress(Busy, Stopped):  # the lease expires by itself too
             await self._parts.database.until_done(giving, "giving a claim back")
 
     async def _try(self, compiled: Any, send: Send, right: HandOver) -> Verdict:  # noqa: ANN401 - as above
