@@ -155,8 +155,11 @@ class Taken(NamedTuple):
     provider_id: str | None = None
 
 
-_BATCHES: Final[dict[str, Batch[Any]]] = {SENT: Batch(Sent), BOUNCE: Batch(Bounce), ERROR: Batch(Error)}
-_KEYS: Final[dict[type, str]] = {Sent: SENT, Taken: SENT, Bounce: BOUNCE, Error: ERROR}
+MODELS: Final[dict[str, type[Result]]] = {SENT: Sent, BOUNCE: Bounce, ERROR: Error}
+"""The kinds of results by their routing keys."""
+
+_BATCHES: Final[dict[str, Batch[Any]]] = {key: Batch(model) for key, model in MODELS.items()}
+_KEYS: Final[dict[type, str]] = {**{model: key for key, model in MODELS.items()}, Taken: SENT}
 
 
 def routing_key(result: Sent | Taken | Bounce | Error) -> str:

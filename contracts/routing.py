@@ -55,6 +55,8 @@ BINDINGS: Final = {
 }
 """For each queue but the send queues and the dead queue: its exchange and its routing keys."""
 
+RESULT_QUEUES: Final = tuple(queue for queue, (exchange, _) in BINDINGS.items() if exchange == RESULTS)
+
 # Headers.
 TRACEPARENT: Final = "traceparent"
 AUTHORIZATION: Final = "authorization"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from contracts.commands import ComputeStats, Confirm, Control, Reply
 from contracts.events import DeliveryEvent
-from contracts.results import Bounce, Error, Sent
+from contracts.results import MODELS as RESULTS
 from contracts.sends import Send
 from contracts.stats import Stats
 from contracts.tracking import TrackingEvent
@@ -17,9 +17,7 @@ from contracts.tracking import TrackingEvent
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-_AT: Final = "2026-12-01T08:00:03.250Z"
 _COMMAND: Final = {"delivery_id": 42, "operator": "ana"}
-_RESULT: Final = {"delivery_id": 42, "recipient": 17, "attempt": 1, "at": _AT}
 _GUIDE: Final = Path(__file__).parents[1] / "docs" / "contracts.md"
 
 
@@ -30,6 +28,12 @@ def _in_guide(name: str) -> dict[str, Any]:
         raise LookupError(f"docs/{_GUIDE.name} has no example of {name}.")
     example: dict[str, Any] = json.loads(found[1])
     return example
+
+
+def _bodies_in_guide(name: str) -> list[dict[str, Any]]:
+    """Returns the same where the guide may show an array of them."""
+    example: Any = _in_guide(name)
+    return example if isinstance(example, list) else [example]
 
 
 EXAMPLES: Final[dict[type[BaseModel], list[dict[str, Any]]]] = {
@@ -81,18 +85,7 @@ EXAMPLES: Final[dict[type[BaseModel], list[dict[str, Any]]]] = {
             "valid_until": "2026-12-04T08:00:00Z",
         }
     ],
-    Sent: [{**_RESULT, "provider_id": "4F3A1", "reply": "250 2.0.0 Ok: queued as 4F3A1"}],
-    Bounce: [
-        {
-            **_RESULT,
-            "kind": "hard",
-            "reason": "user_unknown",
-            "status": "5.1.1",
-            "reply": "550 5.1.1 User unknown",
-            "fault": "recipient",
-        }
-    ],
-    Error: [{**_RESULT, "reason": "connection", "retryable": True, "detail": "The relay did not answer."}],
+    **{model: _bodies_in_guide(model.__name__) for model in RESULTS.values()},
     TrackingEvent: [
         {
             "event_id": "e-2001",

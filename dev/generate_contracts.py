@@ -7,6 +7,7 @@ named, and the exit status is 1 where there are any.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from contracts import routing
 from contracts.batch import MAX_ITEMS
 from contracts.commands import ComputeStats, Confirm, Control, Reply
 from contracts.events import DeliveryEvent, Event
-from contracts.results import Bounce, Error, Sent
+from contracts.results import MODELS as RESULTS
 from contracts.sends import Send, message_id
 from contracts.stats import Stats
 from contracts.tracking import TrackingEvent
@@ -37,9 +38,7 @@ _FILES: Final[dict[type[BaseModel], str]] = {
     Reply: "reply",
     Stats: "stats",
     Send: "send",
-    Sent: "sent",
-    Bounce: "bounce",
-    Error: "error",
+    **{model: key for key, model in RESULTS.items()},
     TrackingEvent: "tracking-event",
     DeliveryEvent: "delivery-event",
 }
@@ -52,9 +51,7 @@ _RECEIVED: Final[list[tuple[str, str, type[BaseModel], str]]] = [
     (routing.COMMANDS, routing.RESUME, Control, "Resumes a paused delivery."),
     (routing.COMMANDS, routing.STOP, Control, "Ends a delivery: once answered, no send is granted."),
     (routing.COMMANDS, routing.COMPUTE_STATS, ComputeStats, "Asks for a delivery's KPIs, recounted."),
-    (routing.RESULTS, routing.SENT, Sent, "The channel took a message."),
-    (routing.RESULTS, routing.BOUNCE, Bounce, "A message was refused or returned."),
-    (routing.RESULTS, routing.ERROR, Error, "A message could not be handed to the channel."),
+    *((routing.RESULTS, key, model, inspect.getdoc(model) or "") for key, model in RESULTS.items()),
     (routing.TRACKING, routing.OPEN, TrackingEvent, "A recipient opened a message."),
     (routing.TRACKING, routing.CLICK, TrackingEvent, "A recipient followed a link."),
     (routing.TRACKING, routing.MIRROR, TrackingEvent, "A recipient looked at the copy on the web."),
@@ -82,7 +79,7 @@ _REQUIRED: Final[dict[str, list[str]]] = {
     "Stats": ["correlation_id"],
 }
 
-_LISTS: Final = {Sent, Bounce, Error, TrackingEvent}
+_LISTS: Final = {*RESULTS.values(), TrackingEvent}
 """Messages whose body may be an array of them."""
 
 _AUTHORISED: Final = {Confirm, Control}

@@ -235,9 +235,8 @@ class Worker:
 
     def _results(self) -> Service:
         s = self.settings
-        queues = (routing.SENT_QUEUE, routing.BOUNCE_QUEUE, routing.ERROR_QUEUE)
         parts = ResultsParts(
-            consumers=[self._bulk_consumer(q, min(2 * s.result_batch, 2_000)) for q in queues],
+            consumers=[self._bulk_consumer(q, min(2 * s.result_batch, 2_000)) for q in routing.RESULT_QUEUES],
             dead=self._dead(),
             retrying=self.db,
             recorder=self.accounts,

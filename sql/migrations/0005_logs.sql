@@ -7,7 +7,8 @@ SELECT r.delivery_id, r.recipient, r.profile_id, r.address,
        coalesce(o.attempt, 0) AS attempt,
        CASE WHEN o.status LIKE 'bounced%' THEN substr(o.status, 9) END AS bounce_kind,
        o.claimed_at, o.sent_at, o.bounced_at, o.error_at, o.unknown_at, o.retry_at,
-       o.reason, o.code, o.fault, o.reply, o.provider_id, o.excluded_at
+       o.reason, o.code, o.fault, o.reply, o.provider_id, o.excluded_at,
+       coalesce(o.bounced_at, o.sent_at, o.error_at, o.unknown_at, o.retry_at, o.excluded_at, o.claimed_at) AS at
 FROM sendoff.recipient r
 JOIN sendoff.delivery_record d ON d.delivery_id = r.delivery_id
 LEFT JOIN sendoff.outcome o ON o.delivery_id = r.delivery_id AND o.recipient = r.recipient;
@@ -34,6 +35,7 @@ COMMENT ON COLUMN sendoff.sending_log.fault IS 'Whose fault a bounce is: recipie
 COMMENT ON COLUMN sendoff.sending_log.reply IS 'What the server said, at most 1,000 characters.';
 COMMENT ON COLUMN sendoff.sending_log.provider_id IS 'The number that the server gave the message.';
 COMMENT ON COLUMN sendoff.sending_log.excluded_at IS 'When the recipient was left out at send time.';
+COMMENT ON COLUMN sendoff.sending_log.at IS 'The time of the fact that stands, or else of the claim.';
 
 CREATE VIEW sendoff.exclusion_log AS
 SELECT e.delivery_id, e.line, NULL::integer AS recipient, e.profile_id, e.address, e.cause, e.detail, false AS late,
@@ -193,7 +195,8 @@ SELECT r.profile_id, r.delivery_id, r.recipient, d.label, d.channel, d.state, r.
        coalesce(o.attempt, 0) AS attempt,
        CASE WHEN o.status LIKE 'bounced%' THEN substr(o.status, 9) END AS bounce_kind,
        o.claimed_at, o.sent_at, o.bounced_at, o.error_at, o.unknown_at, o.retry_at, o.reason, o.code, o.reply,
-       o.excluded_at, t.opened_at, t.human_opened_at, t.clicked_at, t.human_clicked_at, t.mirror_at, t.optout_at
+       o.excluded_at, t.opened_at, t.human_opened_at, t.clicked_at, t.human_clicked_at, t.mirror_at, t.optout_at,
+       coalesce(o.bounced_at, o.sent_at, o.error_at, o.unknown_at, o.retry_at, o.excluded_at, o.claimed_at) AS at
 FROM sendoff.recipient r
 CROSS JOIN LATERAL (
     SELECT k.label, k.channel, k.state, k.cancelled_at
@@ -240,3 +243,4 @@ COMMENT ON COLUMN sendoff.profile_history.clicked_at IS 'When it was first click
 COMMENT ON COLUMN sendoff.profile_history.human_clicked_at IS 'The same without machines.';
 COMMENT ON COLUMN sendoff.profile_history.mirror_at IS 'When its copy on the web was first looked at.';
 COMMENT ON COLUMN sendoff.profile_history.optout_at IS 'When the profile first opted out by it.';
+COMMENT ON COLUMN sendoff.profile_history.at IS 'The time of the fact that stands, or else of the claim.';

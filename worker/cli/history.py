@@ -44,7 +44,7 @@ async def _history(settings: Settings, profile_id: str, form: Format) -> None:
         await write(
             profiles.history(db, profile_id),
             form,
-            columns=profiles.HISTORY,
+            columns=await db.columns("read_history"),
             head=("delivery", "label", "address", "status", "at", "did"),
             cells=_cells,
         )

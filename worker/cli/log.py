@@ -99,7 +99,7 @@ async def _log(settings: Settings, delivery_id: int, only: reading.Only, form: F
         await write(
             reading.sending_log(db, delivery_id, recipients, only),
             form,
-            columns=reading.SENDING_LOG,
+            columns=await db.columns("read_sending_log"),
             head=("recipient", "address", "status", "attempt", "at", "reply"),
             cells=_cells,
         )

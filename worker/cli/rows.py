@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 _ROWS_SHOWN: Final = 1_000
 """Rows in the table for people: Rich lays a table out only when it has every row."""
 
-_FACTS: Final = ("bounced_at", "sent_at", "error_at", "unknown_at", "retry_at", "excluded_at", "claimed_at")
-"""The times of a recipient, the one to show first."""
-
 CsvOption = Annotated[bool, typer.Option("--csv", help="CSV with a header.")]
 LinesOption = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 
@@ -78,7 +75,7 @@ def standing_status(row: Mapping[str, Any]) -> str:
 
 def standing_time(row: Mapping[str, Any]) -> str:
     """Returns when what stands of a recipient came about, for people; empty where nothing did."""
-    at = next((row[fact] for fact in _FACTS if row[fact] is not None), None)
+    at = row["at"]
     return f"{at:%Y-%m-%d %H:%M:%S}" if at else ""
 
 

@@ -87,6 +87,12 @@ class Database:
         async with self._acquired() as session:
             return await session.fetchval(query, **values)
 
+    async def columns(self, query: str) -> list[str]:
+        """Returns the names of a query's columns, in their order: a header even where there is no row."""
+        async with self._acquired() as session:
+            statement = await session.connection.prepare(self._queries[query].text)
+            return [attribute.name for attribute in statement.get_attributes()]
+
     @asynccontextmanager
     async def _acquired(self) -> AsyncIterator[Transaction]:
         try:

@@ -13,32 +13,6 @@ if TYPE_CHECKING:
 
     from worker.db.pool import Database, Transaction
 
-HISTORY: Final = (
-    *("profile_id", "delivery_id", "recipient", "label", "channel", "state", "address", "status", "attempt"),
-    *(
-        "bounce_kind",
-        "claimed_at",
-        "sent_at",
-        "bounced_at",
-        "error_at",
-        "unknown_at",
-        "retry_at",
-        "reason",
-        "code",
-    ),
-    *(
-        "reply",
-        "excluded_at",
-        "opened_at",
-        "human_opened_at",
-        "clicked_at",
-        "human_clicked_at",
-        "mirror_at",
-        "optout_at",
-    ),
-)
-"""The columns of the view `profile_history` in their order: a header even where there is no row."""
-
 _PAGE: Final = 500
 """Rows of one statement."""
 

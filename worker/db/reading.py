@@ -12,13 +12,6 @@ if TYPE_CHECKING:
 
     from worker.db.pool import Database
 
-SENDING_LOG: Final = (
-    *("delivery_id", "recipient", "profile_id", "address", "status", "attempt", "bounce_kind", "claimed_at"),
-    *("sent_at", "bounced_at", "error_at", "unknown_at", "retry_at", "reason", "code", "fault", "reply"),
-    *("provider_id", "excluded_at"),
-)
-"""The columns of the view `sending_log` in their order: a header even where there is no row."""
-
 _RANGE: Final = 2_000
 """Recipients that one statement looks at: some hundred kilobytes."""
 
