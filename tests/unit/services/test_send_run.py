@@ -113,6 +113,23 @@ async def test_beyond_its_patience_the_consumer_is_closed_and_another_opened_whe
     ]
 
 
+async def test_a_stop_while_the_channel_is_away_waits_for_what_it_has_already() -> None:
+    message = wanted(1, 4)
+    setup = Setup(concurrency=RELAY)
+    first = FakeConsumer([message, wanted(2, 4)])
+    setup.consumers = [first]
+    setup.channel.away = [None, None, AWAY]
+    setup.channel.answers.clear()
+    async with beside(setup.run(), "send") as running:
+        await until(is_true(lambda: setup.service.unreachable and setup.tried and not first.consuming))
+        setup.stop.set()
+        setup.channel.answers.set()
+        await running
+    assert [(r.delivery_id, r.recipient) for r in setup.results] == [(1, 4)]
+    assert first.settled == [message]
+    assert setup.channel.closed
+
+
 async def test_it_consumes_while_its_consumer_does() -> None:
     consumer = OpenConsumer()
     setup = Setup()
