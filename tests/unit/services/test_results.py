@@ -107,7 +107,7 @@ class Setup:
     """A service on fakes; deliveries 1 and 2 have 5,000 recipients each."""
 
     def __init__(self, *messages: Incoming, fails: Mapping[str, Exception] | None = None) -> None:
-        self.sizes: dict[int, int | Exception] = {1: 5_000, 2: 5_000}
+        self.sizes: dict[int, int | Busy] = {1: 5_000, 2: 5_000}
         self.consumer = FakeConsumer(messages)
         self.dead = FakeDead()
         self.recorder = FakeRecorder()
