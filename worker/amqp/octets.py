@@ -36,6 +36,11 @@ def short(text: str) -> str:
     return octets[:SHORT].decode(errors="ignore")
 
 
+def storable(text: str) -> str:
+    """Returns a text without NUL, which neither Postgres nor the models of the wire hold."""
+    return text.replace("\x00", "\ufffd")
+
+
 def table(data: bytes) -> dict[str, Any]:
     """Reads a field table, such as the headers.
 
@@ -44,7 +49,7 @@ def table(data: bytes) -> dict[str, Any]:
 
     Returns:
         The values by name. A name that is not UTF-8 has replacement characters, a value that cannot be read
-        is None, and a value of an unknown type or length is left out with all behind it: its end is not known.
+        is None, and a value of an unknown type or length is left out with all behind it.
     """
     return _table(data, 0, len(data), 0)
 

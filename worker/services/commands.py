@@ -17,6 +17,7 @@ from contracts import routing
 from contracts.base import explain
 from contracts.commands import Confirm, Control, Reason, Reply, Status
 from contracts.states import State
+from worker.amqp.octets import storable
 from worker.amqp.requests import reply_to, take_each
 from worker.db.retrying import Idempotent
 from worker.domain.authority import acting_operator
@@ -196,10 +197,9 @@ class ConfirmService:
         return reply
 
     async def _answer(self, message: Incoming) -> Reply:
-        # A text of Postgres holds no NUL.
-        command_id = (message.message_id or "").replace("\x00", "\ufffd")[:200]
-        name = message.routing_key.replace("\x00", "\ufffd")
-        body = message.body.decode("utf-8", "replace").replace("\x00", "\ufffd")[:_BODY_KEPT]
+        command_id = storable(message.message_id or "")[:200]
+        name = storable(message.routing_key)
+        body = storable(message.body.decode("utf-8", "replace"))[:_BODY_KEPT]
         async with self._parts.executions.begin() as execution:
             if not command_id:
                 command_id = f"unidentified-{uuid.uuid4()}"
@@ -334,7 +334,7 @@ class ConfirmService:
 
 def _read(command_id: str, message: Incoming) -> tuple[Confirm | Control | None, Reply]:
     if message.routing_key not in _COMMANDS:
-        return None, _malformed(command_id, f"There is no command “{message.routing_key}”.")
+        return None, _malformed(command_id, f"There is no command “{storable(message.routing_key)}”.")
     model = Confirm if message.routing_key == routing.CONFIRM else Control
     try:
         return model.model_validate_json(message.body), _malformed(command_id, "")

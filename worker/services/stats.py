@@ -16,6 +16,7 @@ from contracts.commands import ComputeStats, Reason, Reply, Status
 from contracts.stats import Stats
 from worker.amqp.consuming import consuming
 from worker.amqp.dead import Letter
+from worker.amqp.octets import storable
 from worker.amqp.requests import reply_to
 from worker.db.retrying import Idempotent
 from worker.db.stats import TookTooLong
@@ -215,7 +216,7 @@ def _refusal(
     message: Incoming, status: Status, reason: Reason, sentence: str, delivery_id: int | None = None
 ) -> Reply:
     return Reply(
-        command_id=message.message_id or "",
+        command_id=storable(message.message_id or ""),
         delivery_id=delivery_id,
         status=status,
         reason=reason,

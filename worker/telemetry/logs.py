@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 LONGEST: Final = 1_000
-"""Characters of one text in a line: a routing key has 255 octets, and a body that is quoted has any number."""
+"""Characters of one text in a line: the reason of a refusal may quote a whole body."""
 
 
 def bound(_: object, __: str, event_dict: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
