@@ -115,8 +115,11 @@ class FakeDead:
     """Keeps what is buried: the message, the reason, and the part of the body where it was but a part."""
 
     buried: list[Letter] = field(default_factory=list)
+    calls: int = 0
+    """With something to keep."""
 
     async def bury(self, *letters: Letter) -> None:
+        self.calls += bool(letters)
         self.buried += letters
 
     @property
@@ -161,8 +164,10 @@ class FakeSizes:
 
     def __init__(self, sizes: Mapping[int, int | Busy]) -> None:
         self._sizes = sizes
+        self.calls = 0
 
     async def sizes(self, delivery_ids: Collection[int]) -> dict[int, int | Busy]:
+        self.calls += 1
         return {number: self._sizes.get(number, 0) for number in delivery_ids}
 
 

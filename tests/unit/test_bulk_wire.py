@@ -230,6 +230,23 @@ def test_what_is_no_amqp_ends_the_reading_with_a_sentence(data: bytes, complaint
         read(data)
 
 
+@pytest.mark.parametrize(
+    ("route", "properties"),
+    [
+        (b"\x01x\x01k", b"\x00\x04\x01c"),  # a cluster_id
+        (b"\x01x\x01k", b"\x80\x00"),  # none of what is announced
+        (b"\x01x\x01k", b"\x80\x00\x05"),  # too short
+        (b"\x01x\x01k", b"\x20\x00\x00\x00\x00\x03aX"),  # a table that is too short
+        (b"\x01\xff\x01\xff", b"\x00\x00"),
+    ],
+)
+def test_fields_that_cannot_be_read_cost_only_themselves(route: bytes, properties: bytes) -> None:
+    deliver = raw(1, 1, b"\x00\x3c\x00\x3c\x01c" + (1).to_bytes(8, "big") + b"\x00" + route)
+    header = raw(2, 1, b"\x00\x3c\x00\x00" + (3).to_bytes(8, "big") + properties)
+    first, second = read(deliver + header + BODY + method(DELIVERY) + SHORT_HEADER + BODY)
+    assert (first[-1], second[-1]) == (b"abc", b"abc")
+
+
 def test_a_channel_that_is_not_open_says_nothing() -> None:
     with pytest.raises(ProtocolError, match="channel 1"):
         Reader(Heard(), None).feed(method(commands.Basic.CancelOk("c")))
