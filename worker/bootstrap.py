@@ -169,7 +169,7 @@ class Worker:
         )
 
     def _dead(self) -> DeadQueue:
-        return DeadQueue(self.publisher, self.names, self.metrics)
+        return DeadQueue(self.publisher, self.names, self.settings.channels, self.metrics)
 
     def _confirm(self) -> Service:
         parts = ConfirmParts(

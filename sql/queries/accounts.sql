@@ -61,11 +61,11 @@ FROM (
     SELECT was, status, count(*) AS recipients FROM changed WHERE status IS DISTINCT FROM was GROUP BY was, status
 ) m;
 
--- name: read_audience_size
--- For results that may be for nobody: how many recipients the confirmed delivery has; no row where there is
--- no such delivery, it was never confirmed, or has left by retention.
-SELECT to_deliver FROM sendoff.delivery_record
-WHERE delivery_id = :delivery_id AND confirmed_at IS NOT NULL AND purged_at IS NULL;
+-- name: read_audience_sizes
+-- For results that may be for nobody: how many recipients confirmed deliveries have; no row where there is no
+-- such delivery, it was never confirmed, or has left by retention. One by one a read takes 1 ms.
+SELECT delivery_id, to_deliver FROM sendoff.delivery_record
+WHERE delivery_id = ANY(:delivery_ids::bigint[]) AND confirmed_at IS NOT NULL AND purged_at IS NULL;
 
 -- name: cancel_remaining
 -- Ends what was not tried: at a stop, and when the validity is over. Asked with the claims closed, so that

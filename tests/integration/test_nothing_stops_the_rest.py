@@ -143,6 +143,22 @@ async def test_stats_for_the_largest_number_are_refused_as_unknown(stack: Stack)
     assert answer["reason"] == "delivery_unknown"
 
 
+async def test_results_for_nobody_are_buried_by_the_message(stack: Stack) -> None:
+    number = await stack.prepare(1)
+    async with stack.running(channel=Silent(), result_lease=600):
+        await stack.confirm(number)
+        await until(lambda: _sending(stack, number, 1))
+        for first in range(2**40, 2**40 + 3_000, 1_000):
+            strangers = [result(first + n, 1) for n in range(1_000)]
+            await stack.publish(routing.RESULTS, "sent", json.dumps(strangers).encode())
+        await stack.publish(routing.RESULTS, "sent", json.dumps(result(number, 1)).encode())
+        assert (await stack.finished(number))["sent"] == 1
+        await until(lambda: stack.depth(routing.DEAD_QUEUE))
+    parts = [json.loads(body) for body, _ in await stack.dead()]
+    assert [len(part) for part in parts] == [1_000] * 3  # one by one they held the honest one up for 15 s
+    assert {one["delivery_id"] for part in parts for one in part} == set(range(2**40, 2**40 + 3_000))
+
+
 async def _execute(stack: Stack, statement: str) -> None:
     async with stack.db.transaction() as tx:
         await tx.connection.execute(statement)

@@ -148,7 +148,7 @@ class DeliveryMachine(RuleBasedStateMachine):
         attempt=st.integers(1, 3),
     )
     def result(self, recipient: int, kind: str, attempt: int) -> None:
-        if not self.do(Accounts(self.stack.db).audience_size(self.number)):
+        if not self.do(Accounts(self.stack.db).audience_sizes([self.number])):
             return
         facts = fold([_result(self.number, recipient, kind, attempt)])
         known = {r: f for (_, r), f in facts.items()}

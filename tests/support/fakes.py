@@ -13,12 +13,14 @@ from worker.amqp.messages import Incoming
 from worker.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 
     from prometheus_client import Counter
 
+    from worker.amqp.dead import Letter
     from worker.amqp.messages import Outgoing
     from worker.db.retrying import Idempotent
+    from worker.domain.failures import Busy
 
 T = TypeVar("T")
 
@@ -112,10 +114,13 @@ class SilentPublisher(FakePublisher):
 class FakeDead:
     """Keeps what is buried: the message, the reason, and the part of the body where it was but a part."""
 
-    buried: list[tuple[Incoming, str, bytes | None]] = field(default_factory=list)
+    buried: list[Letter] = field(default_factory=list)
+    calls: int = 0
+    """With something to keep."""
 
-    async def bury(self, message: Incoming, reason: str, body: bytes | None = None) -> None:
-        self.buried.append((message, reason, body))
+    async def bury(self, *letters: Letter) -> None:
+        self.calls += bool(letters)
+        self.buried += letters
 
     @property
     def reasons(self) -> list[str]:
@@ -155,16 +160,15 @@ class FakeDepth:
 
 
 class FakeSizes:
-    """Tells how many recipients deliveries have; for one that is given an exception, raises it."""
+    """Tells how many recipients deliveries have; for one that is given a Busy, that."""
 
-    def __init__(self, sizes: Mapping[int, int | Exception]) -> None:
+    def __init__(self, sizes: Mapping[int, int | Busy]) -> None:
         self._sizes = sizes
+        self.calls = 0
 
-    async def size(self, delivery_id: int) -> int:
-        size = self._sizes.get(delivery_id, 0)
-        if isinstance(size, Exception):
-            raise size
-        return size
+    async def sizes(self, delivery_ids: Collection[int]) -> dict[int, int | Busy]:
+        self.calls += 1
+        return {number: self._sizes.get(number, 0) for number in delivery_ids}
 
 
 class FakeWakener:

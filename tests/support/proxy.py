@@ -23,6 +23,8 @@ class CutProxy:
         self._cut = False
         self._mute = False
         self.url = ""
+        self.connections = 0
+        """How many were taken so far."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[CutProxy]:
@@ -51,6 +53,7 @@ class CutProxy:
         if self._cut:
             writer.transport.abort()
             return
+        self.connections += 1
         there_reader, there = await asyncio.open_connection(self._target.hostname, self._target.port)
         self._open |= {writer, there}
         await asyncio.gather(

@@ -25,6 +25,18 @@ def test_pamqp_still_raises_over_a_property_that_it_cannot_read(flag: int, data:
         properties.PAMQPS_OWN(Basic.Properties(), flag, data)
 
 
+def test_pamqp_still_raises_over_a_routing_key_that_it_cannot_read() -> None:
+    with pytest.raises(UnicodeDecodeError):
+        properties.PAMQPS_SHORT_STRING(b"\x01\xff")
+
+
+def test_a_method_is_read_whatever_its_routing_key_is() -> None:
+    properties.read_leniently()
+    frame = Basic.Return()
+    frame.unmarshal(b"\x01\x38" + b"\x02no" + b"\x01\xff" + b"\x02\xc3k")
+    assert (frame.exchange, frame.routing_key) == ("\ufffd", "\ufffdk")
+
+
 def test_pamqp_still_reads_properties_by_the_code_that_is_replaced() -> None:
     source = dedent(inspect.getsource(properties.PAMQPS_OWN))
     digest = hashlib.sha256(source.encode()).hexdigest()

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from worker.amqp.consuming import consuming
+from worker.amqp.dead import Letter
 from worker.amqp.messages import Outgoing
+from worker.amqp.octets import short
 from worker.domain.failures import NO_MESSAGES_FAULT, Busy
 
 if TYPE_CHECKING:
@@ -39,17 +41,18 @@ async def take_each(
             except NO_MESSAGES_FAULT:
                 raise
             except Busy as busy:
-                await dead.bury(message, str(busy))
+                await dead.bury(Letter(message, str(busy)))
             except Exception as error:
                 # A fault of ours with one request must not end the service for all others.
                 log.exception(
                     "request failed", routing_key=message.routing_key, message_id=message.message_id
                 )
-                await dead.bury(message, f"It could not be handled: {error!r}")
+                await dead.bury(Letter(message, f"It could not be handled: {error!r}"))
             consumer.settle(batch)
 
 
 async def reply_to(publisher: Publisher, message: Incoming, body: bytes, kind: str) -> None:
     """Publishes an answer to a message's `reply_to` with its `correlation_id`; nobody there is no error."""
-    answer = Outgoing(body, kind, correlation_id=message.correlation_id or message.message_id)
-    await publisher.publish("", message.reply_to or "", [answer], mandatory=False)
+    told = message.correlation_id or message.message_id
+    answer = Outgoing(body, kind, correlation_id=short(told) if told else None)
+    await publisher.publish("", short(message.reply_to or ""), [answer], mandatory=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import sys
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -228,12 +229,27 @@ def _whole(letter: DeadLetter) -> dict[str, Any]:
     whole: dict[str, Any] = {k: getattr(message, k) for k in _PROPERTIES if getattr(message, k)}
     if message.timestamp:
         whole["timestamp"] = message.timestamp.isoformat()
-    whole["headers"] = {k: "(not shown)" if k == AUTHORIZATION else v for k, v in message.headers.items()}
+    whole["headers"] = {
+        k: "(not shown)" if k == AUTHORIZATION else _shown(v) for k, v in message.headers.items()
+    }
     try:
         whole["body"] = message.body.decode()
     except UnicodeDecodeError:
         whole["body_base64"] = base64.b64encode(message.body).decode()
     return whole
+
+
+def _shown(value: object) -> object:
+    """Returns a header's value as JSON has it: octets as text, a number that is none as its name."""
+    if isinstance(value, (bytes, bytearray)):
+        return value.decode(errors="replace")
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, list):
+        return [_shown(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _shown(one) for name, one in value.items()}
+    return value
 
 
 def _or_unknown(value: object) -> object:

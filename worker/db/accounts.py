@@ -193,9 +193,10 @@ class Accounts:
             )
         return moved
 
-    async def audience_size(self, delivery_id: int) -> int:
-        """Returns how many recipients a confirmed delivery has; 0 where there is no such delivery."""
-        return await self._db.fetchval("read_audience_size", delivery_id=delivery_id) or 0
+    async def audience_sizes(self, delivery_ids: Sequence[int]) -> dict[int, int]:
+        """Returns how many recipients confirmed deliveries have; those that do not exist are left out."""
+        rows = await self._db.fetch("read_audience_sizes", delivery_ids=list(delivery_ids))
+        return {row["delivery_id"]: row["to_deliver"] for row in rows}
 
     async def absent(self, delivery_id: int, recipients: Sequence[int]) -> set[int]:
         """Returns those numbers that are no recipients of a confirmed delivery."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from worker.db.retrying import Idempotent
+from worker.domain.failures import Busy
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from worker.db.accounts import Accounts
     from worker.db.retrying import Retrying
 
-_DELIVERIES_KEPT: Final = 1_000
+_DELIVERIES_KEPT: Final = 10_000
 """Bounds the memory, nothing else."""
 
 
@@ -23,22 +26,29 @@ class Audiences:
         self._retrying = retrying
         self._sizes: dict[int, int] = {}
 
-    async def size(self, delivery_id: int) -> int:
-        """Returns it; 0 where there is no such delivery, it was never confirmed, or has left by retention.
+    async def sizes(self, delivery_ids: Collection[int]) -> dict[int, int | Busy]:
+        """Returns them by delivery, read in one statement.
+
+        Returns:
+            0 where there is no such delivery, it was never confirmed, or has left by retention; a Busy where
+            the database was too busy to say.
 
         Raises:
-            Busy, Broken, Stopped: as `worker.db.retrying.Retrier.until_done`.
+            Broken, Stopped: as `worker.db.retrying.Retrier.until_done`.
         """
-        if delivery_id not in self._sizes:
-            size = await self._retrying.until_done(
-                Idempotent(lambda: self._accounts.audience_size(delivery_id)), "reading an audience's size"
-            )
-            if not size:
-                return 0
-            if len(self._sizes) >= _DELIVERIES_KEPT:
-                self._sizes.clear()
-            self._sizes[delivery_id] = size
-        return self._sizes[delivery_id]
+        kept: dict[int, int | Busy] = {n: self._sizes[n] for n in delivery_ids if n in self._sizes}
+        asked = sorted(set(delivery_ids) - kept.keys())
+        if not asked:
+            return kept
+        reading = Idempotent(lambda: self._accounts.audience_sizes(asked))
+        try:
+            found = await self._retrying.until_done(reading, "reading the sizes of audiences")
+        except Busy as busy:
+            return dict.fromkeys(asked, busy) | kept
+        if len(self._sizes) + len(found) > _DELIVERIES_KEPT:
+            self._sizes.clear()
+        self._sizes |= found
+        return dict.fromkeys(asked, 0) | found | kept
 
 
 def why_absent(size: int) -> str:

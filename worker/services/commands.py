@@ -17,6 +17,7 @@ from contracts import routing
 from contracts.base import explain
 from contracts.commands import Confirm, Control, Reason, Reply, Status
 from contracts.states import State
+from worker.amqp.octets import storable
 from worker.amqp.requests import reply_to, take_each
 from worker.db.retrying import Idempotent
 from worker.domain.authority import acting_operator
@@ -25,6 +26,7 @@ from worker.domain.deliveries import unknown_delivery, validity_end, words
 from worker.domain.operators import Role, refuse_operator
 from worker.domain.refusals import Refused
 from worker.domain.states import Move, sources, targets
+from worker.telemetry.metrics import OTHER
 
 if TYPE_CHECKING:
     import asyncio
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _MOVES: Final = {routing.PAUSE: Move.PAUSE, routing.RESUME: Move.RESUME, routing.STOP: Move.STOP}
+_COMMANDS: Final = (routing.CONFIRM, *_MOVES)
 _DONE: Final = {Move.PAUSE: "paused", Move.RESUME: "resumed", Move.STOP: "stopped"}
 _BODY_KEPT: Final = 10_000
 
@@ -186,15 +189,17 @@ class ConfirmService:
             status=reply.status.value,
             reason=reason,
         )
-        self._parts.metrics.commands.labels(message.routing_key, reply.status.value, reason or "").inc()
+        label = message.routing_key if message.routing_key in _COMMANDS else OTHER
+        self._parts.metrics.commands.labels(label, reply.status.value, reason or "").inc()
         if message.reply_to:
             body = reply.model_dump_json().encode()
             await reply_to(self._parts.publisher, message, body, routing.TYPE_REPLY)
         return reply
 
     async def _answer(self, message: Incoming) -> Reply:
-        command_id = (message.message_id or "").replace("\x00", "\ufffd")[:200]
-        body = message.body.decode("utf-8", "replace").replace("\x00", "\ufffd")[:_BODY_KEPT]
+        command_id = storable(message.message_id or "")[:200]
+        name = storable(message.routing_key)
+        body = storable(message.body.decode("utf-8", "replace"))[:_BODY_KEPT]
         async with self._parts.executions.begin() as execution:
             if not command_id:
                 command_id = f"unidentified-{uuid.uuid4()}"
@@ -203,7 +208,7 @@ class ConfirmService:
             else:
                 known = await execution.recorded(command_id)
                 if known is not None:
-                    return _again(known, message, body)
+                    return _again(known, message, name, body)
                 command, reply = _read(command_id, message)
                 speaker = self._parts.authority.vouch(message, command.operator if command else None)
                 if isinstance(speaker, Refused):
@@ -213,7 +218,7 @@ class ConfirmService:
                         execution, command_id, message.routing_key, command, speaker
                     )
             await execution.record(
-                command=message.routing_key,
+                command=name,
                 operator=command.operator if command else None,
                 publisher=message.user_id,
                 body=body,
@@ -328,8 +333,8 @@ class ConfirmService:
 
 
 def _read(command_id: str, message: Incoming) -> tuple[Confirm | Control | None, Reply]:
-    if message.routing_key not in (routing.CONFIRM, *_MOVES):
-        return None, _malformed(command_id, f"There is no command “{message.routing_key}”.")
+    if message.routing_key not in _COMMANDS:
+        return None, _malformed(command_id, f"There is no command “{storable(message.routing_key)}”.")
     model = Confirm if message.routing_key == routing.CONFIRM else Control
     try:
         return model.model_validate_json(message.body), _malformed(command_id, "")
@@ -337,8 +342,8 @@ def _read(command_id: str, message: Incoming) -> tuple[Confirm | Control | None,
         return None, _malformed(command_id, f"The command could not be read: {explain(error)}")
 
 
-def _again(known: Recorded, message: Incoming, body: str) -> Reply:
-    if (known.command, known.publisher, known.body) == (message.routing_key, message.user_id, body):
+def _again(known: Recorded, message: Incoming, name: str, body: str) -> Reply:
+    if (known.command, known.publisher, known.body) == (name, message.user_id, body):
         return known.reply
     return _malformed(
         known.reply.command_id, "Another command was sent with this message_id. Give each its own."

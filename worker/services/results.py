@@ -14,6 +14,7 @@ import structlog
 
 from contracts import results
 from worker.amqp.batches import take_batches
+from worker.amqp.dead import Letter
 from worker.db.audiences import why_absent
 from worker.db.halves import ROWS_AT_ONCE, write_by_halves
 from worker.db.retrying import Idempotent
@@ -21,8 +22,7 @@ from worker.domain.failures import Busy
 from worker.domain.outcomes import fold
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from collections.abc import Set as AbstractSet
+    from collections.abc import Collection, Mapping, Sequence
 
     from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
+_Read = tuple["Incoming", list[Any]]
+"""A message, and the results that could be read of it."""
+
 
 class Recorder(Protocol):
     """Where results are recorded: `worker.db.accounts.Accounts`."""
@@ -46,8 +49,8 @@ class Recorder(Protocol):
 class Sizes(Protocol):
     """How many recipients deliveries have: `worker.db.audiences.Audiences`."""
 
-    async def size(self, delivery_id: int) -> int:
-        """Returns it, 0 for no such delivery; raises Busy."""
+    async def sizes(self, delivery_ids: Collection[int]) -> dict[int, int | Busy]:
+        """Returns them by delivery: 0 for no such delivery, a Busy where it cannot be read now."""
 
 
 class Breaker(Protocol):
@@ -129,36 +132,39 @@ class ResultsService:
         Raises:
             Broken, Stopped: as `worker.db.retrying.Retrier.until_done`; a part may be recorded.
         """
-        decoded: list[Any] = []
+        read: list[_Read] = []
+        unread: list[Letter] = []
         for message in batch:
             content = results.decode(message.routing_key, message.body)
-            for body, reason in content.rejected:
-                await self._parts.dead.bury(message, f"The result could not be read: {reason}", body)
-            decoded += content.results
+            unread += [
+                Letter(message, f"The result could not be read: {reason}", body)
+                for body, reason in content.rejected
+            ]
+            read.append((message, content.results))
+        await self._parts.dead.bury(*unread)
         by_delivery: dict[int, dict[int, Facts]] = {}
-        for (delivery_id, recipient), known in fold(decoded).items():
+        for (delivery_id, recipient), known in fold(r for _, found in read for r in found).items():
             by_delivery.setdefault(delivery_id, {})[recipient] = known
-        for delivery_id, facts in sorted(by_delivery.items()):
-            try:
-                size = await self._parts.sizes.size(delivery_id)
-            except Busy as busy:
-                await self._bury(batch, delivery_id, facts.keys(), str(busy))
-                continue
-            absent = {r for r in facts if r > size}
-            if absent:
-                await self._bury(batch, delivery_id, absent, why_absent(size))
-            for recipient in absent:
+        sizes = await self._parts.sizes.sizes(by_delivery.keys())
+        strangers: dict[tuple[int, int], str] = {}
+        for delivery_id, facts in by_delivery.items():
+            size = sizes[delivery_id]
+            last, why = (0, str(size)) if isinstance(size, Busy) else (size, why_absent(size))
+            for recipient in [r for r in facts if r > last]:
                 del facts[recipient]
-            await self._record_delivery(delivery_id, facts, batch)
+                strangers[delivery_id, recipient] = why
+        await self._bury(read, strangers)
+        for delivery_id, facts in sorted(by_delivery.items()):
+            if facts:
+                await self._record_delivery(delivery_id, facts, read)
 
-    async def _record_delivery(
-        self, delivery_id: int, facts: dict[int, Facts], batch: list[Incoming]
-    ) -> None:
+    async def _record_delivery(self, delivery_id: int, facts: dict[int, Facts], read: list[_Read]) -> None:
         async def write(recipients: Sequence[int]) -> int:
             return await self._write(delivery_id, {r: facts[r] for r in recipients})
 
         async def bury(recipients: Sequence[int], reason: str) -> None:
-            await self._bury(batch, delivery_id, set(recipients), f"The result cannot be stored: {reason}")
+            sentence = f"The result cannot be stored: {reason}"
+            await self._bury(read, {(delivery_id, r): sentence for r in recipients})
 
         moved = 0
         order = sorted(facts)
@@ -192,15 +198,19 @@ class ResultsService:
         metrics.outcomes_moved.inc(moved)
         return moved
 
-    async def _bury(
-        self, batch: list[Incoming], delivery_id: int, recipients: AbstractSet[int], reason: str
-    ) -> None:
-        """Keeps all that a batch says of some recipients, each message with what it said itself."""
-        for message in batch:
-            bad = [
-                r
-                for r in results.decode(message.routing_key, message.body).results
-                if r.delivery_id == delivery_id and r.recipient in recipients
-            ]
-            if bad:
-                await self._parts.dead.bury(message, reason, results.encode(bad))
+    async def _bury(self, read: list[_Read], reasons: Mapping[tuple[int, int], str]) -> None:
+        """Keeps all that a batch says of some recipients, each message with what it said itself.
+
+        Args:
+            read: The messages with their results.
+            reasons: Why, by delivery and recipient.
+        """
+        letters: list[Letter] = []
+        for message, found in read if reasons else ():
+            bad: dict[str, list[Any]] = {}
+            for one in found:
+                reason = reasons.get((one.delivery_id, one.recipient))
+                if reason is not None:
+                    bad.setdefault(reason, []).append(one)
+            letters += [Letter(message, reason, results.encode(part)) for reason, part in bad.items()]
+        await self._parts.dead.bury(*letters)

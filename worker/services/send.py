@@ -22,6 +22,7 @@ from contracts import results
 from contracts.base import explain
 from contracts.sends import Send
 from worker.amqp.consuming import consuming
+from worker.amqp.dead import Letter
 from worker.amqp.reports import Report, Reports
 from worker.channels.contents import Contents
 from worker.channels.protocol import ChannelUnreachable, Granted
@@ -241,12 +242,12 @@ class SendService:
             Stopped: `stop` is set, likewise.
         """
         by_delivery: dict[int, dict[int, _Asked]] = {}
+        unread: list[Letter] = []
         for message in batch:
             try:
                 one = _Asked(_read(message.body), consumer, message)
             except ValidationError as error:
-                await self._parts.dead.bury(message, f"The send message could not be read: {explain(error)}")
-                consumer.settle([message])
+                unread.append(Letter(message, f"The send message could not be read: {explain(error)}"))
                 continue
             asked = by_delivery.setdefault(one.send.delivery_id, {})
             double = asked.setdefault(one.send.recipient, one)
@@ -254,6 +255,9 @@ class SendService:
                 earlier, later = sorted((double, one), key=lambda a: a.send.attempt)
                 asked[one.send.recipient] = later
                 consumer.settle([earlier.message])
+        if unread:
+            await self._parts.dead.bury(*unread)
+            consumer.settle(letter.message for letter in unread)
         for delivery_id, asked in sorted(by_delivery.items()):
             await self._reach(stop, self._limits.patience)
             await self._send_granted(delivery_id, asked, group)
@@ -365,10 +369,10 @@ class SendService:
         absent: set[int] = set()
         with contextlib.suppress(Busy):  # they are refused, and not looked at
             absent = await self._parts.database.until_done(looking, "looking for absent recipients")
-        for one in refused:
-            if one.send.recipient in absent:
-                reason = "The delivery was never confirmed, or has no recipient of this number."
-                await self._parts.dead.bury(one.message, reason)
+        reason = "The delivery was never confirmed, or has no recipient of this number."
+        await self._parts.dead.bury(
+            *(Letter(one.message, reason) for one in refused if one.send.recipient in absent)
+        )
         self._reports.tell([Report(a.consumer, a.message, None) for a in refused])
         log.debug("not granted", delivery_id=delivery_id, messages=len(refused))
 

@@ -15,6 +15,8 @@ from contracts.base import explain
 from contracts.commands import ComputeStats, Reason, Reply, Status
 from contracts.stats import Stats
 from worker.amqp.consuming import consuming
+from worker.amqp.dead import Letter
+from worker.amqp.octets import storable
 from worker.amqp.requests import reply_to
 from worker.db.retrying import Idempotent
 from worker.db.stats import TookTooLong
@@ -138,13 +140,12 @@ class StatsService:
         except NO_MESSAGES_FAULT:
             raise
         except Busy as busy:
-            for message in asking:
-                await self._parts.dead.bury(message, str(busy))
+            await self._parts.dead.bury(*(Letter(message, str(busy)) for message in asking))
         except Exception as error:
             # A fault of ours with one delivery must not end the service for all others.
             log.exception("request failed", routing_key=routing.COMPUTE_STATS, requests=len(asking))
-            for message in asking:
-                await self._parts.dead.bury(message, f"It could not be handled: {error!r}")
+            reason = f"It could not be handled: {error!r}"
+            await self._parts.dead.bury(*(Letter(message, reason) for message in asking))
         self._parts.consumer.settle(asking)
 
     async def _refuse(self, message: Incoming, error: ValidationError) -> None:
@@ -152,7 +153,7 @@ class StatsService:
         if message.reply_to:
             await self._reply(message, _refusal(message, Status.INVALID, Reason.MALFORMED, sentence))
         else:
-            await self._parts.dead.bury(message, sentence)
+            await self._parts.dead.bury(Letter(message, sentence))
 
     async def _answer(self, asking: list[Incoming], number: int) -> None:
         answer = await self._compute(number)
@@ -215,7 +216,7 @@ def _refusal(
     message: Incoming, status: Status, reason: Reason, sentence: str, delivery_id: int | None = None
 ) -> Reply:
     return Reply(
-        command_id=message.message_id or "",
+        command_id=storable(message.message_id or ""),
         delivery_id=delivery_id,
         status=status,
         reason=reason,

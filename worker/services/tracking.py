@@ -13,6 +13,7 @@ import structlog
 from contracts import tracking as wire
 from contracts.tracking import TrackingKind
 from worker.amqp.batches import take_batches
+from worker.amqp.dead import Letter
 from worker.db.audiences import why_absent
 from worker.db.halves import write_by_halves
 from worker.domain.failures import Busy
@@ -22,7 +23,7 @@ from worker.settings import SettingsError
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Collection, Iterable, Sequence
 
     from contracts.tracking import TrackingEvent
     from worker.amqp.dead import Burying
@@ -66,8 +67,8 @@ class Recorder(Protocol):
 class Sizes(Protocol):
     """How many recipients deliveries have: `worker.db.audiences.Audiences`."""
 
-    async def size(self, delivery_id: int) -> int:
-        """Returns it, 0 for no such delivery; raises Busy."""
+    async def sizes(self, delivery_ids: Collection[int]) -> dict[int, int | Busy]:
+        """Returns them by delivery: 0 for no such delivery, a Busy where it cannot be read now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,28 +127,30 @@ class TrackingService:
         """
         events: list[TrackingEvent] = []
         sources: dict[tuple[int, str], Incoming] = {}
+        unread: list[Letter] = []
         for message in batch:
             content = wire.decode(message.body)
-            for body, reason in content.rejected:
-                await self._parts.dead.bury(message, f"The tracking event could not be read: {reason}", body)
+            unread += [
+                Letter(message, f"The tracking event could not be read: {reason}", body)
+                for body, reason in content.rejected
+            ]
             for event in content.results:
                 sources.setdefault((event.delivery_id, event.event_id), message)
             events += content.results
-        for delivery_id, by_id in sorted(fold(events).items()):
-            try:
-                size = await self._parts.sizes.size(delivery_id)
-            except Busy as busy:
-                await self._bury(delivery_id, by_id.values(), sources, str(busy))
-                continue
-            absent: list[TrackingEvent] = []
-            tracked: list[Tracked] = []
-            for event in by_id.values():
-                if event.recipient > size:
-                    absent.append(event)
-                else:
-                    tracked.append(judge(event, self._parts.machines))
-            await self._bury(delivery_id, absent, sources, why_absent(size))
-            if tracked:
+        await self._parts.dead.bury(*unread)
+        by_delivery = fold(events)
+        sizes = await self._parts.sizes.sizes(by_delivery.keys())
+        strangers: list[tuple[TrackingEvent, str]] = []
+        for delivery_id, by_id in by_delivery.items():
+            size = sizes[delivery_id]
+            last, why = (0, str(size)) if isinstance(size, Busy) else (size, why_absent(size))
+            for event in [e for e in by_id.values() if e.recipient > last]:
+                del by_id[event.event_id]
+                strangers.append((event, why))
+        await self._bury(strangers, sources)
+        for delivery_id, by_id in sorted(by_delivery.items()):
+            if by_id:
+                tracked = [judge(event, self._parts.machines) for event in by_id.values()]
                 await self._record_delivery(delivery_id, tracked, sources)
 
     async def _record_delivery(
@@ -158,7 +161,7 @@ class TrackingService:
 
         async def bury(rows: Sequence[Tracked], reason: str) -> None:
             sentence = f"The tracking event cannot be stored: {reason}"
-            await self._bury(delivery_id, [row.event for row in rows], sources, sentence)
+            await self._bury([(row.event, sentence) for row in rows], sources)
 
         new = await write_by_halves(self._parts.retrying, tracked, write, bury, "recording tracking events")
         unheeded = {t.machine_rule for t in tracked if t.event.kind is TrackingKind.OPTOUT and not t.heeded}
@@ -180,14 +183,11 @@ class TrackingService:
         return done.events
 
     async def _bury(
-        self,
-        delivery_id: int,
-        events: Iterable[TrackingEvent],
-        sources: dict[tuple[int, str], Incoming],
-        reason: str,
+        self, events: Iterable[tuple[TrackingEvent, str]], sources: dict[tuple[int, str], Incoming]
     ) -> None:
-        by_message: dict[Incoming, list[TrackingEvent]] = {}
-        for event in events:
-            by_message.setdefault(sources[delivery_id, event.event_id], []).append(event)
-        for message, bad in by_message.items():
-            await self._parts.dead.bury(message, reason, wire.encode(bad))
+        """Keeps events, each with its reason, by the message that they came with."""
+        parts: dict[tuple[Incoming, str], list[TrackingEvent]] = {}
+        for event, reason in events:
+            parts.setdefault((sources[event.delivery_id, event.event_id], reason), []).append(event)
+        letters = (Letter(message, reason, wire.encode(part)) for (message, reason), part in parts.items())
+        await self._parts.dead.bury(*letters)

@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 import structlog
+
+if TYPE_CHECKING:
+    from collections.abc import MutableMapping
+
+
+LONGEST: Final = 1_000
+"""Characters of one text in a line: the reason of a refusal may quote a whole body."""
+
+
+def bound(_: object, __: str, event_dict: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Cuts every text of a line and escapes what a terminal would obey: publishers write some of them.
+
+    Args:
+        event_dict: The line, as structlog hands it from processor to processor; it is changed.
+    """
+    for name, value in event_dict.items():
+        if isinstance(value, str):
+            event_dict[name] = _escaped(value if len(value) <= LONGEST else f"{value[:LONGEST]}…")
+    return event_dict
+
+
+def _escaped(text: str) -> str:
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _write_traceback(to: TextIO, fault: Any) -> None:  # noqa: ANN401 - as structlog names it
+    """Writes a traceback whose last line may quote what a publisher wrote."""
+    written = io.StringIO()
+    structlog.dev.plain_traceback(written, fault)
+    to.write("\n".join(map(_escaped, written.getvalue().split("\n"))))
 
 
 def configure(log_format: Literal["auto", "console", "json"], level: str) -> None:
@@ -21,14 +54,13 @@ def configure(log_format: Literal["auto", "console", "json"], level: str) -> Non
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        bound,
     ]
     if not console:
         shared.append(structlog.processors.format_exc_info)
     renderer: Any = (
         # By default Rich also prints local variables, and with them tokens and addresses.
-        structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-        )
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=_write_traceback)
         if console
         else structlog.processors.JSONRenderer(ensure_ascii=False)
     )

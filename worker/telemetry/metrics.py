@@ -14,6 +14,10 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 _RECIPIENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
 
 
+OTHER: Final = "other"
+"""The label for every routing key that is none of ours."""
+
+
 @dataclass(frozen=True, slots=True)
 class Metrics:
     """What one process counts. Counters begin at 0 with the process; add them up over all of them."""

@@ -107,7 +107,8 @@ class Setup:
     """A service on fakes; deliveries 1 and 2 have 5,000 recipients each."""
 
     def __init__(self, *messages: Incoming, fails: Mapping[str, Exception] | None = None) -> None:
-        self.sizes: dict[int, int | Exception] = {1: 5_000, 2: 5_000}
+        self.sizes: dict[int, int | Busy] = {1: 5_000, 2: 5_000}
+        self.asked = FakeSizes(self.sizes)
         self.consumer = FakeConsumer(messages)
         self.dead = FakeDead()
         self.recorder = FakeRecorder()
@@ -119,7 +120,7 @@ class Setup:
             dead=self.dead,
             retrying=FakeRetrying(fails),
             recorder=self.recorder,
-            sizes=FakeSizes(self.sizes),
+            sizes=self.asked,
             breaker=self.breaker,
             finisher=self.finisher,
             metrics=self.metrics,
@@ -308,3 +309,12 @@ async def test_a_broken_database_ends_the_service_and_settles_and_buries_nothing
     assert caught.group_contains(Broken)
     left: Any = (setup.consumer.settled, setup.dead.buried)
     assert left == ([], [])
+
+
+async def test_strangers_cost_one_read_and_one_publish_however_many_they_are() -> None:
+    setup = Setup()
+    strangers = [sent(*((1_000 * n + number, 1) for number in range(1_000))) for n in range(1, 4)]
+    await setup.service.handle([*strangers, sent((1, 1))])
+    assert [message for message, _, _ in setup.buried] == strangers
+    assert (setup.asked.calls, setup.dead.calls) == (1, 1)
+    assert setup.recorder.written == [(1, [1])]

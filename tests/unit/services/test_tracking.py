@@ -59,7 +59,7 @@ class Setup:
     """A service on fakes; deliveries 1 and 2 have 9 recipients each."""
 
     def __init__(self, *messages: Incoming, fails: Mapping[str, Exception] | None = None) -> None:
-        self.sizes: dict[int, int | Exception] = {1: 9, 2: 9}
+        self.sizes: dict[int, int | Busy] = {1: 9, 2: 9}
         self.consumer = FakeConsumer(messages)
         self.dead = FakeDead()
         self.recorder = FakeRecorder()

@@ -16,6 +16,7 @@ from worker.amqp.bulk.encoding import CHANNEL, WRITE_BYTES, method
 from worker.amqp.bulk.errors import ChannelClosed, ConnectionClosed, ConnectionLost, ProtocolError
 from worker.amqp.bulk.reader import Reader
 from worker.amqp.errors import BrokerUnreachable, no_virtual_host
+from worker.amqp.pika.properties import read_leniently
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -316,6 +317,7 @@ async def connect(
         BrokerUnreachable: there is no broker at the address, or it does not let us in.
         ChannelClosed: it refused one of `prepare`.
     """
+    read_leniently()
     try:
         address = read_address(url)
         async with asyncio.timeout(timeout):

@@ -12,9 +12,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import pamqp.frame
-from pamqp import commands, decode
+from pamqp import commands
 from pamqp.base import Frame
 
+from worker.amqp import octets
 from worker.amqp.bulk.encoding import CHANNEL
 from worker.amqp.bulk.errors import ProtocolError
 from worker.amqp.bulk.shape import Shape
@@ -48,7 +49,7 @@ _BASIC: Final = 60
 _F_CONTENT_TYPE, _F_ENCODING, _F_HEADERS, _F_MODE, _F_PRIORITY = 0x8000, 0x4000, 0x2000, 0x1000, 0x0800
 _F_CORRELATION_ID, _F_REPLY_TO, _F_EXPIRATION, _F_MESSAGE_ID = 0x0400, 0x0200, 0x0100, 0x0080
 _F_TIMESTAMP, _F_TYPE, _F_USER_ID, _F_APP_ID = 0x0040, 0x0020, 0x0010, 0x0008
-_F_UNKNOWN: Final = 0x0007
+_F_CLUSTER_ID: Final = 0x0004
 _DIFFER: Final = _F_CORRELATION_ID | _F_REPLY_TO | _F_EXPIRATION | _F_MESSAGE_ID | _F_TIMESTAMP | _F_USER_ID
 """Those that may differ within a stream; of these `Shape` knows message_id and timestamp."""
 
@@ -197,24 +198,29 @@ class Reader:
         exchange_end = 1 + data[0]
         try:
             key_end = exchange_end + 1 + data[exchange_end]
-            route = data[1:exchange_end].decode(), data[exchange_end + 1 : key_end].decode()
-        except (IndexError, UnicodeDecodeError) as error:
+        except IndexError as error:
             raise ProtocolError(f"The route of a delivery cannot be read: {error}") from error
         if key_end != len(data):
             raise ProtocolError("The route of a delivery is too short or too long.")
+        exchange, key = data[1:exchange_end], data[exchange_end + 1 :]
+        route = exchange.decode(errors="replace"), key.decode(errors="replace")
         _keep(self._routes, data, route)
         return route
 
     def _header_frame(self, data: bytes) -> None:
         try:
             class_id, weight, size, flags = _CONTENT(data)
-            if class_id != _BASIC or weight or flags & _F_UNKNOWN:
+            if class_id != _BASIC or weight:
                 raise ProtocolError("A content header is of no kind that AMQP 0-9-1 knows.")
             if size > MOST_BODY:
                 raise ProtocolError(f"A message of {size} bytes is announced; {MOST_BODY} are the most.")
-            self._properties = self._read_properties(data, flags)
-        except (struct.error, IndexError, UnicodeDecodeError) as error:
+        except struct.error as error:
             raise ProtocolError(f"A content header cannot be read: {error}") from error
+        try:
+            self._properties = self._read_properties(data, flags)
+        except IndexError:
+            # The frame says where they end, so that it costs the properties and not the connection.
+            self._properties = _NO_PROPERTIES
         self._size = size
         self._next = _BODY
         if not size:
@@ -257,22 +263,14 @@ class Reader:
             user_id, at = data[at + 1 : stop].decode(errors="replace"), stop
         if flags & _F_APP_ID:
             at += 1 + data[at]
-        if at != len(data):
-            raise ProtocolError("The properties of a message are shorter or longer than their frame.")
-        if flags & _DIFFER == _F_MESSAGE_ID | _F_TIMESTAMP:
+        if flags & _F_CLUSTER_ID:
+            at += 1 + data[at]
+        if at == len(data) and flags & _DIFFER == _F_MESSAGE_ID | _F_TIMESTAMP:
             self._shape.learn_properties(flags, data[_CONTENT_SIZE:before_id], data[after_time:], headers)
         return message_id, correlation_id, reply_to, user_id, headers
 
     def _read_table(self, data: bytes) -> Mapping[str, Any]:
-        try:
-            used, table = decode.field_table(data)
-        except Exception:  # noqa: BLE001 - as in _method
-            # A name that is not UTF-8, a time after the year 9999. Its bounds are known, so that it costs the
-            # headers and not the connection.
-            return _NO_HEADERS
-        if used != len(data):
-            raise ProtocolError("The headers of a message are shorter or longer than announced.")
-        headers = MappingProxyType(table)
+        headers = MappingProxyType(octets.table(data[4:]))
         if len(data) <= _KEPT_BYTES:
             _keep(self._tables, data, headers)
         return headers

@@ -7,17 +7,20 @@ this at the same time do not see each other's messages, and lose none.
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections import deque
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from aio_pika import DeliveryMode, Message
 from aio_pika.exceptions import AMQPChannelError, DeliveryError, PublishError
 from aiormq.exceptions import ChannelAccessRefused
+from pamqp import encode
 
 from contracts.routing import DEAD_QUEUE, HEADER_EXCHANGE, HEADER_REASON, HEADER_ROUTING_KEY
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
+from worker.amqp.octets import short
 from worker.amqp.pika.failures import ERRORS, classify, forgiving
 from worker.amqp.topology import TopologyMismatch
 from worker.domain.failures import Failure
@@ -39,6 +42,8 @@ _BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-cou
 LOOKED_AT: Final = 1_000
 """Messages that are taken whenever somebody looks, however few are asked for: the broker puts what comes back
 behind all that came back before, so only who takes all of that again finds everything in its old order."""
+_HEADERS_MOST: Final = 120_000
+"""Octets of headers that are published again: with the other properties they have to fit into one frame."""
 _NO_REASON: Final = "It does not say why it is here."
 
 
@@ -116,8 +121,8 @@ class DeadLetters:
         twice.
 
         Raises:
-            CannotReplay: nobody vouches for where it came from, that is no place of ours, or nothing takes
-                it there.
+            CannotReplay: nobody vouches for where it came from, that is no place of ours, nothing takes it
+                there, or its headers are too large.
         """
         _, exchange_name, routing_key, _ = letter.origin
         if exchange_name is None or routing_key is None:
@@ -127,13 +132,14 @@ class DeadLetters:
                 f"Its headers claim the exchange “{exchange_name}” with the key “{routing_key}”:"
                 " no queue of ours is behind them."
             )
+        again = _again(letter.message)
         if self._publishing is None:
             self._publishing = self._connection.channel(on_return_raises=True)
             await self._publishing.initialize(timeout=self._timeout)
         exchange = await self._publishing.get_exchange(exchange_name, ensure=False)
         where = f"the exchange “{exchange_name}” with the key “{routing_key}”"
         try:
-            await exchange.publish(_again(letter.message), routing_key, timeout=self._timeout)
+            await exchange.publish(again, routing_key, timeout=self._timeout)
         except PublishError as error:
             raise CannotReplay(f"No queue takes {where}.") from error
         except AMQPChannelError as error:
@@ -226,29 +232,57 @@ def origin(headers: Mapping[str, Any], names: Names) -> Origin:
                 if queue is not None and queue == last.get("queue"):
                     return Origin(reason, exchange, key, vouched=True)
         return Origin(reason, None, None, vouched=True)
-    reason = str(headers.get(HEADER_REASON) or _NO_REASON)
+    reason = _text(headers.get(HEADER_REASON) or _NO_REASON)
     if HEADER_EXCHANGE not in headers or HEADER_ROUTING_KEY not in headers:
         return Origin(reason, None, None, vouched=False)
-    return Origin(reason, str(headers[HEADER_EXCHANGE]), str(headers[HEADER_ROUTING_KEY]), vouched=False)
+    return Origin(reason, _text(headers[HEADER_EXCHANGE]), _text(headers[HEADER_ROUTING_KEY]), vouched=False)
+
+
+def _text(value: object) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _again(message: AbstractIncomingMessage) -> Message:
     """Copies a message, without what the broker or a worker wrote on it when it died.
 
-    Nor with its `user_id`: the broker lets nobody but that user publish it.
+    Nor with its `user_id`: the broker lets nobody but that user publish it. A header that pamqp reads and
+    cannot write, such as a number with 200 decimals, is left out.
     """
-    headers = {k: v for k, v in message.headers.items() if k not in _OURS and not k.startswith(_BROKERS)}
+    headers: dict[str, Any] = {}
+    for name, value in message.headers.items():
+        if name not in _OURS and not name.startswith(_BROKERS):
+            writable = _writable(value)
+            with suppress(TypeError, ValueError, ArithmeticError, struct.error):
+                encode.encode_table_value(writable)
+                headers[name] = writable
+    if len(encode.field_table(headers)) > _HEADERS_MOST:
+        raise CannotReplay(f"Its headers take more than {_HEADERS_MOST} octets.")
+
+    def cut(text: str | None) -> str | None:
+        return short(text) if text else None
+
     return Message(
         message.body,
         headers=headers,
-        content_type=message.content_type,
-        content_encoding=message.content_encoding,
+        content_type=cut(message.content_type),
+        content_encoding=cut(message.content_encoding),
         delivery_mode=DeliveryMode.PERSISTENT,
         priority=message.priority,
-        correlation_id=message.correlation_id,
-        reply_to=message.reply_to,
-        message_id=message.message_id,
+        correlation_id=cut(message.correlation_id),
+        reply_to=cut(message.reply_to),
+        message_id=cut(message.message_id),
         timestamp=message.timestamp,
-        type=message.type,
-        app_id=message.app_id,
+        type=cut(message.type),
+        app_id=cut(message.app_id),
     )
+
+
+def _writable(value: Any) -> Any:  # noqa: ANN401 - a header's value is of any type
+    """Returns a header's value for pamqp, which reads octets that are no text as `bytes` and writes none."""
+    if isinstance(value, bytes):
+        return bytearray(value)
+    if isinstance(value, list):
+        return [_writable(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _writable(one) for name, one in value.items()}
+    return value

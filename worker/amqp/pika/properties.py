@@ -1,4 +1,4 @@
-r"""Properties that aio-pika cannot read: the broker hands on what a publisher wrote, be it UTF-8 or not.
+r"""Frames that aio-pika cannot read: the broker hands on what a publisher wrote, be it UTF-8 or not.
 
 aio-pika ends its connection over such a message, or never hands it over. The broker delivers it again, and
 after 50 rounds all that was prefetched beside it is in the dead queue. Here it costs only itself.
@@ -6,17 +6,19 @@ after 50 rounds all that was prefetched beside it is in the dead queue. Here it 
 A note for pamqp, which decodes for aio-pika: AMQP 0-9-1 says that a short string is UTF-8, and RabbitMQ
 hands on any octets. With pamqp 4.0, `Basic.Properties().unmarshal(0x0080, b"\x01\xff")` raises
 UnicodeDecodeError, and a timestamp after the year 9999 raises too, out of the reader of the whole
-connection. What would help: decode short strings with errors="surrogateescape", give None for a timestamp
-out of range, or hand the octets to the caller. A test fails when pamqp changes here, so that this module
-can go.
+connection; so does a routing key that is not UTF-8, in Basic.Deliver, Basic.GetOk and Basic.Return. What
+would help: decode short strings with errors="surrogateescape", give None for a timestamp out of range, or
+hand the octets to the caller. A test fails when pamqp changes here, so that this module can go.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pamqp import decode
 from pamqp.commands import Basic
+
+from worker.amqp import octets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,9 +31,13 @@ _SIZES: Final[dict[str, Callable[[bytes], int]]] = {
 }
 """How long a property of a type is, at the beginning of some bytes."""
 
+_DELIVERY_MODES: Final = (1, 2)
+
 
 def unmarshal(self: Basic.Properties, flags: int, data: bytes) -> None:
     """Reads properties as pamqp does; one that cannot be read is text with replacement characters, or None.
+
+    A `delivery_mode` and an `expiration` for which aio-pika would raise are None too.
 
     Args:
         self: What to read into.
@@ -39,24 +45,46 @@ def unmarshal(self: Basic.Properties, flags: int, data: bytes) -> None:
         data: Their octets, in order.
     """
     for name in self.__slots__:
-        if flags & self.flags[name]:
+        if flags & self.flags[name] and data:
             kind = self.amqp_type(name)
             size = _SIZES[kind](data)
             setattr(self, name, _read(kind, data[:size]))
             data = data[size:]
+    if self.delivery_mode not in _DELIVERY_MODES:
+        self.delivery_mode = None
+    if self.expiration is not None and not self.expiration.isdecimal():
+        self.expiration = None
 
 
 def _read(kind: str, data: bytes) -> object:
+    if kind == "shortstr":
+        return data[1:].decode(errors="replace")
+    if kind == "table":
+        return octets.table(data[4:])
     try:
         return decode.by_type(data, kind)[1]
     except Exception:  # noqa: BLE001 - a decoder that is given anything may raise anything
-        return data[1:].decode(errors="replace") if kind == "shortstr" else None
+        return None
+
+
+def _short_string(data: bytes) -> tuple[int, str]:
+    """Reads what `pamqp.decode.short_str` does, and never raises over what it says.
+
+    Raises:
+        ValueError: there is nothing to read.
+    """
+    if not data:
+        raise ValueError("A short string is missing.")
+    end = 1 + data[0]
+    return end, data[1:end].decode(errors="replace")
 
 
 PAMQPS_OWN: Final = Basic.Properties.unmarshal
+PAMQPS_SHORT_STRING: Final[Any] = decode.short_str
 """What `read_leniently` replaces."""
 
 
 def read_leniently() -> None:
-    """Has pamqp read properties like this from now on, in the whole process."""
+    """Has pamqp read properties and short strings like this from now on, in the whole process."""
     Basic.Properties.unmarshal = unmarshal  # type: ignore[method-assign, assignment]
+    decode.METHODS["shortstr"] = _short_string
