@@ -108,9 +108,11 @@ class Execution:
         """Returns the state that a paused delivery goes back to."""
         return await deliveries.paused_in(self._tx, delivery_id)
 
-    async def create_pages(self, delivery_id: int, page_size: int, messages_per_hour: int | None) -> None:
+    async def create_pages(
+        self, delivery_id: int, recipients: int, page_size: int, messages_per_hour: int | None
+    ) -> None:
         """Creates a delivery's pages, as `worker.db.pages.create` does."""
-        await pages.create(self._tx, delivery_id, page_size, messages_per_hour)
+        await pages.create(self._tx, delivery_id, recipients, page_size, messages_per_hour)
 
     async def reopen_pages(self, delivery_id: int) -> None:
         """Has every published page published again."""

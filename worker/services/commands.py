@@ -97,7 +97,9 @@ class Execution(Protocol):
     async def paused_in(self, delivery_id: int) -> State | None:
         """Returns the state that a paused delivery goes back to."""
 
-    async def create_pages(self, delivery_id: int, page_size: int, messages_per_hour: int | None) -> None:
+    async def create_pages(
+        self, delivery_id: int, recipients: int, page_size: int, messages_per_hour: int | None
+    ) -> None:
         """Creates the pages."""
 
     async def reopen_pages(self, delivery_id: int) -> None:
@@ -146,7 +148,7 @@ class ConfirmLimits:
     """The numbers that the service goes by."""
 
     page_size: int
-    """Recipients in a page at most."""
+    """Recipients in a page of a delivery that is neither limited nor very large."""
 
 
 class ConfirmService:
@@ -277,7 +279,7 @@ class ConfirmService:
         who, number = command.operator, delivery.delivery_id
         await execution.confirm(number, who, validity_end(delivery, now))
         state = await execution.move(number, Move.CONFIRM, operator=who, command_id=command_id)
-        await execution.create_pages(number, self._page_size, delivery.messages_per_hour)
+        await execution.create_pages(number, delivery.to_deliver, self._page_size, delivery.messages_per_hour)
         sentence = "Confirmed: sending begins at the contact date."
         if delivery.contact_date is None or delivery.contact_date <= now:
             state = await execution.move(number, Move.START)
