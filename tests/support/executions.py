@@ -200,7 +200,7 @@ class Setup:
                 authority=self.authority,
                 metrics=self.metrics,
             ),
-            ConfirmLimits(page_size=100),
+            ConfirmLimits(page_size=100, at_once=2),
         )
 
     @property

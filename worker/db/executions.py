@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from worker.db import accounts, commands, deliveries, pages
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from worker.domain.states import Move
 
 
+_LOCK_SECONDS: Final = 5
+"""For which a command waits for a lock; it is tried three times before it is given up."""
+
+
 class Executions:
     """Opens the transactions in which commands are executed."""
 
@@ -29,8 +33,9 @@ class Executions:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[Execution]:
-        """Opens a transaction; commits when the block ends, rolls back when it raises."""
+        """Opens a transaction that waits for no lock for long; commits in the end, or rolls back."""
         async with self._db.transaction() as tx:
+            await tx.execute("limit_lock_waits", milliseconds=str(_LOCK_SECONDS * 1_000))
             yield Execution(tx)
 
 

@@ -206,9 +206,9 @@ def page_size(recipients: int, messages_per_hour: int | None, usual: int) -> int
     """Returns how many recipients a page has at most, so that no delivery has more than 10,000 full pages.
 
     With a limit it is three seconds' worth, at least one. A page is published at once, and up to two of them
-    may wait for the senders, so this is what the limit is exact to: in any stretch of time, ten seconds' worth
-    more than the limit allows for it, or four messages. Of a large audience with a low limit the pages are
-    larger than three seconds' worth, and the limit is exact to three of them.
+    may wait for the senders, so this is what the limit is exact to: in any stretch of time, ten seconds'
+    worth more than the limit allows for it, or four messages. Of a large audience with a low limit the pages
+    are larger than three seconds' worth, and the limit is exact to three of them.
 
     Args:
         recipients: The audience. More than 10,000 usual pages of it make each page larger.

@@ -6,6 +6,7 @@ done and answered, or not done at all and delivered again.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
@@ -27,7 +28,7 @@ from worker.domain.refusals import Refused
 from worker.domain.states import Move, sources, targets
 
 if TYPE_CHECKING:
-    import asyncio
+    from collections.abc import Hashable
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
@@ -45,6 +46,9 @@ log = structlog.get_logger(__name__)
 _MOVES: Final = {routing.PAUSE: Move.PAUSE, routing.RESUME: Move.RESUME, routing.STOP: Move.STOP}
 _DONE: Final = {Move.PAUSE: "paused", Move.RESUME: "resumed", Move.STOP: "stopped"}
 _BODY_KEPT: Final = 10_000
+
+PREFETCH: Final = 64
+"""Commands in hand, many more than are executed at once: a stop behind so many confirms is seen."""
 
 
 class Execution(Protocol):
@@ -149,10 +153,15 @@ class ConfirmLimits:
 
     page_size: int
     """Recipients in a page of a delivery that is neither limited nor very large."""
+    at_once: int
+    """Confirms that are executed side by side, each over a connection, and as many commands of control."""
 
 
 class ConfirmService:
-    """Consumes commands, one after the other."""
+    """Consumes commands: those of one delivery one after the other, those of different ones side by side.
+
+    Confirms and control have places of their own, so that a stop never waits for the confirms of others.
+    """
 
     name = "confirm"
 
@@ -160,10 +169,12 @@ class ConfirmService:
         """Takes its parts and its limits."""
         self._parts = parts
         self._page_size = limits.page_size
+        self._confirms = asyncio.Semaphore(limits.at_once)
+        self._controls = asyncio.Semaphore(limits.at_once)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answers commands until `stop`."""
-        await take_each(self._parts.consumer, self._parts.dead, self.handle, stop)
+        await take_each(self._parts.consumer, self._parts.dead, self.handle, self._place, stop)
 
     async def handle(self, message: Incoming) -> Reply:
         """Executes a command in one transaction, records the answer, and publishes it to who asked.
@@ -193,6 +204,11 @@ class ConfirmService:
             body = reply.model_dump_json().encode()
             await reply_to(self._parts.publisher, message, body, routing.TYPE_REPLY)
         return reply
+
+    def _place(self, message: Incoming) -> tuple[Hashable, asyncio.Semaphore]:
+        command, _ = _read("", message)
+        line = command.delivery_id if command else id(message)
+        return line, self._confirms if message.routing_key == routing.CONFIRM else self._controls
 
     async def _answer(self, message: Incoming) -> Reply:
         command_id = (message.message_id or "").replace("\x00", "\ufffd")[:200]
