@@ -316,6 +316,7 @@ class Worker:
             look_after=s.page_look_after,
             redelivery_after=s.redelivery_after,
             alert_interval=s.alert_interval,
+            deadline=s.command_timeout,
         )
         return ScheduleService(parts, limits)
 

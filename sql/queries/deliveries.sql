@@ -146,10 +146,13 @@ WHERE under_way AND valid_until <= now() AND cancelled_at IS NULL
 ORDER BY delivery_id
 LIMIT 100;
 
--- name: read_active_deliveries
-SELECT delivery_id FROM sendoff.delivery_record
-WHERE running
-ORDER BY delivery_id;
+-- name: read_complete_deliveries
+-- All at once: a question for each running delivery would take a scheduler of a thousand deliveries a tick and more.
+SELECT d.delivery_id
+FROM sendoff.delivery_record d
+JOIN sendoff.deployment k ON k.delivery_id = d.delivery_id
+WHERE d.running AND k.pending + k.sending + k.retrying <= 0
+ORDER BY d.delivery_id;
 
 -- name: read_content
 SELECT c.content::text AS content, d.channel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -57,7 +58,7 @@ class FakeDeliveries:
     async def expired(self) -> list[int]:
         return self.over
 
-    async def running(self) -> list[int]:
+    async def complete(self) -> list[int]:
         return self.under_way
 
     async def await_retries(self, delivery_id: int) -> None:
@@ -128,6 +129,7 @@ class FakeAccounts:
         self.asked: list[tuple[int, float]] = []
         self.cancelled: list[int] = []
         self.busy: set[int] = set()
+        self.hangs: set[int] = set()
 
     async def expired(self) -> list[int]:
         return list(self.leases)
@@ -137,6 +139,8 @@ class FakeAccounts:
         return self.leases[delivery_id]
 
     async def cancel(self, delivery_id: int) -> None:
+        if delivery_id in self.hangs:
+            await asyncio.Event().wait()
         if delivery_id in self.busy:
             raise Busy("too busy")
         self.cancelled.append(delivery_id)
