@@ -130,6 +130,8 @@ class FakeAccounts:
         self.cancelled: list[int] = []
         self.busy: set[int] = set()
         self.hangs: set[int] = set()
+        self.waiting: dict[int, int] = {}
+        """By delivery, how many transactions its retries take to end."""
 
     async def expired(self) -> list[int]:
         return list(self.leases)
@@ -137,6 +139,13 @@ class FakeAccounts:
     async def expire(self, delivery_id: int, *, result_lease: float) -> Expired:
         self.asked.append((delivery_id, result_lease))
         return self.leases[delivery_id]
+
+    async def ending_retries(self) -> list[int]:
+        return list(self.waiting)
+
+    async def end_retries(self, delivery_id: int) -> bool:
+        self.waiting[delivery_id] -= 1
+        return self.waiting[delivery_id] > 0
 
     async def cancel(self, delivery_id: int) -> None:
         if delivery_id in self.hangs:

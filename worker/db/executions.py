@@ -124,5 +124,5 @@ class Execution:
         await pages.reopen_all(self._tx, delivery_id)
 
     async def cancel_remaining(self, delivery_id: int) -> None:
-        """Counts what was not tried as cancelled, and ends the retries; call `close_claims` first."""
+        """Counts what was not tried as cancelled; call `close_claims` first."""
         await accounts.cancel_remaining(self._tx, delivery_id)

@@ -39,6 +39,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _PAGES_AT_ONCE: Final = 200
+_TURNS: Final = 20
+"""Transactions in which retries of one delivery are ended, before the next has its turn."""
 _LONGEST_SLEEP: Final = 0.5
 """Seconds between two looks for what is to start: within this time of its confirmation a delivery is seen."""
 _SHORTEST_SLEEP: Final = 0.02
@@ -109,6 +111,12 @@ class Accounts(Protocol):
 
     async def expire(self, delivery_id: int, *, result_lease: float) -> Expired:
         """Ends the claims whose lease has expired: undone, or unknown."""
+
+    async def ending_retries(self) -> list[int]:
+        """Lists cancelled deliveries in which somebody waits for a retry."""
+
+    async def end_retries(self, delivery_id: int) -> bool:
+        """Ends some thousand of these retries; returns whether there may be more."""
 
     async def cancel(self, delivery_id: int) -> None:
         """Counts what was not tried of a delivery as cancelled."""
@@ -223,6 +231,7 @@ class ScheduleService:
         self._duties: tuple[_Duty[Any], ...] = (
             _Duty("claims", "ending expired claims", accounts.expired, self._expire),
             _Duty("validity", "cancelling what is over", deliveries.expired, self._cancel),
+            _Duty("cancelled", "ending cancelled retries", accounts.ending_retries, self._end_retries),
             _Duty("retries", "opening due retries", pages.with_retries, self._open_retries),
             _Duty("pages", "looking after pages", self._pages_to_inspect, self._look_after_pages),
             _Duty("finish", "finishing what is done", deliveries.complete, self._finish),
@@ -367,6 +376,11 @@ class ScheduleService:
     async def _cancel(self, delivery_id: int) -> None:
         await self._parts.accounts.cancel(delivery_id)
         log.warning("validity over: what was not tried is cancelled", delivery_id=delivery_id)
+
+    async def _end_retries(self, delivery_id: int) -> None:
+        for _ in range(_TURNS):
+            if not await self._parts.accounts.end_retries(delivery_id):
+                return
 
     async def _open_retries(self, left: RetriesLeft) -> None:
         opened = await self._parts.pages.open_due_retries(left.delivery_id)

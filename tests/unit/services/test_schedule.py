@@ -241,7 +241,14 @@ async def test_a_delivery_that_takes_too_long_is_counted_and_the_next_has_its_tu
     assert setup.accounts.cancelled == [5]
     assert counts(setup.metrics.duty_timeouts) == {("validity",): 1}
     succeeded = {s.labels["duty"] for s in next(iter(setup.metrics.duty_last_success.collect())).samples}
-    assert succeeded == {"claims", "retries", "pages", "finish"}
+    assert succeeded == {"claims", "cancelled", "retries", "pages", "finish"}
+
+
+async def test_the_retries_of_what_is_cancelled_are_ended_in_turns() -> None:
+    setup = Setup()
+    setup.accounts.waiting = {3: 45, 5: 2}
+    await setup.service.handle()
+    assert setup.accounts.waiting == {3: 25, 5: 0}
 
 
 async def test_expired_claims_are_undone_or_unknown_whatever_their_pages_say() -> None:
