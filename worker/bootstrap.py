@@ -130,6 +130,7 @@ class Worker:
         async def database() -> str:
             try:
                 await self.db.check_version()
+                await self.db.check_writable()
             except SchemaMismatch as error:
                 return str(error)
             except ERRORS as error:
