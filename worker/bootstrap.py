@@ -42,7 +42,7 @@ from worker.domain.failures import Failure
 from worker.domain.retry import Retries
 from worker.domain.servers import unprotected
 from worker.lifecycle import Watching, run_services, stop_on_signals
-from worker.services.commands import ConfirmLimits, ConfirmParts, ConfirmService
+from worker.services.commands import PREFETCH, ConfirmLimits, ConfirmParts, ConfirmService
 from worker.services.events import EventsLimits, EventsParts, EventsService
 from worker.services.fanout import FanoutLimits, FanoutParts, FanoutService
 from worker.services.results import ResultsLimits, ResultsParts, ResultsService
@@ -130,6 +130,7 @@ class Worker:
         async def database() -> str:
             try:
                 await self.db.check_version()
+                await self.db.check_writable()
             except SchemaMismatch as error:
                 return str(error)
             except ERRORS as error:
@@ -173,7 +174,7 @@ class Worker:
 
     def _confirm(self) -> Service:
         parts = ConfirmParts(
-            consumer=self._consumer(routing.COMMANDS_QUEUE, 10),
+            consumer=self._consumer(routing.COMMANDS_QUEUE, PREFETCH),
             publisher=self.publisher,
             dead=self._dead(),
             executions=Executions(self.db),
@@ -181,7 +182,9 @@ class Worker:
             authority=Authority(frozenset(self.settings.publishers), open_verifier(self.settings)),
             metrics=self.metrics,
         )
-        return ConfirmService(parts, ConfirmLimits(page_size=self.settings.page_size))
+        s = self.settings
+        at_once = min(max(s.database_pool // 4, 1), 4)
+        return ConfirmService(parts, ConfirmLimits(page_size=s.page_size, at_once=at_once))
 
     def _fanout(self) -> Service:
         s = self.settings
@@ -313,6 +316,7 @@ class Worker:
             look_after=s.page_look_after,
             redelivery_after=s.redelivery_after,
             alert_interval=s.alert_interval,
+            deadline=s.command_timeout,
         )
         return ScheduleService(parts, limits)
 

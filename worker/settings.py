@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     """What carries the streams of a message per recipient: our own bulk client, or aio-pika one by one."""
 
     page_size: Annotated[int, Field(ge=1, le=100_000)] = 1_000
-    """Recipients in a page."""
+    """Recipients in a page; more where a delivery has more than 10,000 pages of them."""
     page_lease: Annotated[float, Field(gt=0)] = 120
     """How long a fan-out may take to publish a page before another takes it over."""
     event_lease: Annotated[float, Field(gt=0)] = 20

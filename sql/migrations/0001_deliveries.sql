@@ -56,6 +56,8 @@ CREATE TABLE sendoff.delivery_record (
     authorised_by_token  boolean NOT NULL DEFAULT false,
     -- How often a recipient may be tried.
     max_attempts         smallint CHECK (max_attempts > 0),
+    -- Cancelled, and recipients who waited for a retry then have yet to be given the status that stands.
+    ending_retries       boolean NOT NULL DEFAULT false,
     -- When its recipients, outcomes and content left by retention; what they came to stays.
     purged_at            timestamptz,
     -- Groups of states, as worker/domain/states.py has them: claims are granted while it is running; retries are
@@ -71,6 +73,7 @@ CREATE TABLE sendoff.delivery_record (
 -- run, and those that ended lately. None of them reads the deliveries of years.
 CREATE INDEX delivery_record_active ON sendoff.delivery_record (delivery_id) WHERE under_way;
 CREATE INDEX delivery_record_running ON sendoff.delivery_record (delivery_id) WHERE running;
+CREATE INDEX delivery_record_ending_retries ON sendoff.delivery_record (delivery_id) WHERE ending_retries;
 CREATE INDEX delivery_record_ended ON sendoff.delivery_record (updated_at) WHERE over OR state = 'preparation_failed';
 
 CREATE TABLE sendoff.delivery_transition (

@@ -30,7 +30,7 @@ CREATE TABLE sendoff.delivery_counter (
 ) WITH (fillfactor = 20);
 
 -- So many recipients of a delivery went from one status to another. A null `was` is no row: pending, or cancelled where
--- the delivery is. What has no counter, as 'pending' and 'nothing', is not counted: so a fact is a move from nothing to
+-- the delivery is. So is 'retrying', since who waits for a retry counts as cancelled from then on. What has no counter, as 'pending' and 'nothing', is not counted: so a fact is a move from nothing to
 -- 'opened', and drift one from pending to where it is missing, of a negative number where there is too much.
 CREATE TYPE sendoff.move AS (was text, status text, recipients integer);
 
@@ -62,8 +62,10 @@ BEGIN
     FROM unnest(moves) m
     CROSS JOIN LATERAL (VALUES
         (m.status, m.recipients),
-        (coalesce(m.was, (SELECT 'cancelled' FROM sendoff.delivery_record d
-                          WHERE d.delivery_id = delivery AND d.cancelled_at IS NOT NULL)), -m.recipients)
+        (CASE WHEN m.was IS NULL OR m.was = 'retrying'
+              THEN coalesce((SELECT 'cancelled' FROM sendoff.delivery_record d
+                             WHERE d.delivery_id = delivery AND d.cancelled_at IS NOT NULL), m.was)
+              ELSE m.was END, -m.recipients)
     ) k (status, moved)
     WHERE m.status IS DISTINCT FROM m.was
     HAVING bool_or(k.moved <> 0)

@@ -69,27 +69,52 @@ WHERE delivery_id = ANY(:delivery_ids::bigint[]) AND confirmed_at IS NOT NULL AN
 
 -- name: cancel_remaining
 -- Ends what was not tried: at a stop, and when the validity is over. Asked with the claims closed, so that
--- "the rest" is a number and not a race: who is pending. From here on, a recipient without a row counts as cancelled.
--- Who waits for a retry was tried: the fact stands.
+-- "the rest" is a number and not a race: who is pending, and who waits for a retry. From here on, a recipient without a
+-- row, or with one that is *retrying*, counts as cancelled. Reads no outcomes but one: a stop takes as long for
+-- millions. The rows of those who wait are left to end_retries.
 WITH closed AS (
-    UPDATE sendoff.delivery_record
-    SET cancelled_at = now(), updated_at = now()
-    WHERE delivery_id = :delivery_id AND cancelled_at IS NULL
-    RETURNING delivery_id
-), ended AS (
+    UPDATE sendoff.delivery_record d
+    SET cancelled_at = now(), updated_at = now(),
+        ending_retries = EXISTS (
+            SELECT FROM sendoff.outcome o WHERE o.delivery_id = :delivery_id AND o.retry_at IS NOT NULL)
+    WHERE d.delivery_id = :delivery_id AND d.cancelled_at IS NULL
+    RETURNING d.delivery_id
+)
+SELECT sendoff.count_moves(:delivery_id, ARRAY[
+           ('pending', 'cancelled', d.pending + d.retrying)::sendoff.move,
+           ('nothing', 'retrying', -d.retrying)::sendoff.move])
+FROM closed
+JOIN sendoff.deployment d ON d.delivery_id = closed.delivery_id;
+
+-- name: read_deliveries_ending_retries
+SELECT delivery_id FROM sendoff.delivery_record WHERE ending_retries ORDER BY delivery_id;
+
+-- name: end_retries
+-- Of a delivery that is cancelled: who waited for a retry was tried, and the fact that stands is the outcome. So many
+-- at a time, as a statement for a million would take a minute and lock them all. Asked with the claims shared.
+WITH ended AS (
     UPDATE sendoff.outcome o
     SET status = sendoff.standing_status(o.precedence), was = o.status, retry_at = NULL
-    FROM closed
     WHERE o.delivery_id = :delivery_id AND o.retry_at IS NOT NULL
+      AND o.recipient = ANY (ARRAY(
+          SELECT w.recipient
+          FROM sendoff.outcome w
+          WHERE w.delivery_id = :delivery_id AND w.retry_at IS NOT NULL
+            AND (SELECT d.ending_retries FROM sendoff.delivery_record d WHERE d.delivery_id = :delivery_id)
+          ORDER BY w.recipient
+          LIMIT :recipients
+          FOR NO KEY UPDATE))
     RETURNING o.was, o.status
 )
-SELECT sendoff.count_moves(:delivery_id, ARRAY(
-           SELECT (was, status, count(*))::sendoff.move FROM ended GROUP BY was, status
-           UNION ALL
-           SELECT ('pending', 'cancelled', d.pending)::sendoff.move
-           FROM sendoff.deployment d
-           WHERE d.delivery_id = closed.delivery_id))
-FROM closed;
+SELECT count(*)::int AS ended, sendoff.count_moves(:delivery_id, ARRAY(
+           SELECT (was, status, count(*))::sendoff.move FROM ended GROUP BY was, status))
+FROM ended;
+
+-- name: retries_ended
+UPDATE sendoff.delivery_record
+SET ending_retries = false
+WHERE delivery_id = :delivery_id AND ending_retries
+  AND NOT EXISTS (SELECT FROM sendoff.outcome o WHERE o.delivery_id = :delivery_id AND o.retry_at IS NOT NULL);
 
 -- name: read_unknown
 -- Of a range of recipients, by the key.

@@ -5,6 +5,10 @@
 -- of the id, beside the ids of deliveries, which are positive.
 SELECT pg_advisory_xact_lock(-1 - abs(hashtextextended(:command_id, 0) / 2));
 
+-- name: limit_lock_waits
+-- Until the transaction ends: one delivery that is held up must not hold a connection for long.
+SELECT set_config('lock_timeout', :milliseconds, true);
+
 -- name: read_answer
 SELECT command, publisher, body, reply::text AS reply FROM sendoff.command WHERE command_id = :command_id;
 

@@ -66,9 +66,11 @@ SELECT authorised_by, authorised_by_token FROM sendoff.delivery_record WHERE del
 -- name: read_nothing_open
 -- What finish_delivery expects, asked first without its locks: the sum reads at most 16 short rows, so that it may
 -- be asked after every batch.
-SELECT delivery_id
-FROM sendoff.deployment
-WHERE delivery_id = :delivery_id AND state = ANY (:expected::text[]) AND pending + sending + retrying <= 0;
+SELECT d.delivery_id
+FROM sendoff.delivery_record d
+JOIN sendoff.deployment k ON k.delivery_id = d.delivery_id
+WHERE d.delivery_id = :delivery_id AND d.state = ANY (:expected::text[]) AND NOT d.ending_retries
+  AND k.pending + k.sending + k.retrying <= 0;
 
 -- name: finish_delivery
 -- Finished is computed: nobody is pending, sending or retrying. Asked with the claims closed, so that no result plans a
@@ -76,7 +78,7 @@ WHERE delivery_id = :delivery_id AND state = ANY (:expected::text[]) AND pending
 WITH old AS (
     SELECT delivery_id, state
     FROM sendoff.delivery_record
-    WHERE delivery_id = :delivery_id AND state = ANY (:expected::text[])
+    WHERE delivery_id = :delivery_id AND state = ANY (:expected::text[]) AND NOT ending_retries
       AND (SELECT k.pending + k.sending + k.retrying <= 0
            FROM sendoff.deployment k WHERE k.delivery_id = :delivery_id)
     FOR NO KEY UPDATE
@@ -146,10 +148,13 @@ WHERE under_way AND valid_until <= now() AND cancelled_at IS NULL
 ORDER BY delivery_id
 LIMIT 100;
 
--- name: read_active_deliveries
-SELECT delivery_id FROM sendoff.delivery_record
-WHERE running
-ORDER BY delivery_id;
+-- name: read_complete_deliveries
+-- All at once: a question for each running delivery would take a scheduler of a thousand deliveries a tick and more.
+SELECT d.delivery_id
+FROM sendoff.delivery_record d
+JOIN sendoff.deployment k ON k.delivery_id = d.delivery_id
+WHERE d.running AND NOT d.ending_retries AND k.pending + k.sending + k.retrying <= 0
+ORDER BY d.delivery_id;
 
 -- name: read_content
 SELECT c.content::text AS content, d.channel

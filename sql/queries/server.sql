@@ -8,5 +8,9 @@ FROM pg_roles r
 CROSS JOIN pg_namespace n
 WHERE r.rolname = current_user AND n.nspname = 'sendoff';
 
+-- name: write_nothing
+-- For readiness: a server that only reads refuses it, and no row is looked at.
+UPDATE sendoff.delivery_record SET updated_at = now() WHERE false;
+
 -- name: read_durability
 SELECT current_setting('synchronous_commit') AS commits, current_setting('synchronous_standby_names') AS standbys;

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import CollectorRegistry
 
 from contracts import routing
+from tests.support.database import read_only
 from tests.support.proxy import CutProxy
 from tests.support.stack import until
 from worker.telemetry.health import serving
@@ -92,6 +93,14 @@ async def test_a_lost_broker_is_told_and_comes_back(stack: Stack) -> None:
         assert parts["broker"] == "The connection to the broker is lost."
         assert parts["database"] == "ok"
         proxy.mend()
+        await worker.until(200)
+
+
+async def test_a_database_that_only_reads_is_told_and_comes_back(stack: Stack) -> None:
+    async with probed(stack, "stats") as worker:
+        async with read_only(stack):
+            parts = await worker.until(503)
+            assert "read-only transaction" in parts["database"]
         await worker.until(200)
 
 

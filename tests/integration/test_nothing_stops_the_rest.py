@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from contracts import routing
 from contracts.sends import Send
+from tests.support.database import read_only
 from tests.support.results import result
 from tests.support.stack import until
 from worker.amqp import topology
@@ -15,7 +15,7 @@ from worker.channels.null import NullChannel
 from worker.domain.verdicts import Accepted, Unsure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import Mapping
 
     from tests.support.stack import Stack
     from worker.channels.protocol import HandOver
@@ -108,7 +108,7 @@ async def test_a_database_that_only_reads_is_waited_for(stack: Stack) -> None:
     async with stack.running(channel=Silent()):
         await stack.confirm(number)
         await until(lambda: _sending(stack, number, 10))
-        async with _read_only(stack):
+        async with read_only(stack):
             await stack.publish(routing.RESULTS, "sent", body)
             await until(lambda: _drained_or_waiting(stack))
             assert await stack.depth(routing.DEAD_QUEUE) == 0
@@ -162,27 +162,6 @@ async def test_results_for_nobody_are_buried_by_the_message(stack: Stack) -> Non
 async def _execute(stack: Stack, statement: str) -> None:
     async with stack.db.transaction() as tx:
         await tx.connection.execute(statement)
-
-
-@asynccontextmanager
-async def _read_only(stack: Stack) -> AsyncIterator[None]:
-    """What is left of a primary after a failover: every session ends, and the new ones may only read."""
-    (row,) = await stack.rows("SELECT current_database() AS name")
-    end = (
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
-    await _execute(stack, f"ALTER DATABASE {row['name']} SET default_transaction_read_only = on")
-    await _execute(stack, end)
-    try:
-        yield
-    finally:
-        async with stack.db.session() as session:
-            await session.connection.execute("SET default_transaction_read_only = off")
-            await session.connection.execute(
-                f"ALTER DATABASE {row['name']} RESET default_transaction_read_only"
-            )
-            await session.connection.execute(end)
 
 
 async def _sending(stack: Stack, number: int, count: int = 5) -> bool:

@@ -146,6 +146,8 @@ class Trial:
             await snapshot(self.stack, self.number)
 
     async def compare(self) -> None:
+        while await Accounts(self.stack.db).end_retries(self.number):
+            pass
         row, rows = await snapshot(self.stack, self.number)
         ended = row["state"] in ("finished", "stopped")
         expected = {r: self.model.standing(r, ended=ended) for r in range(1, RECIPIENTS + 1)}

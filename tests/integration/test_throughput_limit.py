@@ -156,3 +156,20 @@ async def test_the_summary_of_a_confirm_says_the_limit(stack: Stack) -> None:
 
 async def _sent(stack: Stack, number: int, count: int) -> bool:
     return bool((await stack.deployment(number))["sent"] >= count)
+
+
+async def test_a_large_audience_with_a_low_limit_is_confirmed_with_few_pages(stack: Stack) -> None:
+    number = await stack.prepare(1, extra="[limits]\nmessages_per_hour = 2000")
+    await change(
+        stack, "UPDATE sendoff.delivery_record SET to_deliver = 5000000 WHERE delivery_id = $1", number
+    )
+    async with stack.running("confirm"):
+        assert (await stack.confirm(number))["status"] == "accepted"
+    (pages,) = await stack.rows(
+        "SELECT count(*) AS pages, max(last) AS last, sum(last - first + 1)::int AS recipients"
+        " FROM sendoff.delivery_page WHERE delivery_id = $1",
+        number,
+    )
+    assert pages == {"pages": 10_000, "last": 5_000_000, "recipients": 5_000_000}
+    (pace,) = await stack.rows("SELECT page_size FROM sendoff.delivery_pace WHERE delivery_id = $1", number)
+    assert pace == {"page_size": 500}

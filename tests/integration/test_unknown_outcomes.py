@@ -15,6 +15,7 @@ from tests.support.deliveries import SOON, agrees, counted, log, states
 from tests.support.events import heard, listener
 from tests.support.results import bounced, result
 from tests.support.stack import until
+from worker.db.accounts import Accounts
 from worker.domain.settlement import Settlement
 from worker.operations import settle
 from worker.operations.settle import Request
@@ -110,8 +111,10 @@ async def test_a_stop_makes_a_resend_unknown_again(stack: Stack) -> None:
     await settle.settle(stack.db, Request(number, Settlement.RESEND, "ana"))
     async with stack.running("confirm", "stats"):
         await stack.control(routing.STOP, number)
-        row = await stack.deployment(number)
-        assert (row["unknown"], row["cancelled"], row["retrying"]) == (1, 0, 0)
+        assert await counted(stack, number, cancelled=1, unknown=0, retrying=0)
+        assert await agrees(stack, number)
+        assert not await Accounts(stack.db).end_retries(number)
+        assert await counted(stack, number, cancelled=0, unknown=1, retrying=0)
         assert await agrees(stack, number)
     refused = (await settle.settle(stack.db, Request(number, Settlement.RESEND, "ana"))).refused
     assert refused is not None

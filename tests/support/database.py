@@ -72,3 +72,26 @@ async def waits_for_a_row(stack: Stack) -> bool:
             " AND datname = current_database()"
         )
     )
+
+
+@asynccontextmanager
+async def read_only(stack: Stack) -> AsyncIterator[None]:
+    """What is left of a primary after a failover: every session ends, and the new ones may only read.
+
+    Those stay so afterwards, too.
+    """
+    (row,) = await stack.rows("SELECT current_database() AS name")
+    await change(stack, f"ALTER DATABASE {row['name']} SET default_transaction_read_only = on")
+    await change(
+        stack,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()",
+    )
+    try:
+        yield
+    finally:
+        async with stack.db.session() as session:
+            await session.connection.execute("SET default_transaction_read_only = off")
+            await session.connection.execute(
+                f"ALTER DATABASE {row['name']} RESET default_transaction_read_only"
+            )

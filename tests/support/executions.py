@@ -132,8 +132,10 @@ class FakeExecution:
     async def paused_in(self, delivery_id: int) -> State | None:  # noqa: ARG002
         return self.paused
 
-    async def create_pages(self, delivery_id: int, page_size: int, messages_per_hour: int | None) -> None:
-        self.did.append(("create pages", delivery_id, page_size, messages_per_hour))
+    async def create_pages(
+        self, delivery_id: int, recipients: int, page_size: int, messages_per_hour: int | None
+    ) -> None:
+        self.did.append(("create pages", delivery_id, recipients, page_size, messages_per_hour))
 
     async def reopen_pages(self, delivery_id: int) -> None:
         self.did.append(("reopen pages", delivery_id))
@@ -198,7 +200,7 @@ class Setup:
                 authority=self.authority,
                 metrics=self.metrics,
             ),
-            ConfirmLimits(page_size=100),
+            ConfirmLimits(page_size=100, at_once=2),
         )
 
     @property

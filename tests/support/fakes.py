@@ -154,8 +154,10 @@ class FakeDepth:
 
     def __init__(self, waiting: Mapping[str, int] | None = None) -> None:
         self.waiting = dict(waiting or {})
+        self.asked: list[str] = []
 
     async def ready(self, queue: str) -> int | None:
+        self.asked.append(queue)
         return self.waiting.get(queue)
 
 

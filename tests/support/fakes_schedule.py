@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -57,7 +58,7 @@ class FakeDeliveries:
     async def expired(self) -> list[int]:
         return self.over
 
-    async def running(self) -> list[int]:
+    async def complete(self) -> list[int]:
         return self.under_way
 
     async def await_retries(self, delivery_id: int) -> None:
@@ -128,6 +129,9 @@ class FakeAccounts:
         self.asked: list[tuple[int, float]] = []
         self.cancelled: list[int] = []
         self.busy: set[int] = set()
+        self.hangs: set[int] = set()
+        self.waiting: dict[int, int] = {}
+        """By delivery, how many transactions its retries take to end."""
 
     async def expired(self) -> list[int]:
         return list(self.leases)
@@ -136,7 +140,16 @@ class FakeAccounts:
         self.asked.append((delivery_id, result_lease))
         return self.leases[delivery_id]
 
+    async def ending_retries(self) -> list[int]:
+        return list(self.waiting)
+
+    async def end_retries(self, delivery_id: int) -> bool:
+        self.waiting[delivery_id] -= 1
+        return self.waiting[delivery_id] > 0
+
     async def cancel(self, delivery_id: int) -> None:
+        if delivery_id in self.hangs:
+            await asyncio.Event().wait()
         if delivery_id in self.busy:
             raise Busy("too busy")
         self.cancelled.append(delivery_id)

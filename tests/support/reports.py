@@ -79,8 +79,14 @@ async def snapshot(stack: Stack, number: int) -> tuple[dict[str, Any], dict[int,
     async with stack.db.transaction(isolation="repeatable_read", readonly=True) as tx:
         row = await tx.fetchrow("read_deployment", delivery_id=number)
         found = await tx.connection.fetch("SELECT * FROM sendoff.outcome WHERE delivery_id = $1", number)
+        cancelled = await tx.connection.fetchval(
+            "SELECT cancelled_at IS NOT NULL FROM sendoff.delivery_record WHERE delivery_id = $1", number
+        )
     assert row is not None
     by_status = Counter(r["status"] for r in found)
+    waiting = by_status.pop("retrying", 0) if cancelled else 0  # who count as cancelled until they are ended
+    nowhere = row["to_deliver"] - len(found) + waiting
+    assert (row["cancelled"], row["pending"]) == ((nowhere, 0) if cancelled else (0, nowhere))
     for status in ("sending", "unknown", "retrying", "excluded", *STATUS.values()):
         assert row[COUNTERS.get(status, status)] == by_status[status], status
     parts = ("sent", "bounced", "errors", "unknown", "excluded_late", "cancelled", "retrying", "sending")

@@ -18,7 +18,7 @@ from worker.channels.registry import content_table
 from worker.cli.control import summary_table
 from worker.domain.deliveries import Delivery
 from worker.domain.delivery_file import DeliveryFile, DeliveryFileInvalid, parse_delivery_file
-from worker.domain.schedule import Wave, check_waves, deal, due_of, paced_page_size, written
+from worker.domain.schedule import Wave, check_waves, deal, due_of, page_size, written
 from worker.domain.timing import TimingInvalid, check_span, timing
 
 DATE = "[schedule]\ncontact_date = 2026-12-01T09:00:00\n"
@@ -258,7 +258,20 @@ def test_nobody_is_due_when_the_validity_is_over() -> None:
 def test_a_page_of_a_delivery_with_a_limit_is_three_seconds_of_it(
     messages_per_hour: int, recipients: int
 ) -> None:
-    assert paced_page_size(messages_per_hour, 1_000) == recipients
+    assert page_size(1_000, messages_per_hour, 1_000) == recipients
+
+
+@given(
+    recipients=st.integers(1, 2**31 - 1),
+    messages_per_hour=st.none() | st.integers(1, 10**9),
+    usual=st.integers(1, 100_000),
+)
+def test_no_audience_and_no_limit_give_a_delivery_more_than_ten_thousand_full_pages(
+    recipients: int, messages_per_hour: int | None, usual: int
+) -> None:
+    size = page_size(recipients, messages_per_hour, usual)
+    assert -(-recipients // size) <= 10_000
+    assert size == page_size(1, messages_per_hour, usual) or recipients > 10_000 * (size - 1)
 
 
 def test_a_person_sees_the_waves_and_the_limits_before_the_ok() -> None:

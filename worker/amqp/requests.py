@@ -1,7 +1,9 @@
-"""Requests, commands and questions: taken one after the other, and answered to whoever asked."""
+"""Commands: those of one delivery taken one after the other, and answered to whoever asked."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import deque
 from typing import TYPE_CHECKING
 
 import structlog
@@ -13,8 +15,7 @@ from worker.amqp.octets import short
 from worker.domain.failures import NO_MESSAGES_FAULT, Busy
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Hashable
 
     from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
@@ -23,32 +24,64 @@ log = structlog.get_logger(__name__)
 
 
 async def take_each(
-    consumer: Consumer, dead: Burying, handle: Callable[[Incoming], Awaitable[object]], stop: asyncio.Event
+    consumer: Consumer,
+    dead: Burying,
+    handle: Callable[[Incoming], Awaitable[object]],
+    place: Callable[[Incoming], tuple[Hashable, asyncio.Semaphore]],
+    stop: asyncio.Event,
 ) -> None:
-    """Handles what a consumer delivers, one message after the other, until `stop`.
+    """Handles what a consumer delivers until `stop`; what is not begun by then goes back to its queue.
 
     A message that raises goes to the dead queue: delivered again it would raise again, and hold up others. So
     does one for which a server was too busy; it can be replayed.
 
+    Args:
+        consumer: Its prefetch bounds what waits here.
+        dead: Where messages are set apart.
+        handle: Handles one message.
+        place: Says in which line a message stands, and what it takes a permit of. The messages of a line are
+            handled in their order, different lines side by side.
+        stop: Ends it.
+
     Raises:
-        Broken, Stopped: no message is to blame, and none is set apart.
+        Broken, Stopped: no message is to blame, and none is set apart; in an ExceptionGroup.
     """
-    async with consuming(consumer, stop):
+    lines: dict[Hashable, deque[Incoming]] = {}
+
+    async def serve(line: Hashable) -> None:
+        while lines[line] and not stop.is_set():
+            message = lines[line][0]
+            async with place(message)[1]:
+                if not stop.is_set():
+                    await _settle(message, consumer, dead, handle)
+            lines[line].popleft()
+        del lines[line]
+
+    async with consuming(consumer, stop), asyncio.TaskGroup() as group:
         while batch := await consumer.batch(1):
             (message,) = batch
-            try:
-                await handle(message)
-            except NO_MESSAGES_FAULT:
-                raise
-            except Busy as busy:
-                await dead.bury(Letter(message, str(busy)))
-            except Exception as error:
-                # A fault of ours with one request must not end the service for all others.
-                log.exception(
-                    "request failed", routing_key=message.routing_key, message_id=message.message_id
-                )
-                await dead.bury(Letter(message, f"It could not be handled: {error!r}"))
-            consumer.settle(batch)
+            line, _ = place(message)
+            if line in lines:
+                lines[line].append(message)
+            else:
+                lines[line] = deque(batch)
+                group.create_task(serve(line))
+
+
+async def _settle(
+    message: Incoming, consumer: Consumer, dead: Burying, handle: Callable[[Incoming], Awaitable[object]]
+) -> None:
+    try:
+        await handle(message)
+    except NO_MESSAGES_FAULT:
+        raise
+    except Busy as busy:
+        await dead.bury(Letter(message, str(busy)))
+    except Exception as error:
+        # A fault of ours with one request must not end the service for all others.
+        log.exception("request failed", routing_key=message.routing_key, message_id=message.message_id)
+        await dead.bury(Letter(message, f"It could not be handled: {error!r}"))
+    consumer.settle([message])
 
 
 async def reply_to(publisher: Publisher, message: Incoming, body: bytes, kind: str) -> None:

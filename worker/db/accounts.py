@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from worker.domain.settlement import Settlement
 
 
+_RETRIES_AT_ONCE: Final = 5_000
+"""So many retries are ended in one transaction."""
+
 _LEASES_AT_ONCE: Final = 100
 """Of so many leases claims are ended in one transaction: up to some ten thousand rows."""
 
@@ -205,8 +208,27 @@ class Accounts:
         )
         return {row["recipient"] for row in rows}
 
+    async def ending_retries(self) -> list[int]:
+        """Returns cancelled deliveries in which somebody waits for a retry that will not come, by number."""
+        return [row["delivery_id"] for row in await self._db.fetch("read_deliveries_ending_retries")]
+
+    async def end_retries(self, delivery_id: int) -> bool:
+        """Gives some thousand who waited for a retry in a cancelled delivery the status that stands.
+
+        Returns:
+            Whether there may be more of them.
+        """
+        async with self._db.transaction() as tx:
+            await share_claims(tx, delivery_id)
+            ended: int = await tx.fetchval(
+                "end_retries", delivery_id=delivery_id, recipients=_RETRIES_AT_ONCE
+            )
+            if ended < _RETRIES_AT_ONCE:
+                await tx.execute("retries_ended", delivery_id=delivery_id)
+        return ended == _RETRIES_AT_ONCE
+
     async def cancel(self, delivery_id: int) -> None:
-        """Counts what was not tried of a delivery as cancelled, and ends its retries."""
+        """Counts what was not tried of a delivery, and who waits for a retry, as cancelled."""
         async with self._db.transaction() as tx:
             await close_claims(tx, delivery_id)
             await cancel_remaining(tx, delivery_id)
@@ -239,7 +261,10 @@ async def _give_back(
 
 
 async def cancel_remaining(tx: Transaction, delivery_id: int) -> None:
-    """Counts what was not handed over as cancelled, and ends the retries; call `close_claims` first."""
+    """Counts what was not handed over, and who waits for a retry, as cancelled; call `close_claims` first.
+
+    `Accounts.end_retries` then gives those who wait the status that stands.
+    """
     leases = await tx.fetch("read_leases", delivery_id=delivery_id)
     for start in range(0, len(leases), _LEASES_AT_ONCE):
         some = leases[start : start + _LEASES_AT_ONCE]

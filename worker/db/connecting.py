@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 
-from worker.domain.servers import must_verify, passwords
+from worker.domain.servers import must_verify, passwords, postgres_hosts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,6 +39,19 @@ def tls(url: str) -> ssl.SSLContext | None:
     if not must_verify(url):
         return None
     return ssl.create_default_context(cafile=dict(parse_qsl(urlsplit(url).query)).get("sslrootcert"))
+
+
+def session_attributes(url: str) -> str | None:
+    """Returns which of several hosts is meant where the address leaves it open: the one that takes writes.
+
+    Returns:
+        None where the address names one host, or `target_session_attrs`.
+
+    Raises:
+        ValueError: it is no address of a database.
+    """
+    named = "target_session_attrs" in dict(parse_qsl(urlsplit(url).query))
+    return "read-write" if len(postgres_hosts(url)) > 1 and not named else None
 
 
 def marked(settings: Mapping[str, str]) -> dict[str, str]:

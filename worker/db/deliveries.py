@@ -45,9 +45,9 @@ class Deliveries:
         """Lists deliveries whose validity is over and whose rest is not cancelled, at most 100, by number."""
         return _numbers(await self._db.fetch("read_expired_deliveries"))
 
-    async def running(self) -> list[int]:
-        """Lists the running deliveries, by number."""
-        return _numbers(await self._db.fetch("read_active_deliveries"))
+    async def complete(self) -> list[int]:
+        """Lists the running deliveries in which nothing is open, by number."""
+        return _numbers(await self._db.fetch("read_complete_deliveries"))
 
     async def await_retries(self, delivery_id: int) -> None:
         """Moves a delivery that is in progress to *retry pending*; any other stays as it is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from worker.db import accounts, commands, deliveries, pages
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from worker.domain.states import Move
 
 
+_LOCK_SECONDS: Final = 5
+"""For which a command waits for a lock; it is tried three times before it is given up."""
+
+
 class Executions:
     """Opens the transactions in which commands are executed."""
 
@@ -29,8 +33,9 @@ class Executions:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[Execution]:
-        """Opens a transaction; commits when the block ends, rolls back when it raises."""
+        """Opens a transaction that waits for no lock for long; commits in the end, or rolls back."""
         async with self._db.transaction() as tx:
+            await tx.execute("limit_lock_waits", milliseconds=str(_LOCK_SECONDS * 1_000))
             yield Execution(tx)
 
 
@@ -108,14 +113,16 @@ class Execution:
         """Returns the state that a paused delivery goes back to."""
         return await deliveries.paused_in(self._tx, delivery_id)
 
-    async def create_pages(self, delivery_id: int, page_size: int, messages_per_hour: int | None) -> None:
+    async def create_pages(
+        self, delivery_id: int, recipients: int, page_size: int, messages_per_hour: int | None
+    ) -> None:
         """Creates a delivery's pages, as `worker.db.pages.create` does."""
-        await pages.create(self._tx, delivery_id, page_size, messages_per_hour)
+        await pages.create(self._tx, delivery_id, recipients, page_size, messages_per_hour)
 
     async def reopen_pages(self, delivery_id: int) -> None:
         """Has every published page published again."""
         await pages.reopen_all(self._tx, delivery_id)
 
     async def cancel_remaining(self, delivery_id: int) -> None:
-        """Counts what was not tried as cancelled, and ends the retries; call `close_claims` first."""
+        """Counts what was not tried as cancelled; call `close_claims` first."""
         await accounts.cancel_remaining(self._tx, delivery_id)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from worker.domain.schedule import paced_page_size
+from worker.domain.schedule import page_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -180,19 +180,22 @@ class Pages:
         return opened
 
 
-async def create(tx: Transaction, delivery_id: int, page_size: int, messages_per_hour: int | None) -> None:
+async def create(
+    tx: Transaction, delivery_id: int, recipients: int, usual: int, messages_per_hour: int | None
+) -> None:
     """Creates a delivery's pages, wave by wave, and wakes the fan-out when the transaction commits.
 
     Args:
         tx: The transaction.
         delivery_id: The delivery.
-        page_size: Recipients in a page at most.
+        recipients: How many it has.
+        usual: Recipients in a page of a delivery that is neither limited nor very large.
         messages_per_hour: The limit of the throughput, or None.
     """
+    size = page_size(recipients, messages_per_hour, usual)
     if messages_per_hour is not None:
-        page_size = paced_page_size(messages_per_hour, page_size)
-        await tx.execute("create_pace", delivery_id=delivery_id, page_size=page_size)
-    await tx.execute("create_pages", delivery_id=delivery_id, page_size=page_size)
+        await tx.execute("create_pace", delivery_id=delivery_id, page_size=size)
+    await tx.execute("create_pages", delivery_id=delivery_id, page_size=size)
     await wake(tx, delivery_id)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import asyncpg
 
 from sql import Applied, migrations, misfit, queries
-from worker.db.connecting import check_direct, marked, reason, tls
+from worker.db.connecting import check_direct, marked, reason, session_attributes, tls
 from worker.db.failures import ERRORS, NoConnection, classify
 from worker.db.retrying import Retrier
 from worker.domain.failures import Failure
@@ -99,6 +99,10 @@ class Database:
             connection = await self._connection()
             try:
                 yield Transaction(connection, self._queries)
+            except asyncpg.ReadOnlySQLTransactionError:
+                # Opened while the server only read, or at one that is no primary now: it may stay so.
+                await self._pool.expire_connections()
+                raise
             finally:
                 await self._pool.release(connection)
         except ERRORS as error:
@@ -132,6 +136,10 @@ class Database:
                 " run “sendoff migrate”."
             )
         return present
+
+    async def check_writable(self) -> None:
+        """Asks for a write that changes nothing; raises asyncpg's error where the server only reads."""
+        await self.fetch("write_nothing")
 
     async def check(self) -> None:
         """Prepares every named query, so that a broken one stops the start and not a delivery.
@@ -242,6 +250,7 @@ async def open_database(
         pool = await asyncpg.create_pool(
             url,
             ssl=tls(url),
+            target_session_attrs=session_attributes(url),
             min_size=1,
             max_size=size,
             timeout=connect_timeout,

@@ -17,6 +17,8 @@ _PER_CENT: Final = re.compile(r"(\d{1,3}(?:\.\d{1,4})?)%")
 _UNITS: Final = {"d": timedelta(days=1), "h": timedelta(hours=1), "m": timedelta(minutes=1)}
 _LONGEST: Final = timedelta(days=90)
 _MINUTE: Final = timedelta(minutes=1)
+_MOST_PAGES: Final = 10_000
+"""Full pages of a delivery at most: the confirming transaction creates them, and must be short."""
 _YEARS: Final = range(2000, 2100)
 """Years that a time may be in: what lies outside is a slip of the keyboard."""
 
@@ -200,13 +202,22 @@ def deal(total: int, waves: tuple[Wave, ...]) -> list[int]:
     return ends
 
 
-def paced_page_size(messages_per_hour: int, largest: int) -> int:
-    """Returns how many recipients a page of a delivery with a limit has: three seconds' worth, at least one.
+def page_size(recipients: int, messages_per_hour: int | None, usual: int) -> int:
+    """Returns how many recipients a page has at most, so that no delivery has more than 10,000 full pages.
 
-    A page is published at once, and up to two of them may wait for the senders, so this is what the limit is
-    exact to: in any stretch of time, ten seconds' worth more than the limit allows for it, or four messages.
+    With a limit it is three seconds' worth, at least one. A page is published at once, and up to two of them
+    may wait for the senders, so this is what the limit is exact to: in any stretch of time, ten seconds'
+    worth more than the limit allows for it, or four messages. Of a large audience with a low limit the pages
+    are larger than three seconds' worth, and the limit is exact to three of them.
+
+    Args:
+        recipients: The audience. More than 10,000 usual pages of it make each page larger.
+        messages_per_hour: The limit of the throughput, or None.
+        usual: Recipients in a page of a delivery without a limit.
     """
-    return max(1, min(messages_per_hour // 1_200, largest))
+    if messages_per_hour is not None:
+        usual = max(1, min(messages_per_hour // 1_200, usual))
+    return max(usual, -(-recipients // _MOST_PAGES))
 
 
 def instant_of(moment: datetime, zone: str) -> datetime:

@@ -6,6 +6,7 @@ done and answered, or not done at all and delivered again.
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
@@ -29,7 +30,7 @@ from worker.domain.states import Move, sources, targets
 from worker.telemetry.metrics import OTHER
 
 if TYPE_CHECKING:
-    import asyncio
+    from collections.abc import Hashable
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
@@ -48,6 +49,9 @@ _MOVES: Final = {routing.PAUSE: Move.PAUSE, routing.RESUME: Move.RESUME, routing
 _COMMANDS: Final = (routing.CONFIRM, *_MOVES)
 _DONE: Final = {Move.PAUSE: "paused", Move.RESUME: "resumed", Move.STOP: "stopped"}
 _BODY_KEPT: Final = 10_000
+
+PREFETCH: Final = 64
+"""Commands in hand, many more than are executed at once: a stop behind so many confirms is seen."""
 
 
 class Execution(Protocol):
@@ -100,7 +104,9 @@ class Execution(Protocol):
     async def paused_in(self, delivery_id: int) -> State | None:
         """Returns the state that a paused delivery goes back to."""
 
-    async def create_pages(self, delivery_id: int, page_size: int, messages_per_hour: int | None) -> None:
+    async def create_pages(
+        self, delivery_id: int, recipients: int, page_size: int, messages_per_hour: int | None
+    ) -> None:
         """Creates the pages."""
 
     async def reopen_pages(self, delivery_id: int) -> None:
@@ -149,11 +155,16 @@ class ConfirmLimits:
     """The numbers that the service goes by."""
 
     page_size: int
-    """Recipients in a page at most."""
+    """Recipients in a page of a delivery that is neither limited nor very large."""
+    at_once: int
+    """Confirms that are executed side by side, each over a connection, and as many commands of control."""
 
 
 class ConfirmService:
-    """Consumes commands, one after the other."""
+    """Consumes commands: those of one delivery one after the other, those of different ones side by side.
+
+    Confirms and control have places of their own, so that a stop never waits for the confirms of others.
+    """
 
     name = "confirm"
 
@@ -161,10 +172,12 @@ class ConfirmService:
         """Takes its parts and its limits."""
         self._parts = parts
         self._page_size = limits.page_size
+        self._confirms = asyncio.Semaphore(limits.at_once)
+        self._controls = asyncio.Semaphore(limits.at_once)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Answers commands until `stop`."""
-        await take_each(self._parts.consumer, self._parts.dead, self.handle, stop)
+        await take_each(self._parts.consumer, self._parts.dead, self.handle, self._place, stop)
 
     async def handle(self, message: Incoming) -> Reply:
         """Executes a command in one transaction, records the answer, and publishes it to who asked.
@@ -195,6 +208,11 @@ class ConfirmService:
             body = reply.model_dump_json().encode()
             await reply_to(self._parts.publisher, message, body, routing.TYPE_REPLY)
         return reply
+
+    def _place(self, message: Incoming) -> tuple[Hashable, asyncio.Semaphore]:
+        command, _ = _read("", message)
+        line = command.delivery_id if command else id(message)
+        return line, self._confirms if message.routing_key == routing.CONFIRM else self._controls
 
     async def _answer(self, message: Incoming) -> Reply:
         command_id = storable(message.message_id or "")[:200]
@@ -282,7 +300,7 @@ class ConfirmService:
         who, number = command.operator, delivery.delivery_id
         await execution.confirm(number, who, validity_end(delivery, now))
         state = await execution.move(number, Move.CONFIRM, operator=who, command_id=command_id)
-        await execution.create_pages(number, self._page_size, delivery.messages_per_hour)
+        await execution.create_pages(number, delivery.to_deliver, self._page_size, delivery.messages_per_hour)
         sentence = "Confirmed: sending begins at the contact date."
         if delivery.contact_date is None or delivery.contact_date <= now:
             state = await execution.move(number, Move.START)

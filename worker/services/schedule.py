@@ -2,15 +2,14 @@
 
 Each duty is one guarded statement or transaction for each delivery, and looks for what is older than a limit,
 never at a window of time, so that a duty missed while everything was down is done at the next tick. So is one
-that the database is too busy for; other deliveries and other duties go on.
+that the database is too busy for, or that takes too long; other deliveries go on. Duties run side by side.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import structlog
 
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
-    from typing import Any
 
     from worker.db.accounts import Expired
     from worker.db.alerts import Raised
@@ -41,6 +39,8 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 _PAGES_AT_ONCE: Final = 200
+_TURNS: Final = 20
+"""Transactions in which retries of one delivery are ended, before the next has its turn."""
 _LONGEST_SLEEP: Final = 0.5
 """Seconds between two looks for what is to start: within this time of its confirmation a delivery is seen."""
 _SHORTEST_SLEEP: Final = 0.02
@@ -58,8 +58,8 @@ class Deliveries(Protocol):
     async def expired(self) -> list[int]:
         """Lists those whose validity is over and whose rest is not cancelled."""
 
-    async def running(self) -> list[int]:
-        """Lists those that may be done."""
+    async def complete(self) -> list[int]:
+        """Lists the running ones in which nothing is open."""
 
     async def await_retries(self, delivery_id: int) -> None:
         """Moves one that is in progress to *retry pending*."""
@@ -111,6 +111,12 @@ class Accounts(Protocol):
 
     async def expire(self, delivery_id: int, *, result_lease: float) -> Expired:
         """Ends the claims whose lease has expired: undone, or unknown."""
+
+    async def ending_retries(self) -> list[int]:
+        """Lists cancelled deliveries in which somebody waits for a retry."""
+
+    async def end_retries(self, delivery_id: int) -> bool:
+        """Ends some thousand of these retries; returns whether there may be more."""
 
     async def cancel(self, delivery_id: int) -> None:
         """Counts what was not tried of a delivery as cancelled."""
@@ -193,9 +199,21 @@ class ScheduleLimits:
     """After which an unclaimed page is published again in any case."""
     alert_interval: float
     """Between two looks for alerts."""
+    deadline: float
+    """Within which a duty must be done for one delivery, before the next has its turn."""
     own_channels: Collection[str]
     """The channels that we send over. Of the others, what is not claimed may be in the hands of a sender that
     does not ask for claims."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Duty(Generic[T]):
+    """What is done at every tick, for each delivery that is found."""
+
+    name: str
+    doing: str
+    find: Callable[[], Coroutine[Any, Any, list[T]]]
+    do: Callable[[T], Coroutine[Any, Any, None]]
 
 
 class ScheduleService:
@@ -207,22 +225,34 @@ class ScheduleService:
         """Takes its parts and its limits."""
         self._parts = parts
         self._limits = limits
+        self._waiting: dict[str, int | None] = {}
+        self._starting = _Duty("start", "starting what is due", parts.deliveries.due, self._start)
+        accounts, deliveries, pages = parts.accounts, parts.deliveries, parts.pages
+        self._duties: tuple[_Duty[Any], ...] = (
+            _Duty("claims", "ending expired claims", accounts.expired, self._expire),
+            _Duty("validity", "cancelling what is over", deliveries.expired, self._cancel),
+            _Duty("cancelled", "ending cancelled retries", accounts.ending_retries, self._end_retries),
+            _Duty("retries", "opening due retries", pages.with_retries, self._open_retries),
+            _Duty("pages", "looking after pages", self._pages_to_inspect, self._look_after_pages),
+            _Duty("finish", "finishing what is done", deliveries.complete, self._finish),
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Starts deliveries at their time, does the other duties at every tick, and alerts, until `stop`."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep_starting(stop))
-            group.create_task(self._keep_looking(stop))
             group.create_task(self._keep_alerting(stop))
+            for duty in self._duties:
+                group.create_task(self._keep_doing(duty, stop))
 
     async def _keep_starting(self, stop: asyncio.Event) -> None:
         """Sleeps until the next contact date; not for long, as any moment an earlier one may be confirmed."""
         while not stop.is_set():
             await pause(stop, await self.start_due())
 
-    async def _keep_looking(self, stop: asyncio.Event) -> None:
+    async def _keep_doing(self, duty: _Duty[Any], stop: asyncio.Event) -> None:
         while not stop.is_set():
-            await self.handle()
+            await self._do(duty)
             await pause(stop, self._limits.tick)
 
     async def _keep_alerting(self, stop: asyncio.Event) -> None:
@@ -236,33 +266,49 @@ class ScheduleService:
         Raises:
             Broken, Stopped: as `worker.db.retrying.Retrier.until_done`. So do the other two duties.
         """
-        deliveries, pages = self._parts.deliveries, self._parts.pages
-        await self._for_each(self._parts.accounts.expired, self._expire, "ending expired claims")
-        await self._for_each(deliveries.expired, self._cancel, "cancelling what is over")
-        await self._for_each(pages.with_retries, self._open_retries, "opening due retries")
-        await self._for_each(pages.to_inspect, self._look_after_pages, "looking after pages")
-        await self._for_each(deliveries.running, self._finish, "finishing what is done")
+        for duty in self._duties:
+            await self._do(duty)
 
     async def start_due(self) -> float:
         """Starts what is due; returns the seconds to the next look."""
-        deliveries, doing = self._parts.deliveries, "starting what is due"
-        await self._for_each(deliveries.due, self._start, doing)
-        seconds = await self._unless_busy(deliveries.seconds_to_next_start, doing)
+        await self._do(self._starting)
+        seconds = await self._unless_busy(self._parts.deliveries.seconds_to_next_start, self._starting.doing)
         return _LONGEST_SLEEP if seconds is None else min(max(seconds, _SHORTEST_SLEEP), _LONGEST_SLEEP)
 
     async def alert(self) -> None:
         """Notes how far deliveries are, and tells of those in trouble."""
-        await self._unless_busy(self._alert, "looking for alerts")
+        if await self._unless_busy(self._alert, "looking for alerts"):
+            self._succeeded("alerts")
 
-    async def _for_each(
-        self,
-        find: Callable[[], Coroutine[Any, Any, list[T]]],
-        duty: Callable[[T], Coroutine[Any, Any, None]],
-        doing: str,
-    ) -> None:
-        """Does a duty for each delivery that is found; one for which the database is too busy is left out."""
-        for found in await self._unless_busy(find, doing) or []:
-            await self._unless_busy(partial(duty, found), doing)
+    async def _do(self, duty: _Duty[Any]) -> None:
+        """Does a duty for each delivery that is found; one that is too much for now is left out."""
+        found = await self._unless_busy(duty.find, duty.doing)
+        if found is None:
+            return
+        done = [await self._in_time(duty, one) for one in found]
+        if all(done):
+            self._succeeded(duty.name)
+
+    async def _in_time(self, duty: _Duty[T], found: T) -> bool:
+        """Does a duty for one delivery; returns whether it could be done within the deadline."""
+
+        async def action() -> bool:
+            await duty.do(found)
+            return True
+
+        deadline = asyncio.timeout(self._limits.deadline)
+        try:
+            async with deadline:
+                return bool(await self._unless_busy(action, duty.doing))
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+        log.warning("duty took too long", doing=duty.doing, found=str(found), seconds=self._limits.deadline)
+        self._parts.metrics.duty_timeouts.labels(duty.name).inc()
+        return False
+
+    def _succeeded(self, duty: str) -> None:
+        self._parts.metrics.duty_last_success.labels(duty).set_to_current_time()
 
     async def _unless_busy(self, action: Callable[[], Coroutine[Any, Any, T]], doing: str) -> T | None:
         """Returns what an action returns; None where the database is too busy for it, until the next tick."""
@@ -271,7 +317,7 @@ class ScheduleService:
         except Busy:  # logged and counted where it is given up
             return None
 
-    async def _alert(self) -> None:
+    async def _alert(self) -> bool:
         await self._parts.alerts.sample()
         for raised in await self._parts.alerts.raise_due():
             self._parts.metrics.alerts.labels(raised.criterion.value).inc()
@@ -281,6 +327,7 @@ class ScheduleService:
                 criterion=raised.criterion.value,
                 because=raised.sentence,
             )
+        return True
 
     async def _start(self, delivery_id: int) -> None:
         """Starts a delivery, skips it where it is too late, or pauses it where nobody may start it any more.
@@ -330,11 +377,20 @@ class ScheduleService:
         await self._parts.accounts.cancel(delivery_id)
         log.warning("validity over: what was not tried is cancelled", delivery_id=delivery_id)
 
+    async def _end_retries(self, delivery_id: int) -> None:
+        for _ in range(_TURNS):
+            if not await self._parts.accounts.end_retries(delivery_id):
+                return
+
     async def _open_retries(self, left: RetriesLeft) -> None:
         opened = await self._parts.pages.open_due_retries(left.delivery_id)
         self._parts.metrics.pages_reopened.labels("retry").inc(opened)
         if left.only_retries:
             await self._parts.deliveries.await_retries(left.delivery_id)
+
+    async def _pages_to_inspect(self) -> list[PagesDue]:
+        self._waiting.clear()
+        return await self._parts.pages.to_inspect()
 
     async def _look_after_pages(self, due: PagesDue) -> None:
         look_after = self._limits.look_after
@@ -363,7 +419,10 @@ class ScheduleService:
         too_old = page.age > self._limits.redelivery_after
         if channel not in self._limits.own_channels:
             return too_old
-        waiting = await self._parts.depth.ready(self._parts.names.queue(routing.send_queue(channel)))
+        if channel not in self._waiting:  # once a tick: a broker that hangs takes 10 s to be given up
+            queue = self._parts.names.queue(routing.send_queue(channel))
+            self._waiting[channel] = await self._parts.depth.ready(queue)
+        waiting = self._waiting[channel]
         return waiting is not None and (waiting == 0 or too_old)
 
     async def _finish(self, delivery_id: int) -> None:

@@ -51,6 +51,8 @@ class Metrics:
     broker_connected: Gauge
     database_failures: Counter
     database_busy: Counter
+    duty_last_success: Gauge
+    duty_timeouts: Counter
 
     @classmethod
     def create(cls, registry: CollectorRegistry) -> Metrics:
@@ -128,5 +130,13 @@ class Metrics:
             ),
             database_busy=counter(
                 "database_busy", "Work given up because the database was too busy for it.", "doing"
+            ),
+            duty_last_success=gauge(
+                "duty_last_success_timestamp_seconds",
+                "When a duty of the scheduler was last done for every delivery, in Unix time.",
+                "duty",
+            ),
+            duty_timeouts=counter(
+                "duty_timeouts", "Deliveries for which a duty of the scheduler took too long.", "duty"
             ),
         )

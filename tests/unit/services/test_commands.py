@@ -40,7 +40,7 @@ async def test_the_ok_starts_a_delivery_that_is_due(contact_date: datetime | Non
         ("authorise", 7, "ana", False),
         ("confirm", 7, "ana", FUTURE),
         (Move.CONFIRM, 7, State.START_PENDING, "ana", None, "c1"),
-        ("create pages", 7, 100, 600),
+        ("create pages", 7, 4, 100, 600),
         (Move.START, 7, State.IN_PROGRESS, None, None, None),
     ]
     assert setup.answers == {"c1": reply}

@@ -49,7 +49,7 @@ def inspected(*, unclaimed: int = 0, age: float = 60, page: int = 1) -> Inspecte
 class Setup:
     """A service on fakes; the send queue is empty."""
 
-    def __init__(self, fails: Mapping[str, Exception] | None = None) -> None:
+    def __init__(self, fails: Mapping[str, Exception] | None = None, deadline: float = 60) -> None:
         self.deliveries = FakeDeliveries()
         self.starts = FakeStarts()
         self.accounts = FakeAccounts()
@@ -75,6 +75,7 @@ class Setup:
             redelivery_after=3_600,
             alert_interval=60,
             own_channels={"null"},
+            deadline=deadline,
         )
         self.service = ScheduleService(parts, limits)
 
@@ -221,6 +222,33 @@ async def test_unclaimed_pages_of_somebody_elses_channel_wait_for_their_age_and_
     setup.pages.due = {foreign: [inspected(unclaimed=1, page=1), inspected(unclaimed=1, page=2, age=3_601)]}
     await setup.service.handle()
     assert setup.pages.reopened == [(1, [2])]
+
+
+async def test_the_broker_is_asked_once_a_channel_and_tick_and_not_once_a_page() -> None:
+    setup = Setup()
+    setup.depth.waiting = {}  # nobody can say, perhaps after ten seconds
+    setup.pages.due = {RUNNING: [inspected(unclaimed=1, page=page) for page in range(1, 9)]}
+    await setup.service.handle()
+    assert setup.depth.asked == [QUEUE]
+    await setup.service.handle()
+    assert setup.depth.asked == [QUEUE, QUEUE]
+
+
+async def test_a_delivery_that_takes_too_long_is_counted_and_the_next_has_its_turn() -> None:
+    setup = Setup(deadline=0.01)
+    setup.deliveries.over, setup.accounts.hangs = [3, 5], {3}
+    await setup.service.handle()
+    assert setup.accounts.cancelled == [5]
+    assert counts(setup.metrics.duty_timeouts) == {("validity",): 1}
+    succeeded = {s.labels["duty"] for s in next(iter(setup.metrics.duty_last_success.collect())).samples}
+    assert succeeded == {"claims", "cancelled", "retries", "pages", "finish"}
+
+
+async def test_the_retries_of_what_is_cancelled_are_ended_in_turns() -> None:
+    setup = Setup()
+    setup.accounts.waiting = {3: 45, 5: 2}
+    await setup.service.handle()
+    assert setup.accounts.waiting == {3: 25, 5: 0}
 
 
 async def test_expired_claims_are_undone_or_unknown_whatever_their_pages_say() -> None:
