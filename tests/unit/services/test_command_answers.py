@@ -129,6 +129,13 @@ async def test_the_answer_goes_to_who_asked_for_one() -> None:
     assert len(setup.publisher.published) == 1
 
 
+async def test_commands_that_do_not_exist_are_counted_as_one() -> None:
+    setup = Setup()
+    for n in range(500):
+        await setup.service.handle(incoming(b"{}", f"key-{n}\x00", message_id=f"id-{n}"))
+    assert counts(setup.metrics.commands) == {("other", "invalid", "malformed"): 500}
+
+
 async def test_answers_are_counted_by_command_status_and_reason() -> None:
     setup = Setup(state=State.IN_PROGRESS)
     for name, key in enumerate([routing.RESUME, routing.PAUSE, routing.PAUSE, routing.CONFIRM]):
