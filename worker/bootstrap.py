@@ -320,7 +320,8 @@ class Worker:
             look_after=s.page_look_after,
             redelivery_after=s.redelivery_after,
             alert_interval=s.alert_interval,
-            deadline=s.command_timeout,
+            # Longer than it takes to find the database too busy: three timeouts, and ten seconds.
+            deadline=4 * s.command_timeout + 10,
         )
         return ScheduleService(parts, limits)
 
