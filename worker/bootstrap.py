@@ -17,6 +17,7 @@ from worker.amqp import topology
 from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.dead import DeadQueue
+from worker.amqp.errors import BLOCKED
 from worker.amqp.pika.connection import open_broker
 from worker.amqp.pika.consumer import PikaConsumer
 from worker.amqp.pika.publisher import PikaPublisher
@@ -117,7 +118,9 @@ class Worker:
 
         async def broker() -> str:
             connected = self.broker.connected and self.bulk_publisher.connected
-            return "" if connected else "The connection to the broker is lost."
+            if not connected:
+                return "The connection to the broker is lost."
+            return BLOCKED if self.publisher.blocked or self.bulk_publisher.blocked else ""
 
         async def consumers() -> str:
             absent = [c.queue for c in self.consumers if not await c.present()]
@@ -316,7 +319,8 @@ class Worker:
             look_after=s.page_look_after,
             redelivery_after=s.redelivery_after,
             alert_interval=s.alert_interval,
-            deadline=s.command_timeout,
+            # Longer than it takes to find the database too busy: three timeouts, and ten seconds.
+            deadline=4 * s.command_timeout + 10,
         )
         return ScheduleService(parts, limits)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from tests.support.processes import Sendoff
     from tests.support.stack import Stack
+    from worker.bootstrap import Worker
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -35,7 +36,8 @@ def get(port: int, path: str) -> tuple[int, str]:
 
 
 class Probed:
-    def __init__(self, port: int, stop: asyncio.Event) -> None:
+    def __init__(self, of: Worker, port: int, stop: asyncio.Event) -> None:
+        self.of = of
         self.port = port
         self.stop = stop
 
@@ -59,7 +61,7 @@ async def probed(stack: Stack, *services: str, **changes: Any) -> AsyncIterator[
         stack.running(*services, **changes) as worker,
         serving("127.0.0.1", 0, worker.registry, worker.probes(stop)) as port,
     ):
-        probed = Probed(port, stop)
+        probed = Probed(worker, port, stop)
         await probed.until(200)
         yield probed
 

@@ -92,6 +92,7 @@ class FakePublisher:
     """Keeps what it is given, and confirms it."""
 
     connected = True
+    blocked = False
 
     def __init__(self) -> None:
         self.published: list[Published] = []

@@ -11,6 +11,13 @@ RECONNECT_INTERVAL: Final = 1
 """Seconds between attempts to connect again."""
 
 
+BLOCKED: Final = (
+    "The broker takes no publishes: it is short of memory or disk (see “rabbitmqctl list_alarms” there, or"
+    " “rabbitmq-diagnostics alarms”)."
+)
+"""What is said while an alarm of the broker is in force."""
+
+
 class BrokerUnreachable(Exception):  # noqa: N818 - the name is the sentence
     """The broker cannot be reached."""
 

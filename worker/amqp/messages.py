@@ -55,6 +55,10 @@ class Publisher(Protocol):
     def connected(self) -> bool:
         """Whether its connection stands at this moment."""
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker, short of memory or disk, takes no publishes; it says so at the first."""
+
     async def publish(
         self, exchange: str, routing_key: str, messages: Sequence[Outgoing], *, mandatory: bool = True
     ) -> None:

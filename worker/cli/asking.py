@@ -13,7 +13,7 @@ from contracts.base import explain
 from contracts.commands import Reply, Status
 from contracts.routing import Names
 from worker.amqp.pika.client import ask
-from worker.amqp.pika.connection import open_connection
+from worker.amqp.pika.connection import close_soon, open_connection
 from worker.auth.tokens import TokenRefused, open_verifier
 from worker.cli.common import CommandRefused
 from worker.cli.show import console, plain, to_json
@@ -62,7 +62,7 @@ async def question(
     connection = await open_connection(
         settings.amqp_url, name="sendoff command", timeout=min(settings.connect_timeout, seconds)
     )
-    async with connection:
+    try:
         return await ask(
             connection,
             Names(settings.queue_prefix),
@@ -72,6 +72,8 @@ async def question(
             token=token,
             timeout=seconds,
         )
+    finally:
+        await close_soon(connection)
 
 
 def broker_user(url: str) -> str | None:

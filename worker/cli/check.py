@@ -14,7 +14,7 @@ import typer
 from contracts.routing import Names
 from worker.amqp import topology
 from worker.amqp.errors import BrokerUnreachable
-from worker.amqp.pika.connection import open_connection
+from worker.amqp.pika.connection import close_soon, open_connection, try_publishing
 from worker.auth.tokens import open_verifier
 from worker.channels.protocol import ChannelUnreachable
 from worker.channels.registry import CHANNELS
@@ -30,6 +30,8 @@ from worker.settings import Settings, SettingsError, read_settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from aio_pika.abc import AbstractRobustConnection
 
     from worker.channels.protocol import Probe
 
@@ -118,14 +120,27 @@ async def _broker(settings: Settings) -> list[Finding]:
             Finding("topology", Standing.SKIPPED, "Not looked at, as long as the broker is out of reach."),
         ]
     broker = Finding("broker", Standing.OK, _let_in(settings, "broker"))
-    async with connection:
-        try:
-            await topology.check(connection, Names(settings.queue_prefix), settings.channels)
-        except topology.TopologyMismatch as error:
-            return [broker, Finding("topology", Standing.WRONG, str(error))]
-        except BrokerUnreachable as error:
-            return [Finding(part, Standing.UNREACHABLE, str(error)) for part in ("broker", "topology")]
-    return [broker, Finding("topology", Standing.OK, "Every exchange and queue is there.")]
+    there = Finding("topology", Standing.OK, "Every exchange and queue is there.")
+    try:
+        await topology.check(connection, Names(settings.queue_prefix), settings.channels)
+    except topology.TopologyMismatch as error:
+        there = Finding("topology", Standing.WRONG, str(error))
+    except BrokerUnreachable as error:
+        return [Finding(part, Standing.UNREACHABLE, str(error)) for part in ("broker", "topology")]
+    else:
+        # Last, since a broker that is short of memory reads nothing more from who publishes.
+        broker = await _trial(connection, broker)
+    finally:
+        await close_soon(connection)
+    return [broker, there]
+
+
+async def _trial(connection: AbstractRobustConnection, broker: Finding) -> Finding:
+    try:
+        await try_publishing(connection)
+    except BrokerUnreachable as error:
+        return Finding("broker", Standing.WRONG, str(error))
+    return broker
 
 
 async def _database(settings: Settings) -> list[Finding]:

@@ -71,6 +71,11 @@ class BulkPublisher:
         """Whether the connection stands at this moment."""
         return self._keeper.current is not None
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker takes no publishes at this moment; it says so at the first of them."""
+        return self._keeper.current is not None and self._keeper.current.connection.blocked
+
     async def start(self) -> None:
         """Connects.
 

@@ -14,6 +14,7 @@ from aiormq.exceptions import ChannelAccessRefused
 from contracts.routing import AUTHORIZATION, COMMANDS, CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
 from worker.amqp.messages import Unroutable
+from worker.amqp.pika.connection import unless_blocked
 from worker.amqp.pika.failures import ERRORS, classify
 from worker.amqp.pika.publisher import APP_ID
 from worker.domain.failures import Failure
@@ -59,8 +60,8 @@ async def ask(
         NoAnswer: The command is queued, and there was no answer in time. It will still be carried out.
         BrokerForbids: The user may not publish commands, or not declare a queue for the answer.
         Unroutable: The broker has no queue for the command, which is lost.
-        BrokerUnreachable: The connection was lost before the broker confirmed the command; nobody knows
-            whether it has it.
+        BrokerUnreachable: The broker takes no publishes, or the connection was lost before it confirmed the
+            command; nobody knows whether it has it.
     """
     command_id = str(uuid.uuid4())
     headers: HeadersType = {HEADER_SCHEMA_VERSION: SCHEMA_VERSION}
@@ -68,7 +69,8 @@ async def ask(
         headers[AUTHORIZATION] = f"Bearer {token}"
     published = False
     try:
-        async with asyncio.timeout(timeout), connection.channel(on_return_raises=True) as channel:
+        async with asyncio.timeout(timeout):
+            channel = await connection.channel(on_return_raises=True)
             answers = await channel.declare_queue(exclusive=True, auto_delete=True)
             answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
@@ -78,7 +80,7 @@ async def ask(
 
             await answers.consume(receive, no_ack=True)
             exchange = await channel.get_exchange(names.exchange(COMMANDS), ensure=False)
-            await exchange.publish(
+            publishing = exchange.publish(
                 Message(
                     body,
                     content_type=CONTENT_TYPE,
@@ -94,8 +96,15 @@ async def ask(
                 ),
                 routing_key,
             )
-            published = True
-            return await answer
+
+            async def answered() -> bytes:
+                nonlocal published
+                await publishing
+                published = True
+                return await answer
+
+            doubt = f" It may have the command or not; its message_id is {command_id}."
+            return await unless_blocked(connection, answered(), doubt)
     except ChannelAccessRefused as error:
         raise BrokerForbids(error) from error
     except (PublishError, AMQPChannelError) as error:

@@ -7,18 +7,29 @@ acknowledgements must never wait behind that.
 from __future__ import annotations
 
 import asyncio
+import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import aio_pika
 import aiormq.exceptions
 
-from worker.amqp.errors import RECONNECT_INTERVAL, BrokerUnreachable, no_virtual_host
+from worker.amqp.errors import BLOCKED, RECONNECT_INTERVAL, BrokerUnreachable, no_virtual_host
 from worker.amqp.pika import properties
-from worker.amqp.pika.failures import ERRORS
+from worker.amqp.pika.failures import ERRORS, forgiving
+from worker.lifecycle import beside
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
     from aio_pika.abc import AbstractRobustConnection
+
+T = TypeVar("T")
+
+_LOOK_SECONDS: Final = 0.05
+_TRIAL_SECONDS: Final = 10
+_FAREWELL_SECONDS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +87,73 @@ async def open_connection(url: str, *, name: str, timeout: float) -> AbstractRob
         BrokerUnreachable: as `open_broker`.
     """
     return await _connect(url, name, timeout)
+
+
+def blocked(connection: AbstractRobustConnection) -> bool:
+    """Says whether the broker, short of memory or disk, has told a connection that it takes no publishes.
+
+    It does at the first publish. aiormq keeps it to itself, in an event under this name.
+    """
+    if connection.transport is None or not connection.connected.is_set():
+        return False
+    return not vars(connection.transport.connection)["_Connection__connection_unblocked"].is_set()
+
+
+async def unless_blocked(
+    connection: AbstractRobustConnection, work: Coroutine[Any, Any, T], doubt: str = ""
+) -> T:
+    """Returns what some work returns that publishes.
+
+    Args:
+        connection: The one that it publishes over.
+        work: What is done.
+        doubt: What is added to the sentence of the error.
+
+    Raises:
+        BrokerUnreachable: the broker takes no publishes, and the work was cancelled.
+    """
+    async with beside(work, "work") as task, beside(_told_blocked(connection), "told blocked") as told:
+        await asyncio.wait([task, told], return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise BrokerUnreachable(f"{BLOCKED}{doubt}")
+        return task.result()
+
+
+async def _told_blocked(connection: AbstractRobustConnection) -> None:
+    # Who waits for it cancels it. Nothing would wake us: aiormq's event is set when an alarm ends.
+    while not blocked(connection):  # noqa: ASYNC110
+        await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def try_publishing(connection: AbstractRobustConnection) -> None:
+    """Publishes two messages that nobody gets, as a broker tells of its alarms only those who publish.
+
+    The first may still be confirmed: it is what makes the broker tell.
+
+    Raises:
+        BrokerUnreachable: the broker takes no publishes, or does not answer in time.
+    """
+
+    async def work() -> None:
+        channel = await connection.channel()
+        nowhere = f"sendoff-{uuid.uuid4()}"
+        for _ in range(2):
+            await channel.default_exchange.publish(aio_pika.Message(b""), nowhere, mandatory=False)
+
+    try:
+        async with asyncio.timeout(_TRIAL_SECONDS):
+            await unless_blocked(connection, work())
+    except aiormq.exceptions.ChannelAccessRefused:
+        return  # it answers, and a permission for the default exchange is none that we need
+    except ERRORS as error:
+        raise BrokerUnreachable(f"The broker confirms no publish: {error or type(error).__name__}") from error
+
+
+async def close_soon(connection: AbstractRobustConnection) -> None:
+    """Says goodbye, and waits for no answer for long: a broker that is short of memory reads none."""
+    with forgiving():
+        async with asyncio.timeout(_FAREWELL_SECONDS):
+            await connection.close()
 
 
 async def _connect(url: str, name: str, timeout: float) -> AbstractRobustConnection:  # noqa: ASYNC109

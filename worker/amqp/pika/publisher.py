@@ -14,6 +14,7 @@ from aiormq.exceptions import ChannelAccessRefused
 from contracts.routing import CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
 from worker.amqp.errors import RECONNECT_INTERVAL, BrokerForbids
 from worker.amqp.messages import Unroutable
+from worker.amqp.pika.connection import blocked
 from worker.amqp.pika.failures import classify
 from worker.domain.failures import Failure
 from worker.lifecycle import unless
@@ -60,6 +61,11 @@ class PikaPublisher:
     def connected(self) -> bool:
         """Whether the connection stands at this moment."""
         return self._connection.connected.is_set()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker takes no publishes at this moment; it says so at the first of them."""
+        return blocked(self._connection)
 
     async def start(self) -> None:
         """Opens the channel."""
