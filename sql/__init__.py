@@ -53,7 +53,7 @@ class Applied(NamedTuple):
     works_from: int
 
 
-def misfit(applied: Sequence[Applied], known: Sequence[Migration]) -> str:
+def why_incompatible(applied: Sequence[Applied], known: Sequence[Migration]) -> str:
     """Says why code must leave a schema alone; empty where it may use it, or bring it up to date.
 
     Args:

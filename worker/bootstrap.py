@@ -37,7 +37,7 @@ from worker.db.pool import SchemaMismatch, open_database
 from worker.db.starts import Starts
 from worker.db.stats import Statistics
 from worker.db.tracking import TrackingLog
-from worker.domain.breaker import Limits
+from worker.domain.breaker import BreakerLimits
 from worker.domain.failures import Failure
 from worker.domain.retry import Retries
 from worker.lifecycle import Watching, run_services, stop_on_signals
@@ -248,7 +248,7 @@ class Worker:
         limits = ResultsLimits(
             batch=s.result_batch,
             age=s.result_batch_age,
-            breaker=Limits(s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct),
+            breaker=BreakerLimits(s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct),
             retries=Retries(s.retry_delays, s.max_attempts),
         )
         return ResultsService(parts, limits)

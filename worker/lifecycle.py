@@ -182,7 +182,7 @@ async def on_stop(stop: asyncio.Event, action: Callable[[], Awaitable[None]]) ->
             watcher.cancel()
 
 
-async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
+async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
     """Returns what some work returns, which waits for a server that may be away.
 
     Raises:

@@ -39,7 +39,7 @@ async def take_batches(
 
     async def take(part: list[Incoming]) -> None:
         await record(part)
-        consumer.settle(part)
+        consumer.acknowledge(part)
 
     async with consuming(consumer, stop):
         while batch := await consumer.batch(size, age):

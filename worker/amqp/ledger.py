@@ -22,7 +22,7 @@ class Ledger:
         """Notes deliveries, in their order."""
         self._open.extend(tags)
 
-    def settle(self, tags: Iterable[int]) -> None:
+    def handled(self, tags: Iterable[int]) -> None:
         """Notes what was dealt with, in any order."""
         self._settled.update(tags)
 

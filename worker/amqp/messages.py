@@ -98,7 +98,7 @@ class Consumer(Protocol):
             At least one delivery, in their order; none only once `stop` was called.
         """
 
-    def settle(self, messages: Iterable[Incoming]) -> None:
+    def acknowledge(self, messages: Iterable[Incoming]) -> None:
         """Says that messages are dealt with: they are acknowledged soon, in ranges where possible."""
 
     async def watch(self) -> None:

@@ -45,7 +45,7 @@ class Reports:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def tell(self, reports: Sequence[Report]) -> None:
+    def add(self, reports: Sequence[Report]) -> None:
         """Takes reports; they leave with whatever else gathers until the publisher is free."""
         if reports:
             self._waiting += reports
@@ -73,7 +73,7 @@ class Reports:
             for report in taken:
                 by_consumer.setdefault(report.consumer, []).append(report.message)
             for consumer, messages in by_consumer.items():
-                consumer.settle(messages)
+                consumer.acknowledge(messages)
             if not self._waiting:
                 self._idle.set()
 

@@ -46,7 +46,7 @@ async def take_each(
                     "request failed", routing_key=message.routing_key, message_id=message.message_id
                 )
                 await dead.bury(message, f"It could not be handled: {error!r}")
-            consumer.settle(batch)
+            consumer.acknowledge(batch)
 
 
 async def reply_to(publisher: Publisher, message: Incoming, body: bytes, kind: str) -> None:

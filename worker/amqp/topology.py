@@ -12,7 +12,7 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from contracts import routing
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
-from worker.amqp.pika.failures import ERRORS, classify, forgiving
+from worker.amqp.pika.failures import ERRORS, classify, ignoring_outage
 from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class QueueDepth:
         if not self._connection.connected.is_set():
             return None  # aio-pika would wait for the connection
         try:
-            with forgiving():
+            with ignoring_outage():
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     count = await self._ask(queue)
                 if queue in self._missing:

@@ -22,7 +22,7 @@ class Authority:
         self._publishers = publishers
         self._verifier = verifier
 
-    def vouch(self, message: Incoming, operator: str | None) -> Bearer | Refused | None:
+    def identify(self, message: Incoming, operator: str | None) -> Bearer | Refused | None:
         """Says who speaks.
 
         Args:

@@ -23,7 +23,7 @@ class CommandRefused(Exception):  # noqa: N818 - the name is the sentence
 
 
 @contextmanager
-def database_at_hand() -> Iterator[None]:
+def explained_outages() -> Iterator[None]:
     """Says in a sentence that the database went away, or will not serve us now.
 
     Raises:
@@ -59,7 +59,7 @@ async def database(settings: Settings, *, command_timeout: float | None = None) 
         application="sendoff",
     )
     try:
-        with database_at_hand():
+        with explained_outages():
             await db.check()
             yield db
     finally:

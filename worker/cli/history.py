@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from worker.cli.common import CommandRefused, database
-from worker.cli.rows import CsvOption, Format, LinesOption, chosen, standing_status, standing_time, write
+from worker.cli.rows import CsvOption, Format, LinesOption, chosen, status_text, status_time, write
 from worker.cli.show import plain, to_json
 from worker.db import profiles
 from worker.settings import Settings, read_settings
@@ -55,8 +55,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         str(row["delivery_id"]),
         plain(row["label"]),
         plain(row["address"]),
-        standing_status(row),
-        standing_time(row),
+        status_text(row),
+        status_time(row),
         ", ".join(word for fact, word in _DID if row[fact] is not None),
     ]
 

@@ -70,13 +70,13 @@ async def write(
         await _write_table(rows, head, cells)
 
 
-def standing_status(row: Mapping[str, Any]) -> str:
+def status_text(row: Mapping[str, Any]) -> str:
     """Returns the status of a recipient, for people, with the kind of a bounce."""
     kind = f" ({row['bounce_kind']})" if row["bounce_kind"] else ""
     return words(row["status"]) + kind
 
 
-def standing_time(row: Mapping[str, Any]) -> str:
+def status_time(row: Mapping[str, Any]) -> str:
     """Returns when what stands of a recipient came about, for people; empty where nothing did."""
     at = next((row[fact] for fact in _FACTS if row[fact] is not None), None)
     return f"{at:%Y-%m-%d %H:%M:%S}" if at else ""

@@ -11,7 +11,7 @@ import typer
 
 from worker.bootstrap import SERVICES
 from worker.bootstrap import run as run_worker
-from worker.cli.common import database_at_hand
+from worker.cli.common import explained_outages
 from worker.settings import read_settings
 from worker.telemetry import logs
 
@@ -37,7 +37,7 @@ def run(
     logs.configure(settings.log_format, settings.log_level)
     gc.freeze()  # what was imported stays
     gc.set_threshold(_COLLECT_AFTER)
-    with database_at_hand():
+    with explained_outages():
         if sys.platform == "win32":
             asyncio.run(run_worker(settings, chosen))
         else:

@@ -77,7 +77,7 @@ def to_json(value: object) -> str:
     """
     # A stream that is not UTF-8 would make escapes of its own, which are no JSON.
     ascii_alone = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
-    text = json.dumps(value, ensure_ascii=ascii_alone, default=_written)
+    text = json.dumps(value, ensure_ascii=ascii_alone, default=_csv_text)
     return (
         text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
     )
@@ -96,7 +96,7 @@ def cell(value: object) -> object:
     return f"'{shown}" if shown.lstrip("\ufffd ")[:1] in _FORMULA else shown
 
 
-def _written(value: object) -> str:
+def _csv_text(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 

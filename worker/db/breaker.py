@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from worker.db import accounts, deliveries
-from worker.domain.breaker import Limits, Tally, Tripped, judge
+from worker.domain.breaker import BreakerLimits, Tally, Tripped, judge
 from worker.domain.states import Move
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Breaker:
         """Takes the database."""
         self._db = db
 
-    async def progress(self, delivery_id: int, defaults: Limits) -> Progress:
+    async def progress(self, delivery_id: int, defaults: BreakerLimits) -> Progress:
         """Reads how far a delivery is, and whether it may go on.
 
         Args:
@@ -39,7 +39,7 @@ class Breaker:
         """
         return await _progress(self._db, delivery_id, defaults)
 
-    async def trip(self, delivery_id: int, defaults: Limits) -> Tripped | None:
+    async def trip(self, delivery_id: int, defaults: BreakerLimits) -> Tripped | None:
         """Pauses a delivery whose breaker must trip, with the figures of that very moment.
 
         Args:
@@ -62,7 +62,7 @@ class Breaker:
         return verdict
 
 
-async def _progress(source: Database | Transaction, delivery_id: int, defaults: Limits) -> Progress:
+async def _progress(source: Database | Transaction, delivery_id: int, defaults: BreakerLimits) -> Progress:
     row = await source.fetchrow(
         "read_progress",
         delivery_id=delivery_id,
@@ -72,7 +72,7 @@ async def _progress(source: Database | Transaction, delivery_id: int, defaults: 
     )
     if row is None:
         raise LookupError(f"There is no delivery {delivery_id}.")
-    own = Limits(row["minimum"], row["hard_bounce_pct"], row["error_pct"])
+    own = BreakerLimits(row["minimum"], row["hard_bounce_pct"], row["error_pct"])
     armed = row["running"] and not row["tripped"] and not row["complete"]
     tally = Tally(row["attempted"], row["bounced_hard"], row["errors"])
     return Progress(row["complete"], judge(tally, own) if armed else None)

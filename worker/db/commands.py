@@ -16,7 +16,7 @@ else:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordedCommand:
     """A command that was answered before."""
 
     command: str
@@ -25,13 +25,15 @@ class Recorded:
     reply: Reply
 
 
-async def recorded(tx: Transaction, command_id: str) -> Recorded | None:
+async def recorded(tx: Transaction, command_id: str) -> RecordedCommand | None:
     """Looks an answer up; until the transaction ends, nobody else answers the same command."""
     await tx.execute("lock_command", command_id=command_id)
     row = await tx.fetchrow("read_answer", command_id=command_id)
     if row is None:
         return None
-    return Recorded(row["command"], row["publisher"], row["body"], Reply.model_validate_json(row["reply"]))
+    return RecordedCommand(
+        row["command"], row["publisher"], row["body"], Reply.model_validate_json(row["reply"])
+    )
 
 
 async def record(

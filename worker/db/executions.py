@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from contracts.commands import Reply
     from contracts.states import State
-    from worker.db.commands import Recorded
+    from worker.db.commands import RecordedCommand
     from worker.db.pool import Database, Transaction
     from worker.domain.deliveries import Delivery, Waves
     from worker.domain.operators import Operator
@@ -41,7 +41,7 @@ class Execution:
         """Takes the transaction."""
         self._tx = tx
 
-    async def recorded(self, command_id: str) -> Recorded | None:
+    async def recorded(self, command_id: str) -> RecordedCommand | None:
         """Looks an answer up; until the transaction ends, nobody else answers the same command."""
         return await commands.recorded(self._tx, command_id)
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
 
-def seconds_awake_or_not() -> float:
+def seconds_since_boot() -> float:
     """Returns seconds by a clock that never goes back, and that goes on while the machine is suspended."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock)

@@ -11,7 +11,7 @@ import structlog
 
 from worker.db.failures import ERRORS
 from worker.domain.failures import Stopped
-from worker.lifecycle import unless, wait_any
+from worker.lifecycle import unless_stopped, wait_any
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -51,7 +51,7 @@ class Wakener:
         """Returns when somebody notified, `stop` was set, or the time is over: then look anyway."""
         if self._connection is None or self._connection.is_closed():
             try:
-                self._connection = await unless(stop, self._subscribed())
+                self._connection = await unless_stopped(stop, self._subscribed())
             except Stopped:
                 return
             except ERRORS as error:

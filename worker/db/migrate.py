@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-from sql import migrations, misfit, queries
+from sql import migrations, queries, why_incompatible
 from worker.db.connecting import check_direct, marked, reason
 from worker.db.failures import ERRORS
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch, read_applied
@@ -52,7 +52,7 @@ async def migrate(url: str, *, timeout: float) -> list[Migration]:  # noqa: ASYN
         await connection.execute(_BOOT)
         present = read_applied(await connection.fetch(queries()["read_migrations"].text))
         known = migrations()
-        if wrong := misfit(present, known):
+        if wrong := why_incompatible(present, known):
             raise SchemaMismatch(wrong)
         missing = [m for m in known if m.number not in {one.number for one in present}]
         for step in missing:

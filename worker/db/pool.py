@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
-from sql import Applied, migrations, misfit, queries
+from sql import Applied, migrations, queries, why_incompatible
 from worker.db.connecting import check_direct, marked, reason
 from worker.db.failures import ERRORS, NoConnection, classify
 from worker.db.retrying import Retrier
@@ -118,7 +118,7 @@ class Database:
         except asyncpg.UndefinedTableError:
             applied = []
         present = max((one.number for one in applied), default=0)
-        if wrong := misfit(applied, known):
+        if wrong := why_incompatible(applied, known):
             raise SchemaMismatch(wrong)
         if present < len(known):
             raise SchemaMismatch(
@@ -240,7 +240,7 @@ async def open_database(
             timeout=connect_timeout,
             command_timeout=command_timeout,
             init=check_direct,
-            reset=_as_it_is,
+            reset=_without_reset,
             server_settings=marked(session),
         )
     except (*ERRORS, ValueError) as error:
@@ -248,7 +248,7 @@ async def open_database(
     return Database(pool, connect_timeout, Retrier(stop or asyncio.Event(), on_busy), on_away)
 
 
-async def _as_it_is(connection: asyncpg.Connection) -> None:
+async def _without_reset(connection: asyncpg.Connection) -> None:
     """Gives a connection back as it is: what a transaction does ends with it, and `session` undoes the rest.
 
     asyncpg's way is to reset everything each time: four statements, and a round trip, beside the three of a

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from worker.db import deliveries
 from worker.domain.audience import Cause, Target
-from worker.domain.schedule import deal
+from worker.domain.schedule import wave_ends
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,7 +109,7 @@ async def _number(tx: Transaction, delivery_id: int, definition: DeliveryFile, *
         await tx.execute("insert_recipients_by_time", delivery_id=delivery_id)
         await tx.execute("insert_waves_by_time", delivery_id=delivery_id)
     elif definition.waves:
-        ends = deal(await tx.fetchval("count_staged"), definition.waves)
+        ends = wave_ends(await tx.fetchval("count_staged"), definition.waves)
         firsts = [end + 1 for end in (0, *ends[:-1])]
         await tx.execute("insert_recipients_by_share", delivery_id=delivery_id, starts=firsts[1:])
         delays = [wave.after for wave in definition.waves]

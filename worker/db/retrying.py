@@ -12,7 +12,7 @@ import structlog
 
 from worker.db.failures import ERRORS, classify, is_about_the_data
 from worker.domain.failures import Broken, Busy, Failure, Stopped
-from worker.lifecycle import pause, unless
+from worker.lifecycle import pause, unless_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -85,7 +85,7 @@ class Retrier:
         for tries in itertools.count():
             try:
                 result = await (
-                    unless(self._stop, transaction.action()) if trouble.away else transaction.action()
+                    unless_stopped(self._stop, transaction.action()) if trouble.away else transaction.action()
                 )
             except ERRORS as error:
                 failure, because = classify(error), str(error) or type(error).__name__

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class TrackingChanges:
     """What a batch changed.
 
     Attributes:
@@ -37,7 +37,7 @@ class TrackingLog:
         """Takes the database."""
         self._db = db
 
-    async def record(self, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> Recorded:
+    async def record(self, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> TrackingChanges:
         """Records events of a delivery's recipients, moves the counters, and puts who opted out on the lists.
 
         Args:
@@ -67,11 +67,11 @@ class TrackingLog:
             new = set(row["optouts"] or ())
             opted_out = {t.event.recipient for t in tracked if t.heeded and t.event.event_id in new}
             if opted_out:
-                await _write_to_them_no_more(tx, delivery_id, sorted(opted_out))
-        return Recorded(row["recorded"], row["machines"], len(opted_out))
+                await _add_to_denylist(tx, delivery_id, sorted(opted_out))
+        return TrackingChanges(row["recorded"], row["machines"], len(opted_out))
 
 
-async def _write_to_them_no_more(tx: Transaction, delivery_id: int, recipients: Sequence[int]) -> None:
+async def _add_to_denylist(tx: Transaction, delivery_id: int, recipients: Sequence[int]) -> None:
     rows = await tx.fetch("read_opted_out", delivery_id=delivery_id, recipients=recipients)
     profiles = {r["profile_id"] for r in rows} - {None}
     if profiles:

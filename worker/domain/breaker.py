@@ -8,7 +8,7 @@ from contracts.events import Figures
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class BreakerLimits:
     """When the breaker trips; 0 turns off what it stands for."""
 
     minimum: int
@@ -37,7 +37,7 @@ class Tripped:
     figures: Figures
 
 
-def judge(tally: Tally, limits: Limits) -> Tripped | None:
+def judge(tally: Tally, limits: BreakerLimits) -> Tripped | None:
     """Says whether a share is above its limit: at the limit it is still borne.
 
     Args:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from contracts.commands import Reason
 from worker.domain.refusals import Refused
-from worker.domain.schedule import written
+from worker.domain.schedule import duration_text
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -48,7 +48,7 @@ class Delivery:
         if self.contact_date is None or self.late_limit is None or now <= self.contact_date + self.late_limit:
             return None
         return (
-            f"it was due at {shown(self.contact_date)} and may start {written(self.late_limit)} late at"
+            f"it was due at {shown(self.contact_date)} and may start {duration_text(self.late_limit)} late at"
             f" most, and it is {shown(now)} now"
         )
 

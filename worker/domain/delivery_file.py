@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from worker.domain.schedule import Duration, Limits, Schedule, Wave, check_waves
+from worker.domain.schedule import Duration, Schedule, SendingLimits, WaveDefinition, check_waves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -63,9 +63,9 @@ class DeliveryFile(BaseModel):
     """For how long after the contact date, or else the confirmation, sending and retrying may go on."""
     schedule: Schedule = Schedule()
     """When sending may start."""
-    waves: Annotated[tuple[Wave, ...], Field(strict=False, max_length=100)] = ()
+    waves: Annotated[tuple[WaveDefinition, ...], Field(strict=False, max_length=100)] = ()
     """Shares of the audience that are due one after the other; none for all at the start."""
-    limits: Limits = Limits()
+    limits: SendingLimits = SendingLimits()
     """How fast and how often it may try, and when it must pause itself."""
     content: BaseModel | None = None
     """What it says, as the channel's own model; None where the channel needs none."""
@@ -81,7 +81,7 @@ class DeliveryFile(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _deals_everybody(self) -> Self:
+    def _waves_take_everybody(self) -> Self:
         check_waves(self.waves, self.valid_for)
         if self.waves and self.schedule.local_time:
             raise ValueError("waves: they cannot be joined with schedule.local_time; leave out one of them")

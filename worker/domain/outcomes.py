@@ -145,21 +145,21 @@ def facts(result: Sent | Bounce | Error) -> Facts:
 
 def join(one: Facts, other: Facts) -> Facts:
     """Joins the facts of one recipient: the earliest time of each, the details of the one that stands."""
-    standing = max(one, other, key=_weight)
+    strongest = max(one, other, key=_weight)
     return Facts(
-        standing.attempt,
-        standing.status,
-        standing.precedence,
-        standing.at,
+        strongest.attempt,
+        strongest.status,
+        strongest.precedence,
+        strongest.at,
         _earliest(one.sent_at, other.sent_at),
         _earliest(one.bounced_at, other.bounced_at),
         _earliest(one.error_at, other.error_at),
-        standing.reason,
-        standing.code,
-        standing.fault,
-        standing.reply,
-        standing.provider_id,
-        standing.retryable,
+        strongest.reason,
+        strongest.code,
+        strongest.fault,
+        strongest.reply,
+        strongest.provider_id,
+        strongest.retryable,
     )
 
 

@@ -29,7 +29,9 @@ def _read(value: object, shortest: timedelta) -> timedelta:
         raise ValueError('give a number with m, h or d for minutes, hours or days, such as "90m" or "3d"')
     duration = int(match[1]) * _UNITS[match[2]]
     if not shortest <= duration <= _LONGEST:
-        raise ValueError(f"it must be at least {written(shortest)} and at most {written(_LONGEST)}")
+        raise ValueError(
+            f"it must be at least {duration_text(shortest)} and at most {duration_text(_LONGEST)}"
+        )
     return duration
 
 
@@ -41,7 +43,7 @@ def _delay(value: object) -> timedelta:
     return _read(value, timedelta())
 
 
-def written(duration: timedelta) -> str:
+def duration_text(duration: timedelta) -> str:
     """Returns a duration as a delivery file has it: "90m", "2h", "3d"; a part of a minute is left out."""
     unit = next((u for u, length in _UNITS.items() if duration and not duration % length), "m")
     return f"{duration // _UNITS[unit]}{unit}"
@@ -125,7 +127,7 @@ class Schedule(BaseModel):
         return self.time_zone or ("UTC" if self.contact_date else None)
 
 
-class Wave(BaseModel):
+class WaveDefinition(BaseModel):
     """A share of the audience: one of `[[waves]]`."""
 
     model_config = _STRICT
@@ -136,7 +138,7 @@ class Wave(BaseModel):
     """How long after the start it is due."""
 
 
-class Limits(BaseModel):
+class SendingLimits(BaseModel):
     """How fast and how often it may try, and when it must pause itself: the `[limits]` table."""
 
     model_config = _STRICT
@@ -153,7 +155,7 @@ class Limits(BaseModel):
     """Attempts for one recipient; 1 for no retries; None for the settings' own."""
 
 
-def check_waves(waves: tuple[Wave, ...], valid_for: timedelta) -> None:
+def check_waves(waves: tuple[WaveDefinition, ...], valid_for: timedelta) -> None:
     """Checks what one wave alone does not show.
 
     Args:
@@ -169,8 +171,8 @@ def check_waves(waves: tuple[Wave, ...], valid_for: timedelta) -> None:
         raise ValueError("waves: each must come after the one before; give it a longer “after”")
     if waves[-1].after >= valid_for:
         raise ValueError(
-            f"waves: the last is due {written(waves[-1].after)} after the start, when the delivery is no"
-            f" longer valid; make valid_for, now {written(valid_for)}, longer"
+            f"waves: the last is due {duration_text(waves[-1].after)} after the start, when the delivery is"
+            f" no longer valid; make valid_for, now {duration_text(valid_for)}, longer"
         )
     if any(w.share is None for w in waves[:-1]):
         raise ValueError("waves: only the last share may be “rest”")
@@ -181,7 +183,7 @@ def check_waves(waves: tuple[Wave, ...], valid_for: timedelta) -> None:
         raise ValueError(f"waves: the shares come to {float(total * 100):g}%; {advice}")
 
 
-def deal(total: int, waves: tuple[Wave, ...]) -> list[int]:
+def wave_ends(total: int, waves: tuple[WaveDefinition, ...]) -> list[int]:
     """Deals an audience into waves.
 
     Each share is rounded so that the first waves get the more: a trial wave of a small audience is not empty.

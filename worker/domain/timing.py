@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from worker.domain.recipients_file import TRIMMED
-from worker.domain.schedule import due_of, instant_of, known_zone, written
+from worker.domain.schedule import due_of, duration_text, instant_of, known_zone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -73,7 +73,7 @@ def check_span(definition: DeliveryFile, first: datetime | None, last: datetime 
     if start is not None and last is not None and last >= start + definition.valid_for:
         raise TimingInvalid(
             f"somebody is due at {last:%Y-%m-%d %H:%M} UTC, when the delivery is no longer valid; make"
-            f" valid_for, now {written(definition.valid_for)}, longer, or change that time"
+            f" valid_for, now {duration_text(definition.valid_for)}, longer, or change that time"
         )
 
 

@@ -26,7 +26,7 @@ class ErasureRefused(Exception):  # noqa: N818 - the name is the sentence
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ErasureRequest:
     """Who is to be erased, and who asks."""
 
     profile_id: str
@@ -49,7 +49,7 @@ class Erased:
     """Messages that had yet to be sent, or tried again, and are not any more."""
 
 
-async def look(db: Database, request: Request) -> profiles.Held:
+async def look(db: Database, request: ErasureRequest) -> profiles.Held:
     """Says how much would be erased; changes nothing but the command log, where it is refused.
 
     Raises:
@@ -58,7 +58,7 @@ async def look(db: Database, request: Request) -> profiles.Held:
     return await _allow(db, request, record=False)
 
 
-async def erase(db: Database, request: Request) -> Erased:
+async def erase(db: Database, request: ErasureRequest) -> Erased:
     """Erases a profile, a delivery at a time; cut off in between, run it again.
 
     The request is recorded before the first row is touched, with the profile as a fingerprint at most.
@@ -86,7 +86,7 @@ async def erase(db: Database, request: Request) -> Erased:
     return Erased(erased, exclusions, kept_from)
 
 
-async def _allow(db: Database, request: Request, *, record: bool) -> profiles.Held:
+async def _allow(db: Database, request: ErasureRequest, *, record: bool) -> profiles.Held:
     async with db.transaction() as tx:
         operator = acting_operator(await commands.read_operator(tx, request.operator), request.bearer)
         refused = check_erasure(operator, request.operator)

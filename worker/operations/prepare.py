@@ -44,7 +44,7 @@ class PreparationRefused(Exception):  # noqa: N818 - the name is the sentence
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class PreparationRequest:
     """What is to be prepared, and for whom."""
 
     file: Path
@@ -74,7 +74,7 @@ class Prepared:
     """Why it failed, in sentences."""
 
 
-async def prepare(db: Database, request: Request) -> Prepared:
+async def prepare(db: Database, request: PreparationRequest) -> Prepared:
     """Prepares a delivery, or prepares it again.
 
     Raises:
@@ -107,7 +107,7 @@ async def prepare(db: Database, request: Request) -> Prepared:
             return await _complete(session, request, delivery_id, definition, problems, by_row=when.by_row)
 
 
-async def _guard(tx: Transaction, request: Request) -> State:
+async def _guard(tx: Transaction, request: PreparationRequest) -> State:
     operator = await commands.read_operator(tx, request.operator)
     refusal = refuse_operator(operator, request.operator)
     if refusal is not None:
@@ -131,7 +131,7 @@ async def _lock(tx: Transaction, delivery_id: int) -> None:
         )
 
 
-async def _begin(session: Transaction, request: Request, definition: DeliveryFile) -> int:
+async def _begin(session: Transaction, request: PreparationRequest, definition: DeliveryFile) -> int:
     async with session.connection.transaction():
         state = await _guard(session, request)
         delivery_id = request.delivery_id
@@ -148,7 +148,7 @@ async def _begin(session: Transaction, request: Request, definition: DeliveryFil
 
 async def _complete(
     session: Transaction,
-    request: Request,
+    request: PreparationRequest,
     delivery_id: int,
     definition: DeliveryFile,
     problems: list[str],
@@ -156,8 +156,8 @@ async def _complete(
     by_row: bool,
 ) -> Prepared:
     if problems:
-        standing = await _fail(session, request, delivery_id, " ".join(problems))
-        return Prepared(delivery_id, State.PREPARATION_FAILED, standing, tuple(problems))
+        counts = await _fail(session, request, delivery_id, " ".join(problems))
+        return Prepared(delivery_id, State.PREPARATION_FAILED, counts, tuple(problems))
     try:
         async with session.connection.transaction():
             counts = await preparation.replace_audience(session, delivery_id, definition, by_row=by_row)
@@ -173,7 +173,9 @@ async def _complete(
     return Prepared(delivery_id, State.READY, counts)
 
 
-async def _fail(session: Transaction, request: Request, delivery_id: int, reason: str) -> preparation.Counts:
+async def _fail(
+    session: Transaction, request: PreparationRequest, delivery_id: int, reason: str
+) -> preparation.Counts:
     async with session.connection.transaction():
         await deliveries.move(
             session, delivery_id, Move.PREPARATION_FAILED, operator=request.operator, reason=reason

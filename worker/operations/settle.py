@@ -29,7 +29,7 @@ _BATCH: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class SettlementRequest:
     """What is to be settled, how, and who asks."""
 
     delivery_id: int
@@ -53,7 +53,7 @@ class Settled:
     """The delivery's, afterwards; None where there is no such delivery."""
 
 
-async def settle(db: Database, request: Request) -> Settled:
+async def settle(db: Database, request: SettlementRequest) -> Settled:
     """Settles unknown outcomes; those that a result settles meanwhile are left as they are."""
     done = await _batch(db, request, [])
     async for recipients in _batches(db, request):
@@ -64,7 +64,7 @@ async def settle(db: Database, request: Request) -> Settled:
     return done
 
 
-async def _batches(db: Database, request: Request) -> AsyncIterator[Sequence[int]]:
+async def _batches(db: Database, request: SettlementRequest) -> AsyncIterator[Sequence[int]]:
     if not request.recipients:
         async for batch in reading.unknown(db, request.delivery_id, _BATCH):
             yield batch
@@ -72,7 +72,7 @@ async def _batches(db: Database, request: Request) -> AsyncIterator[Sequence[int
         yield request.recipients[start : start + _BATCH]
 
 
-async def _batch(db: Database, request: Request, recipients: Sequence[int]) -> Settled:
+async def _batch(db: Database, request: SettlementRequest, recipients: Sequence[int]) -> Settled:
     """Settles one batch. An empty one says whether it may be done at all, and records a refusal only."""
     number, how = request.delivery_id, request.how
     async with db.transaction() as tx:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
-    from worker.db.commands import Recorded
+    from worker.db.commands import RecordedCommand
     from worker.db.retrying import Retrying
     from worker.domain.authority import Bearer
     from worker.domain.deliveries import Delivery, Waves
@@ -50,7 +50,7 @@ _BODY_KEPT: Final = 10_000
 class Execution(Protocol):
     """What one command reads and writes within its transaction: `worker.db.executions.Execution`."""
 
-    async def recorded(self, command_id: str) -> Recorded | None:
+    async def recorded(self, command_id: str) -> RecordedCommand | None:
         """Looks an answer up; until the transaction ends, nobody else answers the same command."""
 
     async def record(
@@ -114,7 +114,7 @@ class Executions(Protocol):
 class Authority(Protocol):
     """Says who speaks: `worker.auth.authority.Authority`."""
 
-    def vouch(self, message: Incoming, operator: str | None) -> Bearer | Refused | None:
+    def identify(self, message: Incoming, operator: str | None) -> Bearer | Refused | None:
         """Returns whom a command's token names, None where none is asked for, or why nobody listens."""
 
 
@@ -202,7 +202,7 @@ class ConfirmService:
                 if known is not None:
                     return _again(known, message, body)
                 command, reply = _read(command_id, message)
-                speaker = self._parts.authority.vouch(message, command.operator if command else None)
+                speaker = self._parts.authority.identify(message, command.operator if command else None)
                 if isinstance(speaker, Refused):
                     reply = _refused(command_id, command, speaker, None)
                 elif command is not None:
@@ -333,7 +333,7 @@ def _read(command_id: str, message: Incoming) -> tuple[Confirm | Control | None,
         return None, _malformed(command_id, f"The command could not be read: {explain(error)}")
 
 
-def _again(known: Recorded, message: Incoming, body: str) -> Reply:
+def _again(known: RecordedCommand, message: Incoming, body: str) -> Reply:
     if (known.command, known.publisher, known.body) == (message.routing_key, message.user_id, body):
         return known.reply
     return _malformed(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from worker.amqp.messages import Consumer, Incoming
     from worker.db.breaker import Progress
     from worker.db.retrying import Retrying
-    from worker.domain.breaker import Limits, Tripped
+    from worker.domain.breaker import BreakerLimits, Tripped
     from worker.domain.outcomes import Facts
     from worker.domain.retry import Retries
     from worker.telemetry.metrics import Metrics
@@ -53,10 +53,10 @@ class Sizes(Protocol):
 class Breaker(Protocol):
     """Looks how far deliveries are, and pauses them: `worker.db.breaker.Breaker`."""
 
-    async def progress(self, delivery_id: int, defaults: Limits) -> Progress:
+    async def progress(self, delivery_id: int, defaults: BreakerLimits) -> Progress:
         """Reads how far a delivery is, and whether it may go on."""
 
-    async def trip(self, delivery_id: int, defaults: Limits) -> Tripped | None:
+    async def trip(self, delivery_id: int, defaults: BreakerLimits) -> Tripped | None:
         """Pauses a delivery; returns why, and None where it was not paused here."""
 
 
@@ -97,7 +97,7 @@ class ResultsLimits:
     """The most messages of a batch."""
     age: float
     """How old a batch may become, in seconds."""
-    breaker: Limits
+    breaker: BreakerLimits
     """When a delivery is paused that has no limits of its own."""
     retries: Retries
     """When recipients are tried again."""

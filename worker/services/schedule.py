@@ -240,7 +240,7 @@ class ScheduleService:
         await self._for_each(self._parts.accounts.expired, self._expire, "ending expired claims")
         await self._for_each(deliveries.expired, self._cancel, "cancelling what is over")
         await self._for_each(pages.with_retries, self._open_retries, "opening due retries")
-        await self._for_each(pages.to_inspect, self._look_after_pages, "looking after pages")
+        await self._for_each(pages.to_inspect, self._inspect_pages, "looking after pages")
         await self._for_each(deliveries.running, self._finish, "finishing what is done")
 
     async def start_due(self) -> float:
@@ -336,12 +336,12 @@ class ScheduleService:
         if left.only_retries:
             await self._parts.deliveries.await_retries(left.delivery_id)
 
-    async def _look_after_pages(self, due: PagesDue) -> None:
+    async def _inspect_pages(self, due: PagesDue) -> None:
         look_after = self._limits.look_after
         for page in await self._parts.pages.inspect(due.delivery_id, look_after, _PAGES_AT_ONCE):
-            await self._look_after_page(due, page)
+            await self._act_on_page(due, page)
 
-    async def _look_after_page(self, due: PagesDue, page: Inspected) -> None:
+    async def _act_on_page(self, due: PagesDue, page: Inspected) -> None:
         delivery_id = due.delivery_id
         if due.running and page.unclaimed and await self._is_lost(due.channel, page):
             log.warning(

@@ -25,14 +25,14 @@ from worker.amqp.consuming import consuming
 from worker.amqp.reports import Report, Reports
 from worker.channels.contents import Contents
 from worker.channels.protocol import ChannelUnreachable, Granted
-from worker.db.hand_over import Claimed, HandOvers, seconds_awake_or_not
+from worker.db.hand_over import Claimed, HandOvers, seconds_since_boot
 from worker.db.retrying import Idempotent, Unstorable
 from worker.domain.audience import address_key
 from worker.domain.content import ContentInvalid
 from worker.domain.failures import NO_MESSAGES_FAULT, Busy, Failure, Stopped
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure, Withheld
 from worker.domain.window import ClaimWindow
-from worker.lifecycle import pause, unless
+from worker.lifecycle import pause, unless_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -155,7 +155,7 @@ class _Right:
 
     @property
     def expired(self) -> bool:
-        return seconds_awake_or_not() >= self._until
+        return seconds_since_boot() >= self._until
 
 
 class SendService:
@@ -246,14 +246,14 @@ class SendService:
                 one = _Asked(_read(message.body), consumer, message)
             except ValidationError as error:
                 await self._parts.dead.bury(message, f"The send message could not be read: {explain(error)}")
-                consumer.settle([message])
+                consumer.acknowledge([message])
                 continue
             asked = by_delivery.setdefault(one.send.delivery_id, {})
             double = asked.setdefault(one.send.recipient, one)
             if double is not one:
                 earlier, later = sorted((double, one), key=lambda a: a.send.attempt)
                 asked[one.send.recipient] = later
-                consumer.settle([earlier.message])
+                consumer.acknowledge([earlier.message])
         for delivery_id, asked in sorted(by_delivery.items()):
             await self._reach(stop, self._limits.patience)
             await self._send_granted(delivery_id, asked, group)
@@ -276,7 +276,7 @@ class SendService:
         wait = _SHORTEST_PAUSE
         while not stop.is_set():
             try:
-                await unless(stop, self._parts.channel.ready())
+                await unless_stopped(stop, self._parts.channel.ready())
             except ChannelUnreachable as error:
                 if not self.unreachable:
                     log.warning(
@@ -303,7 +303,7 @@ class SendService:
     ) -> None:
         wanted = {r: (a.send.attempt, address_key(a.send.address)) for r, a in asked.items()}
         token = secrets.randbits(63)
-        begun = seconds_awake_or_not()
+        begun = seconds_since_boot()
         try:
             granted = await self._claim(delivery_id, wanted, token)
         except (Busy, Unstorable) as error:
@@ -311,7 +311,7 @@ class SendService:
             # only the key can be refused, where several others claim the same recipient just now.
             log.warning("claims refused", delivery_id=delivery_id, messages=len(wanted), because=str(error))
             self._metrics.sends_refused.labels(self._parts.channel_name).inc(len(wanted))
-            self._reports.tell([Report(a.consumer, a.message, None) for a in asked.values()])
+            self._reports.add([Report(a.consumer, a.message, None) for a in asked.values()])
             return
         self._metrics.claim_recipients.observe(len(wanted))
         self._metrics.sends_claimed.labels(self._parts.channel_name).inc(len(granted))
@@ -328,7 +328,7 @@ class SendService:
         if self._at_once is None:
             now = datetime.now(UTC)
             tried = [(one, await self._try(compiled, one.send, Granted())) for one in ordered]
-            self._reports.tell(
+            self._reports.add(
                 [Report(a.consumer, a.message, _result(a.send, verdict, now)) for a, verdict in tried]
             )
             return
@@ -336,7 +336,7 @@ class SendService:
         for one in ordered:
             claimed = Claimed(delivery_id, one.send.recipient, token)
             task = group.create_task(
-                self._try_and_tell(compiled, one, claimed, until), name=f"send {one.message.message_id}"
+                self._try_and_report(compiled, one, claimed, until), name=f"send {one.message.message_id}"
             )
             self._sending.add(task)
             task.add_done_callback(self._free)
@@ -369,7 +369,7 @@ class SendService:
             if one.send.recipient in absent:
                 reason = "The delivery was never confirmed, or has no recipient of this number."
                 await self._parts.dead.bury(one.message, reason)
-        self._reports.tell([Report(a.consumer, a.message, None) for a in refused])
+        self._reports.add([Report(a.consumer, a.message, None) for a in refused])
         log.debug("not granted", delivery_id=delivery_id, messages=len(refused))
 
     async def _read_content(self, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
@@ -388,7 +388,7 @@ class SendService:
             return set()
         return marked
 
-    async def _try_and_tell(
+    async def _try_and_report(
         self,
         compiled: Any,  # noqa: ANN401 - each channel's own
         one: _Asked,
@@ -399,7 +399,7 @@ class SendService:
         if isinstance(verdict, Withheld):
             await self._give_back(claimed)
         result = _result(one.send, verdict, datetime.now(UTC))
-        self._reports.tell([Report(one.consumer, one.message, result)])
+        self._reports.add([Report(one.consumer, one.message, result)])
 
     async def _give_back(self, claimed: Claimed) -> None:
         """Undoes a claim, so that another takes it before its lease expires."""

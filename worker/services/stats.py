@@ -116,7 +116,7 @@ class StatsService:
         try:
             number = ComputeStats.model_validate_json(message.body).delivery_id
         except ValidationError as error:
-            group.create_task(self._settle([message], self._refuse(message, error)))
+            group.create_task(self._acknowledge_after([message], self._refuse(message, error)))
             return
         if number in self._asking:
             self._asking[number].append(message)
@@ -129,10 +129,10 @@ class StatsService:
         while self._asking[number]:
             async with self._room:
                 asking, self._asking[number] = self._asking[number], []
-                await self._settle(asking, self._answer(asking, number))
+                await self._acknowledge_after(asking, self._answer(asking, number))
         del self._asking[number]
 
-    async def _settle(self, asking: list[Incoming], answering: Awaitable[None]) -> None:
+    async def _acknowledge_after(self, asking: list[Incoming], answering: Awaitable[None]) -> None:
         try:
             await answering
         except NO_MESSAGES_FAULT:
@@ -145,7 +145,7 @@ class StatsService:
             log.exception("request failed", routing_key=routing.COMPUTE_STATS, requests=len(asking))
             for message in asking:
                 await self._parts.dead.bury(message, f"It could not be handled: {error!r}")
-        self._parts.consumer.settle(asking)
+        self._parts.consumer.acknowledge(asking)
 
     async def _refuse(self, message: Incoming, error: ValidationError) -> None:
         sentence = f"The request could not be read: {explain(error)}"

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming
     from worker.db.retrying import Retrying
-    from worker.db.tracking import Recorded
+    from worker.db.tracking import TrackingChanges
     from worker.domain.machines import Machines
     from worker.domain.tracking import Tracked
     from worker.settings import Settings
@@ -59,7 +59,7 @@ def open_machines(settings: Settings) -> Machines:
 class Recorder(Protocol):
     """Where tracking events are recorded: `worker.db.tracking.TrackingLog`."""
 
-    async def record(self, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> Recorded:
+    async def record(self, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> TrackingChanges:
         """Records events that rules of a version judged, each event_id once; returns what that changed."""
 
 

@@ -23,7 +23,7 @@ from tests.support.fakes import (
     incoming,
     metrics,
 )
-from worker.db.commands import Recorded
+from worker.db.commands import RecordedCommand
 from worker.db.retrying import Unstorable
 from worker.domain.authority import Bearer, not_allowed
 from worker.domain.deliveries import Delivery, Waves
@@ -78,7 +78,7 @@ class FakeExecution:
             "ana": Operator("ana", active=True, roles=STARTER),
             "paul": Operator("paul", active=True, roles=frozenset({Role.PREPARE_DELIVERIES})),
         }
-        self.answers: dict[str, Recorded] = {}
+        self.answers: dict[str, RecordedCommand] = {}
         self.operator_of: dict[str, str | None] = {}
         self.did: list[Any] = []
         self.paused: State | None = None
@@ -86,7 +86,7 @@ class FakeExecution:
         """Somebody else moves the delivery first."""
         self.fault: Exception | None = None
 
-    async def recorded(self, command_id: str) -> Recorded | None:
+    async def recorded(self, command_id: str) -> RecordedCommand | None:
         return self.answers.get(command_id)
 
     async def record(
@@ -95,7 +95,7 @@ class FakeExecution:
         if self.fault:
             raise self.fault
         assert reply.command_id not in self.answers
-        self.answers[reply.command_id] = Recorded(command, publisher, body, reply)
+        self.answers[reply.command_id] = RecordedCommand(command, publisher, body, reply)
         self.operator_of[reply.command_id] = operator
 
     async def operator(self, name: str) -> Operator | None:
@@ -174,7 +174,7 @@ class FakeAuthority:
         self.speaker = speaker
         self.asked: list[str | None] = []
 
-    def vouch(self, message: Incoming, operator: str | None) -> Bearer | Refused | None:  # noqa: ARG002
+    def identify(self, message: Incoming, operator: str | None) -> Bearer | Refused | None:  # noqa: ARG002
         self.asked.append(operator)
         return self.speaker
 
@@ -512,7 +512,7 @@ async def test_commands_are_answered_in_their_order_and_settled() -> None:
         Move.PAUSE,
         Move.STOP,
     ]
-    assert (setup.consumer.settled, setup.dead.buried) == (messages, [])
+    assert (setup.consumer.acknowledged, setup.dead.buried) == (messages, [])
     assert not setup.consumer.consuming
 
 
@@ -532,7 +532,7 @@ async def test_a_command_that_cannot_be_executed_is_buried_and_holds_up_nobody(
     await setup.service.run(asyncio.Event())
     assert [message for message, _, _ in setup.dead.buried] == messages
     assert setup.dead.reasons == [reason] * 2
-    assert (setup.consumer.settled, setup.publisher.published) == (messages, [])
+    assert (setup.consumer.acknowledged, setup.publisher.published) == (messages, [])
     assert counts(setup.metrics.commands) == {}
 
 
@@ -542,4 +542,4 @@ async def test_a_broken_database_ends_the_service_and_settles_nothing() -> None:
     with pytest.raises(ExceptionGroup) as died:
         await setup.service.run(asyncio.Event())
     assert died.group_contains(Broken)
-    assert (setup.consumer.settled, setup.dead.buried) == ([], [])
+    assert (setup.consumer.acknowledged, setup.dead.buried) == ([], [])

@@ -25,19 +25,19 @@ class Flight:
         first: The tag of the first; the others follow.
         exchange: Their exchange.
         routing_key: Their routing key.
-        written: When, on the loop's clock.
+        written_at: When, on the loop's clock.
         returned: Whether the broker gave one of them back, since no queue takes it.
         refusal: Why the broker closed the channel, if it may have been for one of them.
-        landed: Done when the broker has spoken about each, or the channel is gone; its result is what has to
-            be published again, in its order.
+        finished: Done when the broker has answered for each publish, or the channel is gone. Its result is
+            the messages that must be published again, in their order.
     """
 
     messages: Sequence[Outgoing]
     first: int
     exchange: str
     routing_key: str
-    written: float
-    landed: asyncio.Future[list[Outgoing]]
+    written_at: float
+    finished: asyncio.Future[list[Outgoing]]
     returned: bool = False
     refusal: ConnectionLost | None = None
     _done: int = 0  # how many of the first the broker has spoken about
@@ -54,7 +54,7 @@ class Flight:
         """How many the broker has not spoken about."""
         return len(self.messages) - self._done - len(self._ahead)
 
-    def settle(self, tag: int, *, multiple: bool, positive: bool) -> None:
+    def confirmed(self, tag: int, *, multiple: bool, positive: bool) -> None:
         """Notes what the broker said about one, or about all up to it; what it says twice counts once."""
         low = self.first + self._done
         if multiple:
@@ -73,14 +73,14 @@ class Flight:
             low += 1
         self._done = low - self.first
 
-    def land(self, *, lost: bool = False) -> None:
+    def finish(self, *, lost: bool = False) -> None:
         """Tells who waits: with what was refused, and where the channel is `lost` with what is in doubt."""
         again = set(self._refused)
         if lost:
             doubtful = range(self.first + self._done, self.last + 1)
             again.update(t for t in doubtful if t not in self._ahead)
-        if not self.landed.done():
-            self.landed.set_result([self.messages[tag - self.first] for tag in sorted(again)])
+        if not self.finished.done():
+            self.finished.set_result([self.messages[tag - self.first] for tag in sorted(again)])
 
 
 class Confirms:
@@ -97,7 +97,7 @@ class Confirms:
         """The flight that has waited longest."""
         return self._flights[0] if self._flights else None
 
-    def take_off(self, messages: Sequence[Outgoing], exchange: str, routing_key: str) -> Flight:
+    def add(self, messages: Sequence[Outgoing], exchange: str, routing_key: str) -> Flight:
         """Notes messages that are written at this moment."""
         loop = asyncio.get_running_loop()
         flight = Flight(
@@ -108,7 +108,7 @@ class Confirms:
         self._flights.append(flight)
         return flight
 
-    def settle(self, tag: int, *, multiple: bool, positive: bool) -> None:
+    def confirmed(self, tag: int, *, multiple: bool, positive: bool) -> None:
         """Notes what the broker said about one publish, or about all up to it.
 
         Raises:
@@ -121,10 +121,10 @@ class Confirms:
                 break
             if multiple or tag <= flight.last:
                 before = flight.open
-                flight.settle(tag, multiple=multiple, positive=positive)
+                flight.confirmed(tag, multiple=multiple, positive=positive)
                 self.outstanding -= before - flight.open
                 if not flight.open:
-                    flight.land()
+                    flight.finish()
                 if not multiple:
                     break
         while self._flights and not self._flights[0].open:
@@ -141,10 +141,10 @@ class Confirms:
                 flight.returned = True
 
     def abandon(self) -> list[Flight]:
-        """Lands everything, since the channel is gone; returns what had not landed."""
+        """Lands everything, since the channel is gone; returns what had not finished."""
         flights = [flight for flight in self._flights if flight.open]
         self._flights.clear()
         self.outstanding = 0
         for flight in flights:
-            flight.land(lost=True)
+            flight.finish(lost=True)
         return flights

@@ -13,7 +13,7 @@ from pamqp import commands
 
 from worker.amqp.bulk.address import read_address
 from worker.amqp.bulk.encoding import CHANNEL, WRITE_BYTES, method
-from worker.amqp.bulk.errors import ChannelClosed, ConnectionClosed, ConnectionLost, ProtocolError
+from worker.amqp.bulk.errors import AmqpChannelClosed, ConnectionClosed, ConnectionLost, ProtocolError
 from worker.amqp.bulk.reader import Reader
 from worker.amqp.errors import BrokerUnreachable, no_virtual_host
 
@@ -173,17 +173,17 @@ class Connection(asyncio.Protocol):
                 log.debug("the broker did not say goodbye", because=str(error))
             self.end(ConnectionLost("The connection was closed by us."))
 
-    def end(self, error: ConnectionLost, last_words: Frame | None = None) -> None:
+    def end(self, error: ConnectionLost, final_frame: Frame | None = None) -> None:
         """Ends the connection now.
 
         Args:
             error: Why.
-            last_words: What the broker is told, if it can still be told anything.
+            final_frame: What the broker is told, if it can still be told anything.
         """
         if self.lost.done():
             return
-        if last_words is not None:
-            self._transport.write(method(last_words, 0))
+        if final_frame is not None:
+            self._transport.write(method(final_frame, 0))
             self._transport.close()
             self._loop.call_later(_FAREWELL_SECONDS, self._transport.abort)
         else:
@@ -288,7 +288,7 @@ class Connection(asyncio.Protocol):
         elif isinstance(frame, commands.Channel.Close) and channel == CHANNEL:
             self.write(method(commands.Channel.CloseOk()))
             refused = frame.class_id or 0, frame.method_id or 0
-            raise ChannelClosed(frame.reply_code or 0, frame.reply_text, refused)
+            raise AmqpChannelClosed(frame.reply_code or 0, frame.reply_text, refused)
         elif isinstance(frame, commands.Basic.Cancel) and channel == CHANNEL:
             raise ConnectionLost("The broker cancelled the consumer: its queue was deleted, or is moving.")
         else:
@@ -314,7 +314,7 @@ async def connect(
 
     Raises:
         BrokerUnreachable: there is no broker at the address, or it does not let us in.
-        ChannelClosed: it refused one of `prepare`.
+        AmqpChannelClosed: it refused one of `prepare`.
     """
     try:
         address = read_address(url)
@@ -331,7 +331,7 @@ async def connect(
             except BaseException as error:
                 connection.end(ConnectionLost(f"The connection was not finished: {error!r}"))
                 raise
-    except ChannelClosed:
+    except AmqpChannelClosed:
         raise
     except (OSError, ConnectionLost, ValueError) as error:
         if isinstance(error, ConnectionClosed) and error.code == _ACCESS_REFUSED:

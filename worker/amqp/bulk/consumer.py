@@ -55,14 +55,14 @@ class BulkConsumer:
         self._prefetch = prefetch
         self._connect_timeout = connect_timeout
         self._buffer = Buffer()
-        self._keeper: Keeper[_Channel] = Keeper(f"{name} {queue}", self._open)
+        self._keeper: Keeper[_AmqpChannel] = Keeper(f"{name} {queue}", self._open)
 
     async def start(self) -> None:
         """Connects and consumes.
 
         Raises:
             BrokerUnreachable: there is no broker at the address, or it does not let us in.
-            ChannelClosed: there is no such queue, or it may not be consumed.
+            AmqpChannelClosed: there is no such queue, or it may not be consumed.
         """
         await self._keeper.start()
 
@@ -74,10 +74,10 @@ class BulkConsumer:
         """Waits for deliveries, as `worker.amqp.messages.Consumer` says."""
         return await self._buffer.batch(size, age)
 
-    def settle(self, messages: Iterable[Incoming]) -> None:
+    def acknowledge(self, messages: Iterable[Incoming]) -> None:
         """Says that messages are dealt with: they are acknowledged soon, in ranges where possible."""
         for channel, group in itertools.groupby(messages, _channel_of):
-            channel.settle([message.tag for message in group])
+            channel.handled([message.tag for message in group])
 
     async def watch(self) -> None:
         """Returns once it is closed; raises what the task that keeps the connection died of."""
@@ -96,11 +96,11 @@ class BulkConsumer:
         """Sends the last acknowledgements and closes the connection."""
         self._buffer.stop()
         if self._keeper.current is not None:
-            self._keeper.current.acknowledge(everything=True)
+            self._keeper.current.send_due(everything=True)
         await self._keeper.close()
 
-    async def _open(self) -> _Channel:
-        channel = _Channel(max(self._prefetch // 4, 1), self._buffer.add, self._buffer.clear)
+    async def _open(self) -> _AmqpChannel:
+        channel = _AmqpChannel(max(self._prefetch // 4, 1), self._buffer.add, self._buffer.clear)
         prepare: list[Frame] = [commands.Basic.Qos(0, self._prefetch)]
         if not self._buffer.stopped:
             prepare.append(commands.Basic.Consume(0, self.queue, _TAG))
@@ -108,7 +108,7 @@ class BulkConsumer:
         return channel
 
 
-class _Channel(Events):
+class _AmqpChannel(Events):
     """What was delivered on one connection, and is acknowledged there or not at all."""
 
     def __init__(
@@ -127,14 +127,14 @@ class _Channel(Events):
     def lost(self, error: ConnectionLost) -> None:  # noqa: ARG002
         self._forget()
 
-    def settle(self, tags: list[int]) -> None:
-        self._ledger.settle(tags)
+    def handled(self, tags: list[int]) -> None:
+        self._ledger.handled(tags)
         if not self._due:
             self._due = True
             # At the end of this turn of the loop, so that whatever settles in it is one range.
-            self._loop.call_soon(self.acknowledge)
+            self._loop.call_soon(self.send_due)
 
-    def acknowledge(self, *, everything: bool = False) -> None:
+    def send_due(self, *, everything: bool = False) -> None:
         self._due = False
         upto, alone = self._ledger.due(everything=everything)
         frames = [acknowledgement(tag, multiple=False) for tag in alone]

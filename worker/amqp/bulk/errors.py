@@ -23,7 +23,7 @@ class ConnectionClosed(ConnectionLost):
         self.code = code
 
 
-class ChannelClosed(ConnectionLost):
+class AmqpChannelClosed(ConnectionLost):
     """The broker closed the channel, and with it goes the connection.
 
     Attributes:

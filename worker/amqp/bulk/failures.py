@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING, Final
 
-from worker.amqp.bulk.errors import ChannelClosed, ConnectionClosed, ConnectionLost, ProtocolError
+from worker.amqp.bulk.errors import AmqpChannelClosed, ConnectionClosed, ConnectionLost, ProtocolError
 from worker.amqp.errors import BrokerUnreachable
 from worker.domain.failures import Failure
 
@@ -31,7 +31,7 @@ def classify(error: BaseException) -> Failure:
     """
     if isinstance(error, BrokerUnreachable) and error.__cause__ is not None:
         return classify(error.__cause__)
-    if isinstance(error, (ConnectionClosed, ChannelClosed)):
+    if isinstance(error, (ConnectionClosed, AmqpChannelClosed)):
         return _BY_CODE.get(error.code, Failure.BROKEN)
     if isinstance(error, (ProtocolError, ssl.SSLCertVerificationError)):
         return Failure.BROKEN

@@ -11,7 +11,7 @@ from pamqp import commands
 from worker.amqp.bulk.confirms import Confirms
 from worker.amqp.bulk.connection import Events, connect
 from worker.amqp.bulk.encoding import publishes
-from worker.amqp.bulk.errors import ChannelClosed, ConnectionLost
+from worker.amqp.bulk.errors import AmqpChannelClosed, ConnectionLost
 from worker.amqp.bulk.keeper import Keeper
 from worker.amqp.errors import RECONNECT_INTERVAL
 from worker.amqp.messages import Unroutable
@@ -64,7 +64,7 @@ class BulkPublisher:
         self._changed = asyncio.Event()
         self._stop = stop or asyncio.Event()
         self._closed = False
-        self._keeper: Keeper[_Channel] = Keeper(name, self._open)
+        self._keeper: Keeper[_AmqpChannel] = Keeper(name, self._open)
 
     @property
     def connected(self) -> bool:
@@ -106,7 +106,7 @@ class BulkPublisher:
                     channel = await self._room(len(rest) - at)
                     flights.append(channel.send(encoder, rest, at, exchange, routing_key))
                 at += len(flights[-1].messages)
-            again = [message for flight in flights for message in await flight.landed]
+            again = [message for flight in flights for message in await flight.finished]
             if mandatory and any(flight.returned for flight in flights):
                 raise Unroutable(f"No queue takes {exchange!r} with the key {routing_key!r}.")
             refusals = [flight.refusal for flight in flights if flight.refusal is not None]
@@ -124,8 +124,8 @@ class BulkPublisher:
         self._changed.set()
         await self._keeper.close()
 
-    async def _open(self) -> _Channel:
-        channel = _Channel(self._window, self._timeout, self._changed.set)
+    async def _open(self) -> _AmqpChannel:
+        channel = _AmqpChannel(self._window, self._timeout, self._changed.set)
         await connect(
             self._url,
             channel,
@@ -135,7 +135,7 @@ class BulkPublisher:
         )
         return channel
 
-    async def _room(self, wanted: int) -> _Channel:
+    async def _room(self, wanted: int) -> _AmqpChannel:
         """Waits until the channel takes `wanted` messages, or half of a window: few writes, but large."""
         least = min(wanted, (self._window + 1) // 2)
         while True:
@@ -153,7 +153,7 @@ class BulkPublisher:
                 await wait_any(self._changed, self._stop)
 
 
-class _Channel(Events):
+class _AmqpChannel(Events):
     """What is under way on one connection."""
 
     def __init__(self, window: int, timeout: float, changed: Callable[[], None]) -> None:
@@ -173,14 +173,14 @@ class _Channel(Events):
         self, encoder: Publishes, messages: Sequence[Outgoing], first: int, exchange: str, routing_key: str
     ) -> Flight:
         data, count = encoder.encode(messages, first, self.room, self.connection.frame_max)
-        flight = self._confirms.take_off(messages[first : first + count], exchange, routing_key)
+        flight = self._confirms.add(messages[first : first + count], exchange, routing_key)
         self.connection.write(data)
         if self._watch is None:
             self._watch = self._loop.call_later(self._timeout, self._look)
         return flight
 
     def confirmed(self, tag: int, *, multiple: bool, positive: bool) -> None:
-        self._confirms.settle(tag, multiple=multiple, positive=positive)
+        self._confirms.confirmed(tag, multiple=multiple, positive=positive)
         self._changed()
 
     def returned(self, frame: commands.Basic.Return) -> None:
@@ -195,7 +195,7 @@ class _Channel(Events):
         if self._watch is not None:
             self._watch.cancel()
         flights = self._confirms.abandon()
-        if isinstance(error, ChannelClosed) and error.method == _PUBLISH:
+        if isinstance(error, AmqpChannelClosed) and error.method == _PUBLISH:
             # One of them is to blame. The broker names its exchange, if it is the exchange that is wrong;
             # otherwise all are suspects, and to repeat them would only close the next channel.
             named = [f for f in flights if f"'{f.exchange}'" in error.text]
@@ -209,7 +209,7 @@ class _Channel(Events):
         if oldest is None:
             return
         now = self._loop.time()
-        since = now if self.connection.blocked else max(oldest.written, self._unblocked)
+        since = now if self.connection.blocked else max(oldest.written_at, self._unblocked)
         if now - since >= self._timeout:
             self.connection.end(ConnectionLost(f"The broker has not confirmed within {self._timeout} s."))
         else:

@@ -79,7 +79,7 @@ async def open_connection(url: str, *, name: str, timeout: float) -> AbstractRob
 
 
 async def _connect(url: str, name: str, timeout: float) -> AbstractRobustConnection:  # noqa: ASYNC109
-    properties.read_leniently()
+    properties.patch_pamqp()
     try:
         async with asyncio.timeout(timeout):
             return await aio_pika.connect_robust(

@@ -15,7 +15,7 @@ import aiormq
 from worker.amqp.buffer import Buffer
 from worker.amqp.ledger import Ledger
 from worker.amqp.messages import Incoming
-from worker.amqp.pika.failures import forgiving
+from worker.amqp.pika.failures import ignoring_outage
 from worker.lifecycle import Background
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ class PikaConsumer:
         """Waits for deliveries, as `worker.amqp.messages.Consumer` says."""
         return await self._buffer.batch(size, age)
 
-    def settle(self, messages: Iterable[Incoming]) -> None:
+    def acknowledge(self, messages: Iterable[Incoming]) -> None:
         """Says that messages are dealt with: they are acknowledged soon, in ranges where possible."""
-        self._acknowledger.settle(messages)
+        self._acknowledger.handled(messages)
 
     async def watch(self) -> None:
         """Returns once it is closed; raises what the task that acknowledges died of."""
@@ -88,7 +88,7 @@ class PikaConsumer:
         self._buffer.stop()
         # On a lost connection aio-pika would wait for the next one.
         if self._tag and self._connection.connected.is_set():
-            with forgiving():
+            with ignoring_outage():
                 async with asyncio.timeout(_FAREWELL_SECONDS):
                     await self._source.cancel(self._tag)
         self._tag = ""
@@ -97,7 +97,7 @@ class PikaConsumer:
         """Sends the last acknowledgements and closes the channel."""
         self._acknowledger.finish()
         if self._connection.connected.is_set():
-            with forgiving():
+            with ignoring_outage():
                 async with asyncio.timeout(_FAREWELL_SECONDS):
                     await self._acker.wait()
                     await self._channel.close()
@@ -143,8 +143,8 @@ class _Acknowledger:
             self._ledger = Ledger(self._gap_limit)
         self._ledger.delivered([message.tag])
 
-    def settle(self, messages: Iterable[Incoming]) -> None:
-        self._ledger.settle(m.tag for m in messages if m.channel is self._channel)
+    def handled(self, messages: Iterable[Incoming]) -> None:
+        self._ledger.handled(m.tag for m in messages if m.channel is self._channel)
         self._wake.set()
 
     def finish(self) -> None:
@@ -159,7 +159,7 @@ class _Acknowledger:
             last = self._finished  # what was settled until then is still acknowledged
             channel = self._channel
             upto, alone = self._ledger.due(everything=last)
-            with forgiving():  # the channel may be gone and with it the tags; the broker delivers again
+            with ignoring_outage():  # the channel may be gone and with it the tags; the broker delivers again
                 if upto:
                     await channel.basic_ack(upto, multiple=True)
                 for tag in alone:

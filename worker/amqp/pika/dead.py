@@ -18,7 +18,7 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.routing import DEAD_QUEUE, HEADER_EXCHANGE, HEADER_REASON, HEADER_ROUTING_KEY
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
-from worker.amqp.pika.failures import ERRORS, classify, forgiving
+from worker.amqp.pika.failures import ERRORS, classify, ignoring_outage
 from worker.amqp.topology import TopologyMismatch
 from worker.domain.failures import Failure
 
@@ -198,7 +198,7 @@ async def _give_back(channel: AbstractRobustChannel, timeout: float) -> None:  #
     Closing the channel would do the same, but only some time after the broker has said that it is closed: who
     looks again at once would find the rest in front.
     """
-    with forgiving():
+    with ignoring_outage():
         async with asyncio.timeout(timeout):
             underlay = await channel.get_underlay_channel()
             await underlay.basic_nack(0, multiple=True, requeue=True)

@@ -63,7 +63,7 @@ def classify(error: BaseException) -> Failure:
 
 
 @contextmanager
-def forgiving() -> Iterator[None]:
+def ignoring_outage() -> Iterator[None]:
     """Ends the block quietly where the broker turns out to be away or busy: for what nothing hangs on."""
     try:
         yield

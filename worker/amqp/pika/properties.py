@@ -54,9 +54,9 @@ def _read(kind: str, data: bytes) -> object:
 
 
 PAMQPS_OWN: Final = Basic.Properties.unmarshal
-"""What `read_leniently` replaces."""
+"""What `patch_pamqp` replaces."""
 
 
-def read_leniently() -> None:
+def patch_pamqp() -> None:
     """Has pamqp read properties like this from now on, in the whole process."""
     Basic.Properties.unmarshal = unmarshal  # type: ignore[method-assign, assignment]

@@ -16,7 +16,7 @@ from worker.amqp.errors import RECONNECT_INTERVAL, BrokerForbids
 from worker.amqp.messages import Unroutable
 from worker.amqp.pika.failures import classify
 from worker.domain.failures import Failure
-from worker.lifecycle import unless
+from worker.lifecycle import unless_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -142,7 +142,7 @@ class PikaPublisher:
     async def _ready(self) -> None:
         # Left to itself the publish would wait for the connection too, but not for `stop`.
         if not self.connected:
-            await unless(self._stop, self._channel.ready())
+            await unless_stopped(self._stop, self._channel.ready())
 
     async def _exchange(self, name: str) -> AbstractExchange:
         if name not in self._exchanges:

@@ -7,10 +7,10 @@ from typing import Final
 
 import aiosmtplib
 
-from worker.channels.email.session import ConnectionLost
+from worker.channels.email.session import SessionLost
 from worker.domain.failures import Failure
 
-ERRORS: Final = (aiosmtplib.SMTPException, OSError, ConnectionLost)
+ERRORS: Final = (aiosmtplib.SMTPException, OSError, SessionLost)
 """All that opening a session raises; a TimeoutError is an OSError."""
 
 _SHUTTING_DOWN: Final = 421
@@ -25,7 +25,7 @@ _BY_CLASS: Final[tuple[tuple[type[Exception], Failure], ...]] = (
     (aiosmtplib.SMTPConnectError, Failure.AWAY),  # refused, reset, no such host
     (aiosmtplib.SMTPServerDisconnected, Failure.AWAY),
     (aiosmtplib.SMTPTimeoutError, Failure.AWAY),
-    (ConnectionLost, Failure.AWAY),
+    (SessionLost, Failure.AWAY),
     (OSError, Failure.AWAY),  # a TimeoutError too: the server does not answer
 )
 

@@ -16,14 +16,14 @@ _LONGEST_REPLY: Final = 1 << 20
 _CODE_LENGTH: Final = 3
 
 
-class Reply(NamedTuple):
+class SmtpReply(NamedTuple):
     """A server's reply: its code, and its text, whose lines are parted by line feeds."""
 
     code: int
     text: str
 
 
-class ReplyReader:
+class SmtpReplyReader:
     """Reads the replies of one connection; of a long one it keeps the code and the beginning of the text.
 
     What a server answers to the final dot decides whether the message is taken. So no length of its text may
@@ -41,7 +41,7 @@ class ReplyReader:
         """Whether nothing of a reply has come that is not whole yet."""
         return not self._octets
 
-    def feed(self, data: bytes) -> Iterator[Reply]:
+    def feed(self, data: bytes) -> Iterator[SmtpReply]:
         """Takes in what came; to be read to its end.
 
         Yields:
@@ -70,7 +70,7 @@ class ReplyReader:
         self._line += piece[: _KEPT_LINE - len(self._line)]
 
 
-def _read(before: list[bytes], line: bytes) -> Reply:
+def _read(before: list[bytes], line: bytes) -> SmtpReply:
     last = line.decode("utf-8", "surrogateescape")
     code = last[:_CODE_LENGTH]
     if len(code) != _CODE_LENGTH or not (code.isascii() and code.isdigit()):
@@ -79,4 +79,4 @@ def _read(before: list[bytes], line: bytes) -> Reply:
     if before:
         earlier = (one[_CODE_LENGTH + 1 :].decode("utf-8", "surrogateescape") for one in before)
         text = "\n".join([*(one.strip(" \t\r\n") for one in earlier), text])
-    return Reply(int(code), text)
+    return SmtpReply(int(code), text)

@@ -27,7 +27,7 @@ from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure, Withheld
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from worker.channels.email.replies import Reply
+    from worker.channels.email.replies import SmtpReply
     from worker.channels.email.timeouts import Timeouts
     from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
@@ -67,7 +67,7 @@ _PROVIDER_ID: Final = re.compile(
 )
 
 
-class ConnectionLost(Exception):  # noqa: N818 - named for what happened, as a verdict is
+class SessionLost(Exception):  # noqa: N818 - named for what happened, as a verdict is
     """The session cannot go on, and the final dot was not written: nothing was sent. The message says why."""
 
 
@@ -82,7 +82,7 @@ class Session:
             timeouts: How long to wait in each phase.
 
         Raises:
-            ConnectionLost: It is not connected any more.
+            SessionLost: It is not connected any more.
         """
         self._pipelining, self._size, self._smtputf8 = map(
             smtp.supports_extension, ("pipelining", "size", "smtputf8")
@@ -94,7 +94,7 @@ class Session:
         try:
             self._wire = take_over(smtp.transport)
         except WireLost as error:
-            raise ConnectionLost(str(error)) from error
+            raise SessionLost(str(error)) from error
 
     @property
     def usable(self) -> bool:
@@ -105,7 +105,7 @@ class Session:
         """Asks the server for a sign of life.
 
         Raises:
-            ConnectionLost: There was none.
+            SessionLost: There was none.
         """
         self._between_messages = False
         await self._command(b"NOOP\r\n")
@@ -124,7 +124,7 @@ class Session:
             smtputf8: An address or header in it is not ASCII (RFC 6531).
 
         Raises:
-            ConnectionLost: The connection broke, or the server is closing it; nothing was sent.
+            SessionLost: The connection broke, or the server is closing it; nothing was sent.
             ValueError: An address holds what would end its command.
         """
         if smtputf8 and not self._smtputf8:
@@ -197,7 +197,7 @@ class Session:
         reply to it means nothing: the message had been refused. Where MAIL was refused and RCPT was not, the
         dot might send an empty message to the recipient, so the connection is dropped instead.
         """
-        with contextlib.suppress(ConnectionLost):
+        with contextlib.suppress(SessionLost):
             later = [await self._reply() for _ in range(refused + 1, _DATA + 1)]
             if later and later[-1].code == _GO_AHEAD:
                 if any(map(_done, later)):
@@ -209,12 +209,12 @@ class Session:
 
     async def _reset(self) -> None:
         """Forgets the envelope, so that the session can go on with the next message; or drops the session."""
-        with contextlib.suppress(ConnectionLost):
+        with contextlib.suppress(SessionLost):
             if _done(await self._command(b"RSET\r\n")):
                 return
         self.abort()
 
-    async def _command(self, command: bytes, seconds: float | None = None) -> Reply:
+    async def _command(self, command: bytes, seconds: float | None = None) -> SmtpReply:
         self._write(command, replies=1)
         return await self._reply(seconds)
 
@@ -222,15 +222,15 @@ class Session:
         try:
             self._wire.write(data, replies=replies)
         except WireLost as error:
-            raise ConnectionLost(str(error)) from error
+            raise SessionLost(str(error)) from error
 
-    async def _reply(self, seconds: float | None = None) -> Reply:
+    async def _reply(self, seconds: float | None = None) -> SmtpReply:
         try:
             reply = await self._wire.reply(seconds or self._timeouts.command)
         except WireLost as error:
-            raise ConnectionLost(str(error)) from error
+            raise SessionLost(str(error)) from error
         if reply.code == SHUTTING_DOWN:
-            raise ConnectionLost(reply_line(*reply))
+            raise SessionLost(reply_line(*reply))
         return reply
 
     async def _hand_over(self, body: bytes) -> Verdict:
@@ -242,7 +242,7 @@ class Session:
             try:
                 await self._wire.write_through(stuffed, self._timeouts.block)
             except WireLost as error:
-                raise ConnectionLost(str(error)) from error
+                raise SessionLost(str(error)) from error
             stuffed = b""
         self._write(stuffed + b".\r\n", replies=1)
         # From here on, silence leaves the outcome open.
@@ -262,7 +262,7 @@ class Session:
 
     async def quit(self) -> None:
         """Ends the session politely, if that can be had soon."""
-        with contextlib.suppress(ConnectionLost, TimeoutError):
+        with contextlib.suppress(SessionLost, TimeoutError):
             async with asyncio.timeout(_GOODBYE_SECONDS):
                 await self._command(b"QUIT\r\n")
         self.abort()
@@ -279,7 +279,7 @@ def in_words(error: BaseException) -> str:
     return (str(error) or "it took too long").rstrip(".")
 
 
-def _done(reply: Reply) -> bool:
+def _done(reply: SmtpReply) -> bool:
     return reply.code // 100 == 2  # noqa: PLR2004 - 2yz, positive completion (RFC 5321 section 4.2.1)
 
 
@@ -297,21 +297,21 @@ def _whole_lines(message: bytes) -> bytes:
     return normalize_message_line_endings(message)
 
 
-def _judged(command: int, reply: Reply) -> Bounced | Failed | None:
+def _judged(command: int, reply: SmtpReply) -> Bounced | Failed | None:
     """What a reply to a command of the envelope says; None for the leave to go on.
 
     Raises:
-        ConnectionLost: It is no answer to that command.
+        SessionLost: It is no answer to that command.
     """
     if reply.code == _GO_AHEAD if command == _DATA else _done(reply):
         return None
     refusal = _refusal(reply, recipient_named=command != _MAIL)
     if refusal is None:
-        raise ConnectionLost(f"the server answered out of turn: {reply_line(*reply)}")
+        raise SessionLost(f"the server answered out of turn: {reply_line(*reply)}")
     return refusal
 
 
-def _refusal(reply: Reply, *, recipient_named: bool = True) -> Bounced | Failed | None:
+def _refusal(reply: SmtpReply, *, recipient_named: bool = True) -> Bounced | Failed | None:
     """What a 4yz or 5yz reply says; None for a reply of another class, which does not answer the command."""
     line = reply_line(*reply)
     if reply.code in _OWN_FAULT:

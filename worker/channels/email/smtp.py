@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import aiosmtplib
 
 from worker.channels.email.failures import ERRORS, classify
-from worker.channels.email.session import ConnectionLost, Session, in_words
+from worker.channels.email.session import Session, SessionLost, in_words
 from worker.channels.email.url import SmtpUrl
 from worker.channels.protocol import ChannelUnreachable, Granted
 from worker.domain.failures import Failure
@@ -136,7 +136,7 @@ class SmtpPool:
             try:
                 session = session or await self._open()
                 verdict = await self._over(session, sender, recipient, message, hand_over, smtputf8=smtputf8)
-            except ConnectionLost as error:
+            except SessionLost as error:
                 session, lost, self._heard_at = None, str(error), _NEVER
                 continue
             if not isinstance(verdict, Unsure):
@@ -182,7 +182,7 @@ class SmtpPool:
         while (session := self._take()) is not None:
             try:
                 await session.check()
-            except ConnectionLost:
+            except SessionLost:
                 continue
             finally:
                 if not session.usable:

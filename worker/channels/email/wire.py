@@ -12,10 +12,10 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final, cast
 
-from worker.channels.email.replies import ReplyReader
+from worker.channels.email.replies import SmtpReplyReader
 
 if TYPE_CHECKING:
-    from worker.channels.email.replies import Reply
+    from worker.channels.email.replies import SmtpReply
 
 SHUTTING_DOWN: Final = 421
 """The server's leave, which may come in place of any reply (RFC 5321 section 3.8)."""
@@ -36,8 +36,8 @@ class Wire(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._outstanding = 0
         """Replies that are still to come."""
-        self._replies: deque[Reply] = deque()
-        self._reader = ReplyReader()
+        self._replies: deque[SmtpReply] = deque()
+        self._reader = SmtpReplyReader()
         self._waiter: asyncio.Future[None] | None = None
         self._wanted = 0
         self._seconds = 0.0
@@ -101,7 +101,7 @@ class Wire(asyncio.Protocol):
         while len(self._replies) < replies and self._lost is None and not self._leaving():
             await self._wait(replies, seconds)
 
-    async def reply(self, seconds: float) -> Reply:
+    async def reply(self, seconds: float) -> SmtpReply:
         """Returns the next reply, which may take so many seconds.
 
         Raises:
@@ -169,7 +169,7 @@ class Wire(asyncio.Protocol):
         if not (self._outstanding or self._reader.between_replies):
             self.abort("the server spoke out of turn")
 
-    def _take(self, reply: Reply) -> None:
+    def _take(self, reply: SmtpReply) -> None:
         if not self._outstanding:
             raise ValueError(f"the server spoke out of turn: {reply.code} {reply.text[:200]}")
         self._outstanding -= 1
