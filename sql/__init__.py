@@ -54,7 +54,7 @@ class Applied(NamedTuple):
 
 
 def why_incompatible(applied: Sequence[Applied], known: Sequence[Migration]) -> str:
-    """Says why code must leave a schema alone; empty where it may use it, or bring it up to date.
+    """Says why code must leave a schema alone; empty if it may use it, or bring it up to date.
 
     Args:
         applied: The migrations of the schema.

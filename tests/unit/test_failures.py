@@ -24,7 +24,7 @@ from worker.amqp.bulk.errors import AmqpChannelClosed, ConnectionClosed, Connect
 from worker.amqp.errors import BrokerUnreachable
 from worker.amqp.pika import failures as pika
 from worker.channels.email import failures as email
-from worker.channels.email.session import ConnectionLost as SessionLost
+from worker.channels.email.session import SessionLost
 from worker.db import failures as db
 from worker.domain.failures import Failure
 

@@ -280,9 +280,9 @@ def test_a_person_sees_the_waves_and_the_limits_before_the_ok() -> None:
         preparation=1,
         wave_count=7,
         waves=(
-            told.WaveDefinition(recipients=100, due_after=timedelta()),
-            told.WaveDefinition(recipients=300, due_after=timedelta(minutes=90)),
-            told.WaveDefinition(recipients=100, due_at=nine + timedelta(days=1)),
+            told.Wave(recipients=100, due_after=timedelta()),
+            told.Wave(recipients=300, due_after=timedelta(minutes=90)),
+            told.Wave(recipients=100, due_at=nine + timedelta(days=1)),
         ),
         late_limit=timedelta(hours=2),
         messages_per_hour=36_000,

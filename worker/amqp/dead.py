@@ -1,4 +1,4 @@
-"""The dead queue: what cannot be handled is kept there, with the reason."""
+"""The dead queue keeps messages that cannot be handled, with the reason."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ log = structlog.get_logger(__name__)
 
 
 class Burying(Protocol):
-    """Keeps what cannot be handled: `DeadQueue` does."""
+    """Keeps messages that cannot be handled, as `DeadQueue` does."""
 
     async def bury(self, message: Incoming, reason: str, body: bytes | None = None) -> None:
-        """Keeps a message, or the part `body` of it, with the sentence that says why."""
+        """Keeps a message, or the part `body` of it, with the reason."""
 
 
 class DeadQueue:
-    """Publishes what cannot be handled to the dead queue."""
+    """Publishes messages that cannot be handled to the dead queue."""
 
     def __init__(self, publisher: Publisher, names: Names, metrics: Metrics) -> None:
-        """Takes the publisher, the installation's names, and where to count."""
+        """Takes the publisher, the installation's names, and the metrics."""
         self._publisher = publisher
         self._metrics = metrics
         self._exchange = names.exchange(DEAD)
 
     async def bury(self, message: Incoming, reason: str, body: bytes | None = None) -> None:
-        """Keeps a message, or the bad part of it; returns when the broker has it: then it may be settled.
+        """Keeps a message, or the bad part of it. Returns when the broker has confirmed it.
 
         Args:
-            message: What arrived.
+            message: The message as it arrived; the caller may now acknowledge it.
             reason: A sentence.
-            body: The part to keep, where the rest could be handled.
+            body: The part to keep, if the rest could be handled.
         """
         log.warning("message to the dead queue", routing_key=message.routing_key, reason=reason)
         headers = {

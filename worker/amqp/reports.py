@@ -23,7 +23,7 @@ class Report(NamedTuple):
     consumer: Consumer
     message: Incoming
     result: Result | None
-    """None where nothing is said of it: the message is acknowledged and that is all."""
+    """None if nothing is said of it: the message is acknowledged and that is all."""
 
 
 class Reports:

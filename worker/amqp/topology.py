@@ -31,7 +31,7 @@ no count of attempts: on RabbitMQ 3.10 to 4.2 each restart of a worker that had 
 
 _DEAD_DELIVERY_LIMIT: Final = 2**31 - 1
 """As good as none: who looks into the dead queue takes from it and gives back, and over the limit the broker
-deletes for good. Not left out: RabbitMQ 4 then takes 20, and 3.10 puts what comes back behind the rest.
+deletes permanently. Not left out: RabbitMQ 4 then takes 20, and 3.10 puts what comes back behind the rest.
 Not -1, RabbitMQ 4's word for none: 3.10 takes it, and deletes a message the first time it comes back."""
 
 _ANSWER_SECONDS: Final = 10
@@ -142,7 +142,7 @@ class QueueDepth:
             queue: Its full name.
 
         Returns:
-            None where nobody can say: the broker is away, does not answer in time, or has no such queue,
+            None if nobody can say: the broker is away, does not answer in time, or has no such queue,
             which is logged once.
 
         Raises:

@@ -27,10 +27,10 @@ class Authority:
 
         Args:
             message: The command as it arrived.
-            operator: Whom its body names; None where it could not be read.
+            operator: Whom its body names; None if it could not be read.
 
         Returns:
-            Whom the token names; None where no token is asked for; or why nobody listens.
+            Whom the token names; None if no token is asked for; or why nobody listens.
         """
         refused = check_publisher(message.user_id, self._publishers)
         if refused is not None or self._verifier is None:

@@ -213,7 +213,7 @@ class Verifier:
 
 
 def open_verifier(settings: Settings) -> Verifier | None:
-    """Returns what verifies tokens by the settings, or None where `SENDOFF_AUTH` is `none`.
+    """Returns what verifies tokens by the settings, or None if `SENDOFF_AUTH` is `none`.
 
     Raises:
         SettingsError: the key's file cannot be read, or its key is not for the algorithms.
@@ -270,7 +270,7 @@ def _read_pem(path: Path, algorithms: frozenset[str]) -> Any:  # noqa: ANN401 - 
 
 
 def _parsed(entry: Mapping[str, Any]) -> tuple[Any, frozenset[str]] | None:
-    """Reads one key of a set, with the algorithms that it is for; None where it is of another use or kind."""
+    """Reads one key of a set, with the algorithms that it is for; None if it is of another use or kind."""
     if entry.get("use", "sig") != "sig":
         return None
     try:

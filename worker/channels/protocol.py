@@ -54,7 +54,7 @@ class Channel(Protocol):
 
     @property
     def concurrency(self) -> int | None:
-        """How many sends make sense at a time; None where a send never waits."""
+        """How many sends make sense at a time; None if a send never waits."""
 
     async def ready(self) -> None:
         """Returns once sends can be made.
@@ -75,7 +75,7 @@ class Channel(Protocol):
 
         Args:
             compiled: What `prepare` returned.
-            send: Whom it goes to.
+            send: The recipient.
             hand_over: To be begun before the other side can have the message.
         """
 
@@ -110,4 +110,4 @@ class Kind:
     open: Callable[[Settings], Channel]
     """Makes the channel."""
     probe: Probe | None = None
-    """None where nothing outside is needed."""
+    """None if nothing outside is needed."""

@@ -53,7 +53,7 @@ async def question(
         routing_key: What is asked.
         body: The command.
         seconds: How long to wait for the answer.
-        token: The operator's signed token, where there is one.
+        token: The operator's signed token, if there is one.
 
     Raises:
         BrokerUnreachable: The broker is not there.
@@ -75,7 +75,7 @@ async def question(
 
 
 def broker_user(url: str) -> str | None:
-    """Returns the user that a broker address logs in as; None where a certificate says who it is."""
+    """Returns the user that a broker address logs in as; None if a certificate says who it is."""
     parts = urlsplit(url)
     if "external" in (name.lower() for name in parse_qs(parts.query).get("auth", [])):
         return None
@@ -83,7 +83,7 @@ def broker_user(url: str) -> str | None:
 
 
 def read_token(settings: Settings, file: Path | None) -> str | None:
-    """Returns the operator's token: from a file, or else from the settings; None where there is none.
+    """Returns the operator's token: from a file, or else from the settings; None if there is none.
 
     Raises:
         typer.BadParameter: The file cannot be read, or is empty.
@@ -100,7 +100,7 @@ def read_token(settings: Settings, file: Path | None) -> str | None:
 
 
 def read_bearer(settings: Settings, operator: str, token_file: Path | None) -> Bearer | None:
-    """Reads whom the operator's token names; None where tokens are not asked for.
+    """Reads whom the operator's token names; None if tokens are not asked for.
 
     Raises:
         CommandRefused: There is none, or it does not count, or is another's.

@@ -108,7 +108,7 @@ def stop(
     as_json: JsonOption = False,
     timeout: TimeoutOption = ANSWER_SECONDS,
 ) -> None:
-    """End a delivery for good: what was not sent is cancelled."""
+    """End a delivery permanently: what was not sent is cancelled."""
     _control(routing.STOP, delivery_id, operator, reason, token_file, as_json=as_json, timeout=timeout)
 
 

@@ -70,7 +70,7 @@ def drop(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove a message for good."""
+    """Remove a message permanently."""
     _one_or_all(position, everything=everything)
     if not yes and not sys.stdin.isatty():
         raise typer.BadParameter("There is no terminal to ask in; --yes drops without asking.")

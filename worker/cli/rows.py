@@ -77,7 +77,7 @@ def status_text(row: Mapping[str, Any]) -> str:
 
 
 def status_time(row: Mapping[str, Any]) -> str:
-    """Returns when what stands of a recipient came about, for people; empty where nothing did."""
+    """Returns when what stands of a recipient came about, for people; empty if nothing did."""
     at = next((row[fact] for fact in _FACTS if row[fact] is not None), None)
     return f"{at:%Y-%m-%d %H:%M:%S}" if at else ""
 

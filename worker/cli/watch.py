@@ -64,7 +64,7 @@ class Pace:
         return (settled - before) / (at - since)
 
     def left(self, remaining: int) -> timedelta | None:
-        """Returns how long `remaining` recipients take at this pace; None where that cannot be said."""
+        """Returns how long `remaining` recipients take at this pace; None if that cannot be said."""
         rate = self.rate
         return timedelta(seconds=round(remaining / rate)) if rate else None
 

@@ -194,7 +194,7 @@ class Accounts:
         return moved
 
     async def audience_size(self, delivery_id: int) -> int:
-        """Returns how many recipients a confirmed delivery has; 0 where there is no such delivery."""
+        """Returns how many recipients a confirmed delivery has; 0 if there is no such delivery."""
         return await self._db.fetchval("read_audience_size", delivery_id=delivery_id) or 0
 
     async def absent(self, delivery_id: int, recipients: Sequence[int]) -> set[int]:
@@ -307,10 +307,10 @@ async def repair(
         tx: The transaction.
         delivery_id: The delivery.
         cancelled_at: When the delivery was cancelled, as the recount saw it.
-        drift: By counter, what is missing; less than 0 where there is too much.
+        drift: By counter, what is missing; less than 0 if there is too much.
 
     Returns:
-        False where the delivery was cancelled since, or has left by retention: it is to be counted again.
+        False if the delivery was cancelled since, or has left by retention: it is to be counted again.
     """
     done = await tx.fetchval(
         "repair_counters",

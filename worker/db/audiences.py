@@ -24,7 +24,7 @@ class Audiences:
         self._sizes: dict[int, int] = {}
 
     async def size(self, delivery_id: int) -> int:
-        """Returns it; 0 where there is no such delivery, it was never confirmed, or has left by retention.
+        """Returns it; 0 if there is no such delivery, it was never confirmed, or has left by retention.
 
         Raises:
             Busy, Broken, Stopped: as `worker.db.retrying.Retrier.until_done`.

@@ -20,7 +20,7 @@ class Progress:
     complete: bool
     """Whether nothing is left open."""
     verdict: Tripped | None
-    """Why the delivery must be paused; None where it may go on, is not under way, or was tripped before."""
+    """Why the delivery must be paused; None if it may go on, is not under way, or was tripped before."""
 
 
 class Breaker:
@@ -47,7 +47,7 @@ class Breaker:
             defaults: The limits that hold where the delivery has none of its own.
 
         Returns:
-            What tripped it; None where it may go on after all, or somebody else was first.
+            What tripped it; None if it may go on after all, or somebody else was first.
         """
         async with self._db.transaction() as tx:
             # As a pause by command does, and before the row's lock: afterwards no claim is granted.

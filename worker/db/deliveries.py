@@ -37,7 +37,7 @@ class Deliveries:
         return _numbers(await self._db.fetch("read_due_deliveries"))
 
     async def seconds_to_next_start(self) -> float | None:
-        """Returns the seconds until the next contact date, less than 0 after it; None where nothing waits."""
+        """Returns the seconds until the next contact date, less than 0 after it; None if nothing waits."""
         seconds: float | None = await self._db.fetchval("read_seconds_to_next_start")
         return seconds
 
@@ -79,7 +79,7 @@ def _numbers(rows: Iterable[asyncpg.Record]) -> list[int]:
 
 
 async def read_for_update(tx: Transaction, delivery_id: int) -> Delivery | None:
-    """Reads and locks a delivery's row; None where there is none."""
+    """Reads and locks a delivery's row; None if there is none."""
     row = await tx.fetchrow("read_delivery_for_update", delivery_id=delivery_id)
     if row is None:
         return None
@@ -110,7 +110,7 @@ async def move(
         figures: What tripped the circuit breaker, where it did.
 
     Returns:
-        The new state; None where the delivery was in none of the move's sources: somebody moved first.
+        The new state; None if the delivery was in none of the move's sources: somebody moved first.
     """
     goal = to if to is not None else target(by)
     expected = [s.value for s in sources(by)]
@@ -183,6 +183,6 @@ class DeliveryContents:
         self._db = db
 
     async def content(self, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
-        """Reads a delivery's channel and content; None where it was never prepared."""
+        """Reads a delivery's channel and content; None if it was never prepared."""
         row = await self._db.fetchrow("read_content", delivery_id=delivery_id)
         return (row["channel"], json.loads(row["content"])) if row else None

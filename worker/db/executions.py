@@ -62,7 +62,7 @@ class Execution:
         await accounts.close_claims(self._tx, delivery_id)
 
     async def delivery(self, delivery_id: int) -> Delivery | None:
-        """Reads and locks a delivery's row; None where there is none."""
+        """Reads and locks a delivery's row; None if there is none."""
         return await deliveries.read_for_update(self._tx, delivery_id)
 
     async def excluded_by_cause(self, delivery_id: int) -> dict[str, int]:
@@ -94,7 +94,7 @@ class Execution:
         """Moves a delivery by one legal move, as `worker.db.deliveries.move` does.
 
         Returns:
-            The new state; None where the delivery was in none of the move's sources.
+            The new state; None if the delivery was in none of the move's sources.
         """
         return await deliveries.move(
             self._tx, delivery_id, by, to=to, operator=operator, reason=reason, command_id=command_id

@@ -34,7 +34,7 @@ async def migrate(url: str, *, timeout: float) -> list[Migration]:  # noqa: ASYN
         timeout: Seconds to connect.
 
     Returns:
-        The migrations that were applied now, in order; none where the schema was up to date.
+        The migrations that were applied now, in order; none if the schema was up to date.
 
     Raises:
         DatabaseUnreachable: there is no database at the address.

@@ -36,7 +36,7 @@ async def grant_role(db: Database, name: str, role: Role) -> bool | None:
     """Gives a role.
 
     Returns:
-        Whether it is new to them; None where there is no such operator.
+        Whether it is new to them; None if there is no such operator.
     """
     return await _change_role(db, "grant_role", name, role)
 
@@ -45,7 +45,7 @@ async def revoke_role(db: Database, name: str, role: Role) -> bool | None:
     """Takes a role away; commands that relied on it a moment ago come first.
 
     Returns:
-        Whether they held it; None where there is no such operator.
+        Whether they held it; None if there is no such operator.
     """
     return await _change_role(db, "revoke_role", name, role)
 
@@ -61,7 +61,7 @@ async def set_operator_active(db: Database, name: str, *, active: bool) -> bool 
     """Lets an operator act, or no longer; their roles stay.
 
     Returns:
-        Whether that is a change; None where there is no such operator.
+        Whether that is a change; None if there is no such operator.
     """
     async with db.transaction() as tx:
         if await tx.fetchval("lock_operator", name=name) is None:

@@ -110,7 +110,7 @@ class Pages:
         return [Page(**row) for row in rows]
 
     async def seconds_to_next_turn(self) -> float | None:
-        """Returns how long it is until a delivery with a limit may publish again; None where none waits."""
+        """Returns how long it is until a delivery with a limit may publish again; None if none waits."""
         seconds: float | None = await self._db.fetchval("read_seconds_to_next_page")
         return seconds
 
@@ -133,7 +133,7 @@ class Pages:
         )
 
     async def published(self, page: Page, owner: str, look_after: float) -> bool:
-        """Says that every message of the page is confirmed; false where the lease had been lost."""
+        """Says that every message of the page is confirmed; false if the lease had been lost."""
         look = timedelta(seconds=look_after)
         return (
             await self._db.fetchval(
@@ -158,7 +158,7 @@ class Pages:
         return [Inspected(**row) for row in rows]
 
     async def close(self, delivery_id: int, pages: Sequence[int]) -> None:
-        """Closes pages whose recipients all have a standing outcome."""
+        """Closes pages whose recipients all have a current outcome."""
         await self._db.fetch("close_pages", delivery_id=delivery_id, pages=list(pages))
 
     async def reopen(self, delivery_id: int, pages: Sequence[int]) -> None:

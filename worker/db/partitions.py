@@ -35,7 +35,7 @@ async def open_if_due(tx: Transaction, period: timedelta) -> None:
 
 
 async def look(db: Database) -> Sets | None:
-    """Returns how the sets stand; None where there is none, and so nothing can be prepared."""
+    """Returns how the sets stand; None if there is none, and so nothing can be prepared."""
     newest = await db.fetchrow("read_newest_set")
     missing = await db.fetch("read_missing_partitions")
     return newest and Sets(

@@ -227,7 +227,7 @@ async def open_database(
         "lock_timeout": f"{int(command_timeout * 1000)}",
         "idle_in_transaction_session_timeout": "60000",
         # Every statement goes by a key: the plan is by index, and is made once. Left to itself the planner
-        # reads from end to end a table that was empty when the plan was made, for good.
+        # reads from end to end a table that was empty when the plan was made, permanently.
         "plan_cache_mode": "force_generic_plan",
         "enable_seqscan": "off",
         "jit": "off",

@@ -109,7 +109,7 @@ async def _pages(db: Database, query: str, profile_id: str, number: str) -> Asyn
 
 
 async def erasable(db: Database, profile_id: str) -> dict[int, list[int]]:
-    """Returns the next recipients to erase, by delivery; none where all are."""
+    """Returns the next recipients to erase, by delivery; none if all are."""
     return {
         r["delivery_id"]: r["recipients"]
         for r in await db.fetch("read_erasable", profile_id=profile_id, rows=_PAGE)
@@ -134,6 +134,6 @@ async def erase_messages(
 
 
 async def erase_exclusions(db: Database, profile_id: str) -> int:
-    """Overwrites some of a profile's exclusions; returns how many, 0 where none are left."""
+    """Overwrites some of a profile's exclusions; returns how many, 0 if none are left."""
     count: int = await db.fetchval("erase_exclusions", profile_id=profile_id, rows=_PAGE)
     return count

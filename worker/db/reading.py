@@ -41,7 +41,7 @@ EVERYBODY: Final = Only()
 
 
 async def deployment(db: Database, delivery_id: int) -> dict[str, Any] | None:
-    """Returns the row of the view `deployment`; None where there is no such delivery."""
+    """Returns the row of the view `deployment`; None if there is no such delivery."""
     row = await db.fetchrow("read_deployment", delivery_id=delivery_id)
     return dict(row) if row else None
 

@@ -34,7 +34,7 @@ class Holder:
     delivery_id: int
     state: str
     since: datetime | None
-    """When it ended or, never confirmed, was last touched; None where it is under way."""
+    """When it ended or, never confirmed, was last touched; None if it is under way."""
 
 
 @dataclass(frozen=True, slots=True)

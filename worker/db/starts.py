@@ -44,7 +44,7 @@ class Start:
         await accounts.close_claims(self._tx, self._delivery_id)
 
     async def delivery(self) -> Delivery | None:
-        """Reads and locks the delivery's row; None where there is none."""
+        """Reads and locks the delivery's row; None if there is none."""
         return await deliveries.read_for_update(self._tx, self._delivery_id)
 
     async def now(self) -> datetime:

@@ -61,7 +61,7 @@ class Statistics:
             deadline: Seconds for everything, the wait for another's recount of the same delivery among them.
 
         Returns:
-            None where there is no such delivery.
+            None if there is no such delivery.
 
         Raises:
             TookTooLong: the deadline passed, or somebody cancelled the statement. Nothing was repaired.
@@ -78,7 +78,7 @@ class Statistics:
                 raise TookTooLong from error
 
     async def live(self, delivery_id: int) -> Recount | None:
-        """Reads the counters as they are, without a recount; None where there is no such delivery."""
+        """Reads the counters as they are, without a recount; None if there is no such delivery."""
         async with self._db.transaction(isolation="repeatable_read", readonly=True) as tx:
             return await _live(tx, delivery_id)
 

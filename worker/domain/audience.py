@@ -42,7 +42,7 @@ class Cause(StrEnum):
     QUARANTINED = "quarantined"
     """Its address is in quarantine on the channel."""
     DENYLISTED = "denylisted"
-    """Its profile is on the channel's denylist: they opted out, say."""
+    """Its profile is on the channel's denylist: they opted out, for example."""
     MALFORMED = "malformed"
     """Its row does not fit the header, or cannot be read."""
     MISTIMED = "mistimed"
@@ -61,10 +61,10 @@ class Target(NamedTuple):
     address: str | None
     """In its normal form, or as it was written where it is left out; None for a malformed row."""
     address_key: str | None
-    """What duplicates and quarantine go by; None where it is left out."""
+    """What duplicates and quarantine go by; None if it is left out."""
     profile_id: str | None
     variables: str | None
-    """The values of all columns but the address, as a JSON object; None where it is left out."""
+    """The values of all columns but the address, as a JSON object; None if it is left out."""
     cause: Cause | None
     detail: str | None
     due_at: datetime | None

@@ -21,7 +21,7 @@ def check_publisher(user: str | None, allowed: frozenset[str]) -> Refused | None
     """Refuses a command of a broker user who may not publish any.
 
     Args:
-        user: The message's `user_id`, which the broker has compared with the connection's user; None where
+        user: The message's `user_id`, which the broker has compared with the connection's user; None if
             the publisher left it out.
         allowed: The broker users who may; none at all means everybody.
     """
@@ -51,7 +51,7 @@ def acting_operator(listed: Operator | None, bearer: Bearer | None) -> Operator 
 
     Args:
         listed: The directory's entry, read in the transaction that moves the state.
-        bearer: Whom the command's token names; None where tokens are not asked for.
+        bearer: Whom the command's token names; None if tokens are not asked for.
     """
     if bearer is None:
         return listed

@@ -21,7 +21,7 @@ class BreakerLimits:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Recipients by their standing outcome."""
+    """Recipients by their current outcome."""
 
     attempted: int
     """Sent, bounced or errors."""
@@ -45,7 +45,7 @@ def judge(tally: Tally, limits: BreakerLimits) -> Tripped | None:
         limits: The delivery's limits.
 
     Returns:
-        None where it does not trip.
+        None if it does not trip.
     """
     if not limits.minimum or tally.attempted < limits.minimum:
         return None

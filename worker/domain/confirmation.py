@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def check_confirm(  # noqa: PLR0911 - one return for each rule, in their order
     command: Confirm, operator: Operator | None, delivery: Delivery | None, now: datetime
 ) -> Refused | None:
-    """Says why a confirm must be refused, or None where it may go on.
+    """Says why a confirm must be refused, or None if it may go on.
 
     Args:
         command: The confirm, definitive or not.

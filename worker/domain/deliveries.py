@@ -35,12 +35,12 @@ class Delivery:
     """How late it may start; None for however late."""
     messages_per_hour: int | None = None
     last_due_at: datetime | None = None
-    """When the last recipients with a time of their own are due; None where there are none."""
+    """When the last recipients with a time of their own are due; None if there are none."""
     purged_at: datetime | None = None
-    """When its recipients left by retention; None where they are there."""
+    """When its recipients left by retention; None if they are there."""
 
     def too_late(self, now: datetime) -> str | None:
-        """Says why it may not start any more, or None where it may.
+        """Says why it may not start any more, or None if it may.
 
         Args:
             now: The time, aware.

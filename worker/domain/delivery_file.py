@@ -68,7 +68,7 @@ class DeliveryFile(BaseModel):
     limits: SendingLimits = SendingLimits()
     """How fast and how often it may try, and when it must pause itself."""
     content: BaseModel | None = None
-    """What it says, as the channel's own model; None where the channel needs none."""
+    """What it says, as the channel's own model; None if the channel needs none."""
 
     @field_validator("channel")
     @classmethod
@@ -89,7 +89,7 @@ class DeliveryFile(BaseModel):
 
     @property
     def content_json(self) -> str:
-        """The content as JSON; an empty object where there is none."""
+        """The content as JSON; an empty object if there is none."""
         return self.content.model_dump_json(exclude_none=True) if self.content else "{}"
 
 

@@ -2,8 +2,8 @@
 
 Facts of one recipient form a join semilattice: folding is commutative, associative and idempotent, so that
 results may come late, twice and in any order and end in the same status. The order of precedence: a hard
-bounce stands for good; otherwise the later attempt stands; within one attempt a bounce wins over *sent*,
-*sent* over *error*, an error for good over a retryable one, and any of them over *unknown* and the claim.
+bounce stands permanently; otherwise the later attempt stands; within one attempt a bounce wins over *sent*,
+*sent* over *error*, an error permanently over a retryable one, and any of them over *unknown* and the claim.
 
 A retry hangs on the fact that stands: a soft bounce or a retryable error is *retrying* while its next attempt
 is planned, with the same precedence, so that what wins over the fact ends the retry, and nothing else does.
@@ -32,7 +32,7 @@ class OutcomeStatus(StrEnum):
     SENT = "sent"
     """The channel took the message."""
     BOUNCED_HARD = "bounced_hard"
-    """Refused, or returned, for good."""
+    """Refused, or returned, permanently."""
     BOUNCED_SOFT = "bounced_soft"
     """Refused, or returned, for now."""
     BOUNCED_IGNORED = "bounced_ignored"

@@ -39,7 +39,7 @@ class Retries:
             known: What stands for them.
 
         Returns:
-            None where what stands is final.
+            None if what stands is final.
         """
         if not known.retryable:
             return None

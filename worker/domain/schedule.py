@@ -123,7 +123,7 @@ class Schedule(BaseModel):
 
     @property
     def zone(self) -> str | None:
-        """The zone's name, to show the contact date in; None where there is neither a zone nor a date."""
+        """The zone's name, to show the contact date in; None if there is neither a zone nor a date."""
         return self.time_zone or ("UTC" if self.contact_date else None)
 
 
@@ -235,7 +235,7 @@ def due_of(send_at: str, time_zone: str, default_zone: str) -> datetime | None:
         default_zone: The delivery's zone.
 
     Returns:
-        None where the row names no time.
+        None if the row names no time.
 
     Raises:
         ValueError: One of them cannot be understood; the message says why.

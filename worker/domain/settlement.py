@@ -40,7 +40,7 @@ def check_settlement(  # noqa: PLR0911 - one return for each rule, in their orde
     delivery_id: int,
     now: datetime,
 ) -> Refused | None:
-    """Says why unknown outcomes must not be settled so, or None where they may.
+    """Says why unknown outcomes must not be settled so, or None if they may.
 
     Args:
         how: What they are to become.

@@ -31,7 +31,7 @@ class Move(StrEnum):
     RESUME = "resume"
     """An operator lets it go on; the state it goes back to is the one it was paused in."""
     STOP = "stop"
-    """An operator ends it for good."""
+    """An operator ends it permanently."""
     FAIL = "fail"
     """It cannot go on for any recipient."""
     RESEND = "resend"

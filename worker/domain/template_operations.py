@@ -228,7 +228,7 @@ def each(context: BudgetedContext, items: Any, weight: int) -> Any:  # noqa: ANN
         weight: Steps of one turn.
     """
     if not isinstance(items, (str, *CONTAINERS)):
-        iter(items)  # Python's own words, where there are any
+        iter(items)  # Python's own words, if there are any
         raise SecurityError(f"{object_type_repr(items)} cannot be looped over")
     context.budget.spend(len(items) * weight)
     return items

@@ -300,7 +300,7 @@ class _Filling:
 def _encodable(values: dict[str, Any]) -> bool:
     """Says whether no value holds a lone surrogate, which JSON can carry, but which is no character.
 
-    Lists and mappings are not looked through: where there are any, every piece is encoded instead.
+    Lists and mappings are not looked through: if there are any, every piece is encoded instead.
     """
     for value in values.values():
         if isinstance(value, str):

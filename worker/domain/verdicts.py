@@ -26,7 +26,7 @@ class Bounced:
     kind: BounceKind
     reason: BounceReason
     status: str
-    """RFC 3463; begins with 5 where the channel says that it is for good, with 4 where it may pass."""
+    """RFC 3463; begins with 5 where the channel says that it is permanently, with 4 where it may pass."""
     reply: str
     """The channel's answer."""
     fault: Fault

@@ -46,11 +46,11 @@ class Settled:
     """What became of it."""
 
     refused: Refused | None
-    """Why it ended before its end; None where it did not. What was settled by then stays so."""
+    """Why it ended before its end; None if it did not. What was settled by then stays so."""
     settled: int
     """How many outcomes were unknown and are so no more."""
     state: State | None
-    """The delivery's, afterwards; None where there is no such delivery."""
+    """The delivery's, afterwards; None if there is no such delivery."""
 
 
 async def settle(db: Database, request: SettlementRequest) -> Settled:

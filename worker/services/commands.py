@@ -1,7 +1,9 @@
-"""The commands of an operator: confirm, pause, resume, stop. Each is carried out once and answered for good.
+"""The commands of an operator: confirm, pause, resume, stop.
 
-The role, the state and the answer are read and written in one transaction, so that a command is either wholly
-done and answered, or not done at all and delivered again.
+Each is executed once, and its answer never changes.
+
+One transaction reads and writes the role, the state and the answer. So a command is either wholly executed
+and answered, or it is not executed, and the broker delivers it again.
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ class Execution(Protocol):
     """What one command reads and writes within its transaction: `worker.db.executions.Execution`."""
 
     async def recorded(self, command_id: str) -> RecordedCommand | None:
-        """Looks an answer up; until the transaction ends, nobody else answers the same command."""
+        """Looks up an answer. Until the transaction ends, nobody else answers the same command."""
 
     async def record(
         self, *, command: str, operator: str | None, publisher: str | None, body: str, reply: Reply
@@ -62,16 +64,16 @@ class Execution(Protocol):
         """Reads an operator."""
 
     async def close_claims(self, delivery_id: int) -> None:
-        """Lets no claim in until the transaction ends."""
+        """Waits for the claims under way, and blocks new ones until the transaction ends."""
 
     async def delivery(self, delivery_id: int) -> Delivery | None:
-        """Reads and locks a delivery."""
+        """Reads and locks a delivery's row."""
 
     async def excluded_by_cause(self, delivery_id: int) -> dict[str, int]:
-        """Counts what the preparation left out."""
+        """Counts the targets that the preparation left out, by cause."""
 
     async def waves(self, delivery_id: int) -> Waves:
-        """Reads the first waves, and how many there are."""
+        """Reads the first waves, and the number of all."""
 
     async def authorise(self, delivery_id: int, operator: str, *, by_token: bool) -> None:
         """Records under whose authority the delivery starts."""
@@ -89,7 +91,7 @@ class Execution(Protocol):
         reason: str | None = None,
         command_id: str | None = None,
     ) -> State | None:
-        """Moves the delivery; returns the new state, or None where somebody moved it first."""
+        """Moves the delivery; returns the new state, or None if somebody moved it first."""
 
     async def paused_in(self, delivery_id: int) -> State | None:
         """Returns the state that a paused delivery goes back to."""
@@ -98,10 +100,10 @@ class Execution(Protocol):
         """Creates the pages."""
 
     async def reopen_pages(self, delivery_id: int) -> None:
-        """Has every published page published again."""
+        """Opens every published page, to be published again."""
 
     async def cancel_remaining(self, delivery_id: int) -> None:
-        """Counts what was not tried as cancelled."""
+        """Counts the recipients that were not tried as cancelled."""
 
 
 class Executions(Protocol):
@@ -112,10 +114,10 @@ class Executions(Protocol):
 
 
 class Authority(Protocol):
-    """Says who speaks: `worker.auth.authority.Authority`."""
+    """Identifies the sender of a command: `worker.auth.authority.Authority`."""
 
     def identify(self, message: Incoming, operator: str | None) -> Bearer | Refused | None:
-        """Returns whom a command's token names, None where none is asked for, or why nobody listens."""
+        """Returns the bearer of a command's token, None if no token is required, or the refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,27 +125,27 @@ class ConfirmParts:
     """What the service works with."""
 
     consumer: Consumer
-    """Of the queue of commands."""
+    """Reads the queue of commands."""
     publisher: Publisher
-    """For the answers."""
+    """Publishes the answers."""
     dead: Burying
-    """For what cannot be answered."""
+    """Takes messages that cannot be answered."""
     executions: Executions
     """The transactions of commands."""
     retrying: Retrying
     """Carries transactions out."""
     authority: Authority
-    """Who may speak."""
+    """Says who may publish commands."""
     metrics: Metrics
-    """Where to count."""
+    """The metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfirmLimits:
-    """The numbers that the service goes by."""
+    """The limits of the service."""
 
     page_size: int
-    """Recipients in a page at most."""
+    """The most recipients in a page."""
 
 
 class ConfirmService:
@@ -161,13 +163,13 @@ class ConfirmService:
         await take_each(self._parts.consumer, self._parts.dead, self.handle, stop)
 
     async def handle(self, message: Incoming) -> Reply:
-        """Executes a command in one transaction, records the answer, and publishes it to who asked.
+        """Executes a command in one transaction, records the answer, and publishes it to `reply_to`.
 
         Args:
-            message: The command; one that was answered before gets the same answer again.
+            message: The command. One that was answered before gets the same answer again.
 
         Returns:
-            The answer. Refused and invalid commands have one too.
+            The answer, also for refused and invalid commands.
 
         Raises:
             Busy, Unstorable, Broken, Stopped: as `worker.db.retrying.Retrier.until_done`.
@@ -243,7 +245,7 @@ class ConfirmService:
         refused = refuse_operator(
             operator, command.operator, Role.START_DELIVERIES, f"{move.value} a delivery"
         )
-        # Before the row's lock: claims hold this lock and then read the row.
+        # Before the lock of the row: a claim holds this lock and then reads the row.
         await execution.close_claims(command.delivery_id)
         delivery = await execution.delivery(command.delivery_id)
         if refused is not None or delivery is None:

@@ -60,13 +60,13 @@ class Pages(Protocol):
         """Leases one open page of each delivery with a limit of its throughput that has its turn."""
 
     async def seconds_to_next_turn(self) -> float | None:
-        """Returns the seconds until a delivery with a limit has its turn; None where none waits."""
+        """Returns the seconds until a delivery with a limit has its turn; None if none waits."""
 
     async def read_sends(self, page: Page) -> Sequence[tuple[int, int, str]]:
         """Reads the recipient, the attempt and the body of each send message of a page."""
 
     async def published(self, page: Page, owner: str, look_after: float) -> bool:
-        """Says that every message of a page is confirmed; False where the lease had been lost."""
+        """Says that every message of a page is confirmed; False if the lease had been lost."""
 
     async def release(self, page: Page, owner: str) -> None:
         """Gives a lease back."""
@@ -76,7 +76,7 @@ class Depth(Protocol):
     """Tells how many messages wait in a queue: `worker.amqp.topology.QueueDepth`."""
 
     async def ready(self, queue: str) -> int | None:
-        """Returns how many wait in a queue, by its full name; None where nobody can say."""
+        """Returns how many wait in a queue, by its full name; None if nobody can say."""
 
 
 class Waking(Protocol):

@@ -57,7 +57,7 @@ class Breaker(Protocol):
         """Reads how far a delivery is, and whether it may go on."""
 
     async def trip(self, delivery_id: int, defaults: BreakerLimits) -> Tripped | None:
-        """Pauses a delivery; returns why, and None where it was not paused here."""
+        """Pauses a delivery; returns why, and None if it was not paused here."""
 
 
 class Finisher(Protocol):

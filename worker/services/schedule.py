@@ -53,7 +53,7 @@ class Deliveries(Protocol):
         """Lists those that are to start."""
 
     async def seconds_to_next_start(self) -> float | None:
-        """Returns the seconds until the next contact date; None where no delivery waits for one."""
+        """Returns the seconds until the next contact date; None if no delivery waits for one."""
 
     async def expired(self) -> list[int]:
         """Lists those whose validity is over and whose rest is not cancelled."""
@@ -152,7 +152,7 @@ class Depth(Protocol):
     """Tells how many messages wait in a queue: `worker.amqp.topology.QueueDepth`."""
 
     async def ready(self, queue: str) -> int | None:
-        """Returns how many wait in a queue, by its full name; None where nobody can say."""
+        """Returns how many wait in a queue, by its full name; None if nobody can say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +265,7 @@ class ScheduleService:
             await self._unless_busy(partial(duty, found), doing)
 
     async def _unless_busy(self, action: Callable[[], Coroutine[Any, Any, T]], doing: str) -> T | None:
-        """Returns what an action returns; None where the database is too busy for it, until the next tick."""
+        """Returns what an action returns; None if the database is too busy for it, until the next tick."""
         try:
             return await self._parts.retrying.until_done(Idempotent(action), doing)
         except Busy:  # logged and counted where it is given up

@@ -182,7 +182,7 @@ class SendService:
         self._freed = asyncio.Event()
         self._consumer: Consumer | None = None
         self.unreachable = ""
-        """Why nothing can be sent over the channel at the moment; empty where it can."""
+        """Why nothing can be sent over the channel at the moment; empty if it can."""
         self._metrics.sends_in_flight.labels(parts.channel_name).set_function(lambda: len(self._sending))
 
     async def consuming(self) -> bool:

@@ -40,14 +40,14 @@ class Statistics(Protocol):
     """The KPIs of all deliveries: `worker.db.stats.Statistics`."""
 
     async def recount(self, delivery_id: int, *, deadline: float) -> Recount | None:
-        """Recounts a delivery and repairs its counters; None where there is no such delivery.
+        """Recounts a delivery and repairs its counters; None if there is no such delivery.
 
         Raises:
             TookTooLong: it took more than `deadline` seconds.
         """
 
     async def live(self, delivery_id: int) -> Recount | None:
-        """Reads the counters as they are; None where there is no such delivery."""
+        """Reads the counters as they are; None if there is no such delivery."""
 
 
 @dataclass(frozen=True, slots=True)

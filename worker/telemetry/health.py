@@ -32,7 +32,7 @@ _LOOP_SECONDS: Final = 2.0
 _CLIENT_SECONDS: Final = 5
 
 Probe = Callable[[], Awaitable[str]]
-"""Returns what is wrong with a part, as a sentence; empty where nothing is."""
+"""Returns what is wrong with a part, as a sentence; empty if nothing is."""
 
 
 class HealthUnavailable(Exception):  # noqa: N818 - the name is the sentence

@@ -1,4 +1,4 @@
-"""The table from the bulk transport's errors to what they mean for us."""
+"""Maps the errors of the bulk transport to a `Failure`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _BY_CODE: Final[Mapping[int, Failure]] = {
-    # AMQP's reply codes, of a connection or a channel that the broker closed; what is not listed is BROKEN.
+    # AMQP reply codes of a connection or a channel that the broker closed. Codes that are not listed are
+    # BROKEN.
     320: Failure.AWAY,  # forced: the broker shuts down, or an operator closed it
     404: Failure.AWAY,  # a queue is gone; `sendoff migrate` declares it again, and readiness names it
     405: Failure.BUSY,  # another connection has the queue for itself
@@ -24,10 +25,10 @@ _BY_CODE: Final[Mapping[int, Failure]] = {
 
 
 def classify(error: BaseException) -> Failure:
-    """Says what an error means that ended a connection, or the attempt to open one.
+    """Classifies an error that ended a connection, or an attempt to open one.
 
-    For 403 (the user, the password or a permission) it is BROKEN, and for what is no AMQP, unless there was
-    none at all: a proxy in front of a broker that is away hangs up.
+    403 (the user, the password or a permission) is BROKEN. Bytes that are not AMQP are BROKEN. A connection
+    that ends without any byte is AWAY: a proxy hangs up when its broker is away.
     """
     if isinstance(error, BrokerUnreachable) and error.__cause__ is not None:
         return classify(error.__cause__)

@@ -52,7 +52,7 @@ class Origin(NamedTuple):
     reason: str
     """A sentence: of the worker that put it here, or what the broker says."""
     exchange: str | None
-    """Where it was first published to, and what with; None where nobody knows."""
+    """Where it was first published to, and what with; None if nobody knows."""
     routing_key: str | None
     vouched: bool
     """Whether the broker says so; else the headers claim it, which whoever published the message wrote."""
@@ -144,7 +144,7 @@ class DeadLetters:
         await letter.message.ack()
 
     async def drop(self, letter: DeadLetter) -> None:
-        """Removes a message for good."""
+        """Removes a message permanently."""
         await letter.message.ack()
 
 
@@ -207,7 +207,7 @@ async def _give_back(channel: AbstractRobustChannel, timeout: float) -> None:  #
 def origin(headers: Mapping[str, Any], names: Names) -> Origin:
     """Reads from a dead message's headers why it is dead and where it was first published to.
 
-    Any publisher can write any header. What the broker wrote is known by its `x-death`: where there is one,
+    Any publisher can write any header. What the broker wrote is known by its `x-death`: if there is one,
     nothing else counts. A publisher can forge an entry that the broker then carries on, so the exchange and
     the key must be those of the very queue that the message died in.
 

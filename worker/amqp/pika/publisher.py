@@ -58,7 +58,7 @@ class PikaPublisher:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection stands at this moment."""
+        """Whether the connection is open now."""
         return self._connection.connected.is_set()
 
     async def start(self) -> None:

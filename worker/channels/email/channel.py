@@ -80,7 +80,7 @@ class EmailChannel:
 
         Args:
             compiled: What `prepare` made of the delivery's content.
-            send: Whom it goes to, with the values for the templates.
+            send: The recipient, with the values for the templates.
             hand_over: Begun with the envelope.
 
         Returns:

@@ -58,7 +58,7 @@ class MessageBuilder:
         """The author's mailbox and the envelope sender."""
         self._reply_to = named_mailbox(content.reply_to) if content.reply_to else None
         self._from_line = _mailbox_line("From", self.sender)
-        self._reply_line = _mailbox_line("SmtpReply-To", self._reply_to) if self._reply_to else None
+        self._reply_line = _mailbox_line("Reply-To", self._reply_to) if self._reply_to else None
         self._text = BodyEncoder("plain", (fixed or {}).get("text", ()))
         self._html = BodyEncoder("html", (fixed or {}).get("html", ()))
         # Numbers of deliveries begin anew with every database, and mail systems drop a message whose id they
@@ -83,7 +83,7 @@ class MessageBuilder:
 
         Args:
             rendered: The content filled in for the recipient.
-            recipient: Whom it goes to, with the display name to show, if any.
+            recipient: The recipient, with the display name to show, if any.
             message_id: The message's name in angle brackets.
             at: The time for the Date header, with its zone.
 

@@ -154,7 +154,7 @@ class Session:
         return verdict
 
     async def _withheld(self, marking: Awaitable[bool], hand_over: HandOver) -> Withheld | Failed | None:
-        """Says why the body must not be begun; None where it may.
+        """Says why the body must not be begun; None if it may.
 
         There is no way back from the leave to send it but to drop the connection: a lone dot would send an
         empty message.
