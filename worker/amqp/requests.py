@@ -1,4 +1,4 @@
-"""Requests, commands and questions: taken one after the other, and answered to whoever asked."""
+"""Takes requests and commands one after the other, and publishes answers."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ log = structlog.get_logger(__name__)
 async def take_each(
     consumer: Consumer, dead: Burying, handle: Callable[[Incoming], Awaitable[object]], stop: asyncio.Event
 ) -> None:
-    """Handles what a consumer delivers, one message after the other, until `stop`.
+    """Handles a consumer's messages, one after the other, until `stop`.
 
-    A message that raises goes to the dead queue: delivered again it would raise again, and hold up others. So
-    does one for which a server was too busy; it can be replayed.
+    A message whose handling raises goes to the dead queue: it would raise again at the next delivery, and
+    delay others. A message for which a server was too busy goes there too, and can be replayed.
 
     Raises:
-        Broken, Stopped: no message is to blame, and none is set apart.
+        Broken, Stopped: no message is the cause, and none goes to the dead queue.
     """
     async with consuming(consumer, stop):
         while batch := await consumer.batch(1):
@@ -41,7 +41,7 @@ async def take_each(
             except Busy as busy:
                 await dead.bury(message, str(busy))
             except Exception as error:
-                # A fault of ours with one request must not end the service for all others.
+                # A fault of our code with one request must not end the service for all others.
                 log.exception(
                     "request failed", routing_key=message.routing_key, message_id=message.message_id
                 )
@@ -50,6 +50,6 @@ async def take_each(
 
 
 async def reply_to(publisher: Publisher, message: Incoming, body: bytes, kind: str) -> None:
-    """Publishes an answer to a message's `reply_to` with its `correlation_id`; nobody there is no error."""
+    """Publishes an answer to a message's `reply_to` with its `correlation_id`, if any queue takes it."""
     answer = Outgoing(body, kind, correlation_id=message.correlation_id or message.message_id)
     await publisher.publish("", message.reply_to or "", [answer], mandatory=False)

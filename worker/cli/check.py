@@ -34,21 +34,21 @@ if TYPE_CHECKING:
 
 
 class PartStatus(StrEnum):
-    """How a part stands."""
+    """The status of a part."""
 
     OK = "ok"
-    """It is as this Sendoff needs it."""
+    """It fits this Sendoff."""
     WRONG = "wrong"
-    """It is there and not as it must be."""
+    """It is there, but it is not as it must be."""
     UNREACHABLE = "unreachable"
-    """It is not there, or does not let us in."""
+    """It cannot be reached, or it refuses our login."""
     SKIPPED = "skipped"
-    """It could not be looked at, because of another part."""
+    """It could not be checked because of another part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What there is to say about one part, in a sentence."""
+    """The result of checking one part, in a sentence."""
 
     part: str
     standing: PartStatus
@@ -58,7 +58,7 @@ class Finding:
 _ROLES: Final = "deploy/postgres/roles.sql makes the roles."
 _PROBES: Final = {name: kind.probe for name, kind in CHANNELS.items() if kind.probe is not None}
 _WITHIN: Final = ("schema", "partitions", "role", "durability")
-"""What can be looked at only in the database."""
+"""The parts that only a reachable database can show."""
 _PARTS: Final = (
     *("configuration", "broker", "topology", "database", *_WITHIN),
     *(probe.part for probe in _PROBES.values()),
@@ -99,7 +99,7 @@ async def _look(settings: Settings) -> list[Finding]:
 async def _look_or_report(
     parts: tuple[str, ...], look: Callable[[Settings], Awaitable[list[Finding]]], settings: Settings
 ) -> list[Finding]:
-    """Turns even what nobody foresaw into a line: this command is for when things are broken."""
+    """Turns an unexpected error into a line too, since this command is for broken systems."""
     try:
         return await look(settings)
     except Exception as error:  # noqa: BLE001 - see above

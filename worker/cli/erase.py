@@ -1,4 +1,4 @@
-"""`sendoff erase`: what is personal of one profile is overwritten."""
+"""`sendoff erase`: overwrites the personal data of one profile."""
 
 from __future__ import annotations
 

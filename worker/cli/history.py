@@ -1,4 +1,4 @@
-"""`sendoff history`, `sendoff export`: everything that one profile got, and all that is held of it."""
+"""`sendoff history`, `sendoff export`: the messages of one profile, and all stored data about it."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ async def _export(settings: Settings, profile_id: str) -> None:
 
 
 async def _write_all(db: Database, profile_id: str) -> None:
-    """Writes one object, in constant memory: its lists as they come."""
+    """Writes one object in constant memory: it writes the items of its lists as they come."""
     listed = to_json(await profiles.denylist(db, profile_id))
     sys.stdout.write(f'{{"profile_id": {to_json(profile_id)},\n "denylist": {listed}')
     parts = {"messages": profiles.messages(db, profile_id), "exclusions": profiles.exclusions(db, profile_id)}

@@ -1,4 +1,4 @@
-"""`sendoff log`: what became of every recipient of a delivery."""
+"""`sendoff log`: the status of every recipient of a delivery."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _moment(text: str) -> datetime:
     """Reads a time in ISO 8601.
 
     Raises:
-        typer.BadParameter: It is none.
+        typer.BadParameter: It is not a time.
     """
     try:
         read = datetime.fromisoformat(text)

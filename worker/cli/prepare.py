@@ -15,7 +15,8 @@ from worker.operations import prepare as service
 from worker.settings import Settings, read_settings
 
 _STATEMENT_SECONDS: Final = 1_800
-"""For one statement: the largest moves the whole audience, a million recipients in some ten seconds."""
+"""Seconds for one statement: the largest moves the whole audience, a million recipients in some ten
+seconds."""
 
 
 def prepare(

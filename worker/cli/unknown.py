@@ -1,4 +1,4 @@
-"""`sendoff unknown`: settles outcomes that no result came for."""
+"""`sendoff unknown`: settles unknown outcomes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many recipients a delivery has, and what to say where a message names one that it does not have."""
+"""The number of a delivery's recipients, and the sentence for a recipient that does not exist."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
     from worker.db.retrying import Retrying
 
 _DELIVERIES_KEPT: Final = 1_000
-"""Bounds the memory, nothing else."""
+"""The most deliveries that are kept, to bound the memory."""
 
 
 class Audiences:
-    """How many recipients confirmed deliveries have; the number is fixed, so it is kept."""
+    """The number of recipients of confirmed deliveries. It never changes, so it is kept."""
 
     def __init__(self, accounts: Accounts, retrying: Retrying) -> None:
-        """Takes the accounts, and what carries the reading out."""
+        """Takes the accounts, and the object that repeats the reading."""
         self._accounts = accounts
         self._retrying = retrying
         self._sizes: dict[int, int] = {}
 
     async def size(self, delivery_id: int) -> int:
-        """Returns it; 0 if there is no such delivery, it was never confirmed, or has left by retention.
+        """Returns the number; 0 if the delivery does not exist, was never confirmed, or retention removed it.
 
         Raises:
             Busy, Broken, Stopped: as `worker.db.retrying.Retrier.until_done`.
@@ -42,7 +42,7 @@ class Audiences:
 
 
 def why_absent(size: int) -> str:
-    """Returns the sentence that says why a delivery of a size does not have a recipient."""
+    """Returns why a delivery with `size` recipients does not have a recipient, in a sentence."""
     if not size:
         return "The delivery does not exist, was never confirmed, or has left by retention."
     return f"The delivery has {size} recipients, and none of this number."

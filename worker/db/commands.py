@@ -1,4 +1,4 @@
-"""Commands: each is answered once, and the answer is kept."""
+"""Commands: each is executed once, and its answer is stored."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RecordedCommand:
 
 
 async def recorded(tx: Transaction, command_id: str) -> RecordedCommand | None:
-    """Looks an answer up; until the transaction ends, nobody else answers the same command."""
+    """Looks up an answer. Until the transaction ends, nobody else answers the same command."""
     await tx.execute("lock_command", command_id=command_id)
     row = await tx.fetchrow("read_answer", command_id=command_id)
     if row is None:
@@ -55,7 +55,7 @@ async def record(
 
 
 async def read_operator(tx: Transaction, name: str) -> Operator | None:
-    """Reads an operator; a revocation that is under way is waited for, one that comes later waits for us."""
+    """Reads and locks an operator. It waits for a revocation under way; a later one waits for us."""
     await tx.execute("share_operator", name=name)
     row = await tx.fetchrow("read_operator", name=name)
     if row is None:

@@ -1,4 +1,4 @@
-"""Brings the schema up to date: numbered migrations, each in its own transaction, under one advisory lock."""
+"""Migrates the schema: numbered migrations, each in its own transaction, under one advisory lock."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CREATE TABLE IF NOT EXISTS sendoff.migration (
 
 
 async def migrate(url: str, *, timeout: float) -> list[Migration]:  # noqa: ASYNC109 - asyncpg's own
-    """Applies what is missing. Safe to run twice, and by two processes at once: the second waits.
+    """Applies the missing migrations. It may run twice, and in two processes at once: the second waits.
 
     Args:
         url: `postgresql://…`.
@@ -38,7 +38,7 @@ async def migrate(url: str, *, timeout: float) -> list[Migration]:  # noqa: ASYN
 
     Raises:
         DatabaseUnreachable: there is no database at the address.
-        SchemaMismatch: the schema is too new for this code, or of another line.
+        SchemaMismatch: the schema is too new for this code, or has other migrations.
     """
     try:
         connection = await asyncpg.connect(

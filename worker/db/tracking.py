@@ -1,4 +1,4 @@
-"""Tracking events: recorded with what they change, in one transaction."""
+"""Records tracking events and the changes that they cause, in one transaction."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class TrackingChanges:
     """What a batch changed.
 
     Attributes:
-        events: How many events were not there yet.
-        machines: Of these, a machine's.
-        opted_out: Recipients whose opt-out was heeded.
+        events: How many events were new.
+        machines: Of these, how many came from machines.
+        opted_out: Recipients whose opt-out was applied.
     """
 
     events: int
@@ -38,19 +38,19 @@ class TrackingLog:
         self._db = db
 
     async def record(self, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> TrackingChanges:
-        """Records events of a delivery's recipients, moves the counters, and puts who opted out on the lists.
+        """Records events of a delivery's recipients, moves the counters, and adds opt-outs to the denylist.
 
         Args:
             delivery_id: The delivery.
-            tracked: The events, each event_id once.
-            rules: The version of the rules that judged them.
+            tracked: The events. Each event_id comes once.
+            rules: The version of the rules that classified them.
 
         Returns:
             What it changed.
         """
         events = [t.event for t in tracked]
         async with self._db.transaction() as tx:
-            # Nobody is erased meanwhile, to whom this would give an address of the web again.
+            # Blocks erasures meanwhile: otherwise this could store a web address of an erased profile.
             await accounts.share_claims(tx, delivery_id)
             (row,) = await tx.fetch(
                 "record_tracking",

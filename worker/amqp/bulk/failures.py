@@ -18,9 +18,9 @@ _BY_CODE: Final[Mapping[int, Failure]] = {
     320: Failure.AWAY,  # forced: the broker shuts down, or an operator closed it
     404: Failure.AWAY,  # a queue is gone; `sendoff migrate` declares it again, and readiness names it
     405: Failure.BUSY,  # another connection has the queue for itself
-    506: Failure.BUSY,  # the broker is short of something
-    530: Failure.AWAY,  # the virtual host is down, as while the broker starts, or there are too many of us
-    541: Failure.AWAY,  # the broker failed within, as while a queue has no leader
+    506: Failure.BUSY,  # the broker lacks a resource
+    530: Failure.AWAY,  # the virtual host is down (the broker starts), or has too many connections
+    541: Failure.AWAY,  # the broker failed, for example while a queue has no leader
 }
 
 

@@ -1,4 +1,4 @@
-"""Asking a question through the broker, as upstream services do: a command out, its answer back."""
+"""Sends a command through the broker and waits for its answer, as upstream services do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class NoAnswer(Exception):  # noqa: N818 - the name is the sentence
-    """The command was taken by the broker and nobody answered it in time."""
+    """The broker has the command, and nobody answered it in time."""
 
 
 async def ask(
@@ -40,27 +40,27 @@ async def ask(
 ) -> bytes:
     """Publishes a command and waits for its answer.
 
-    The queue for the answer is exclusive to the connection and declared again, under the same name, where the
-    connection is lost and comes back.
+    The queue for the answer is exclusive to the connection. After a lost connection it is declared again,
+    under the same name.
 
     Args:
-        connection: Used for nothing else at the same time.
+        connection: A connection that nobody else uses at the same time.
         names: The installation's names.
-        routing_key: What is asked: one of the routing keys of `sendoff.commands`.
+        routing_key: The kind of command: one of the routing keys of `sendoff.commands`.
         body: The command as JSON.
-        user_id: The connection's own user at the broker, which vouches for it and refuses any other.
-        token: The operator's signed token, where the workers ask for one.
+        user_id: The broker user of the connection. The broker checks it, and refuses any other.
+        token: The operator's signed token, if the workers require one.
         timeout: Seconds for everything together.
 
     Returns:
         The answer's body.
 
     Raises:
-        NoAnswer: The command is queued, and there was no answer in time. It will still be carried out.
-        BrokerForbids: The user may not publish commands, or not declare a queue for the answer.
-        Unroutable: The broker has no queue for the command, which is lost.
-        BrokerUnreachable: The connection was lost before the broker confirmed the command; nobody knows
-            whether it has it.
+        NoAnswer: The command is queued, and there was no answer in time. It will still be executed.
+        BrokerForbids: The user may not publish commands, or may not declare a queue for the answer.
+        Unroutable: The broker has no queue for the command. The command is lost.
+        BrokerUnreachable: The connection was lost before the broker confirmed the command; the broker may or
+            may not have it.
     """
     command_id = str(uuid.uuid4())
     headers: HeadersType = {HEADER_SCHEMA_VERSION: SCHEMA_VERSION}
