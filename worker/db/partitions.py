@@ -17,11 +17,11 @@ class Sets:
 
     count: int
     first_id: int
-    """The start of the newest set."""
+    """The first delivery id of the newest set."""
     last_id: int
     opened_at: datetime
     ids_left: int
-    """Deliveries that fit into the newest; 0 or less where the next creation opens another."""
+    """Deliveries that fit into the newest set; 0 or less if the next creation opens a new set."""
     missing: tuple[str, ...]
     """Partitions that are missing."""
 

@@ -1,4 +1,4 @@
-"""The circuit breaker: when too many of a delivery's recipients bounce or fail, it is paused. Pure."""
+"""The circuit breaker pauses a delivery with too many bounces or errors. Pure."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from contracts.events import Figures
 
 @dataclass(frozen=True, slots=True)
 class BreakerLimits:
-    """When the breaker trips; 0 turns off what it stands for."""
+    """When the breaker trips; 0 turns a limit off."""
 
     minimum: int
-    """Recipients that must have been attempted before any share counts; 0 turns the breaker off."""
+    """Recipients that must have been attempted before the breaker can trip; 0 turns the breaker off."""
     hard_bounce_pct: float
-    """The share of hard bounces that is still borne, in percent of the attempted."""
+    """The allowed share of hard bounces, in percent of the attempted."""
     error_pct: float
-    """The share of errors that is still borne, in percent of the attempted."""
+    """The allowed share of errors, in percent of the attempted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Recipients by their current outcome."""
+    """The number of recipients by their current outcome."""
 
     attempted: int
     """Sent, bounced or errors."""
@@ -38,7 +38,7 @@ class Tripped:
 
 
 def judge(tally: Tally, limits: BreakerLimits) -> Tripped | None:
-    """Says whether a share is above its limit: at the limit it is still borne.
+    """Returns whether a share is above its limit. A share at the limit is allowed.
 
     Args:
         tally: The outcomes so far.

@@ -1,4 +1,4 @@
-"""What the address of a server says of where it is. Pure."""
+"""Reads hosts and passwords from the addresses of servers. Pure."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ _HIGHEST_PORT: Final = 65_535
 
 
 def postgres_hosts(url: str) -> list[str]:
-    """Returns the hosts of a database's address as libpq reads it, of which one is enough.
+    """Returns the hosts of a database's address as libpq reads them. One of them is enough.
 
     Args:
         url: `postgresql://user:password@host:port,host:port/database?option=value`. A host that is empty or a
-            folder, also as the option `host`, is a socket of the own machine.
+            folder, also in the option `host`, is a socket of this machine.
 
     Raises:
-        ValueError: it is no such address.
+        ValueError: it is not such an address.
     """
     parts = urlsplit(url)
     if parts.scheme not in _POSTGRES:

@@ -1,6 +1,7 @@
-"""Recording: results are gathered by size and age, folded by recipient, and written with their counters.
+"""Recording: gathers results by size and age, folds them by recipient, writes them and their counters.
 
-A batch is acknowledged after its commit. It may come again: facts are set once, so nothing counts twice.
+A batch is acknowledged after its commit. It may be delivered again: facts are set once, so nothing counts
+twice.
 """
 
 from __future__ import annotations
@@ -37,74 +38,74 @@ log = structlog.get_logger(__name__)
 
 
 class Recorder(Protocol):
-    """Where results are recorded: `worker.db.accounts.Accounts`."""
+    """Records results: `worker.db.accounts.Accounts`."""
 
     async def record(self, delivery_id: int, folded: Mapping[int, Facts], retries: Retries) -> int:
         """Records facts by recipient; returns how many recipients changed their status."""
 
 
 class Sizes(Protocol):
-    """How many recipients deliveries have: `worker.db.audiences.Audiences`."""
+    """Knows the number of a delivery's recipients: `worker.db.audiences.Audiences`."""
 
     async def size(self, delivery_id: int) -> int:
-        """Returns it, 0 for no such delivery; raises Busy."""
+        """Returns the number; 0 if there is no such delivery. Raises Busy."""
 
 
 class Breaker(Protocol):
-    """Looks how far deliveries are, and pauses them: `worker.db.breaker.Breaker`."""
+    """Reads the progress of deliveries, and pauses them: `worker.db.breaker.Breaker`."""
 
     async def progress(self, delivery_id: int, defaults: BreakerLimits) -> Progress:
-        """Reads how far a delivery is, and whether it may go on."""
+        """Reads the progress of a delivery, and whether it may go on."""
 
     async def trip(self, delivery_id: int, defaults: BreakerLimits) -> Tripped | None:
-        """Pauses a delivery; returns why, and None if it was not paused here."""
+        """Pauses a delivery; returns why, or None if this call did not pause it."""
 
 
 class Finisher(Protocol):
     """Finishes deliveries: `worker.db.deliveries.Deliveries`."""
 
     async def finish(self, delivery_id: int) -> bool:
-        """Finishes a delivery in which nothing is open; returns whether it finished here."""
+        """Finishes a delivery whose recipients all have an outcome; returns whether this call did."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultsParts:
-    """What the service works with."""
+    """The parts of the service."""
 
     consumers: Sequence[Consumer]
-    """Of the queues of results."""
+    """Read the queues of results."""
     dead: Burying
-    """For what cannot be recorded."""
+    """Takes messages that cannot be recorded."""
     retrying: Retrying
-    """Carries transactions out."""
+    """Executes transactions."""
     recorder: Recorder
     """Writes outcomes with their counters."""
     sizes: Sizes
-    """Tells who cannot be a recipient."""
+    """Says which numbers cannot be recipients."""
     breaker: Breaker
-    """Pauses deliveries in which too much goes wrong."""
+    """Pauses deliveries with too many bounces or errors."""
     finisher: Finisher
-    """Finishes deliveries that are done."""
+    """Finishes deliveries whose recipients all have an outcome."""
     metrics: Metrics
-    """Where to count."""
+    """The metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultsLimits:
-    """The numbers that the service goes by."""
+    """The limits of the service."""
 
     batch: int
     """The most messages of a batch."""
     age: float
-    """How old a batch may become, in seconds."""
+    """The greatest age of a batch, in seconds."""
     breaker: BreakerLimits
-    """When a delivery is paused that has no limits of its own."""
+    """The breaker's limits for deliveries without limits of their own."""
     retries: Retries
-    """When recipients are tried again."""
+    """The rules for retries."""
 
 
 class ResultsService:
-    """Consumes the queues of results, each in a loop of its own."""
+    """Consumes the queues of results, each in its own loop."""
 
     name = "results"
 
@@ -121,13 +122,13 @@ class ResultsService:
                 group.create_task(take_batches(consumer, self.handle, stop, size=size, age=age))
 
     async def handle(self, batch: list[Incoming]) -> None:
-        """Records what a batch of messages says, and buries what of it cannot be recorded.
+        """Records the results of a batch of messages, and buries those that cannot be recorded.
 
         Args:
-            batch: Messages of the queues of results; none is acknowledged here.
+            batch: Messages of the queues of results. This method does not acknowledge them.
 
         Raises:
-            Broken, Stopped: as `worker.db.retrying.Retrier.until_done`; a part may be recorded.
+            Broken, Stopped: as `worker.db.retrying.Retrier.until_done`; some of the results may be recorded.
         """
         decoded: list[Any] = []
         for message in batch:
@@ -167,12 +168,12 @@ class ResultsService:
             moved += await write_by_halves(self._parts.retrying, rows, write, bury, "recording results")
         if moved:
             looking = Idempotent(lambda: self._look(delivery_id))
-            with contextlib.suppress(Busy):  # the next batch looks again, and so does the scheduler
+            with contextlib.suppress(Busy):  # the next batch and the scheduler look again
                 await self._parts.retrying.until_done(looking, "looking how far a delivery is")
         log.debug("results recorded", delivery_id=delivery_id, results=len(facts), moved=moved)
 
     async def _look(self, delivery_id: int) -> None:
-        """Finishes a delivery that is done, and pauses one in which too much goes wrong."""
+        """Finishes a delivery that is done, and pauses one with too many bounces or errors."""
         parts, defaults = self._parts, self._limits.breaker
         seen = await parts.breaker.progress(delivery_id, defaults)
         if seen.complete:
@@ -195,7 +196,7 @@ class ResultsService:
     async def _bury(
         self, batch: list[Incoming], delivery_id: int, recipients: AbstractSet[int], reason: str
     ) -> None:
-        """Keeps all that a batch says of some recipients, each message with what it said itself."""
+        """Buries a batch's results for some recipients: from each message its own results."""
         for message in batch:
             bad = [
                 r
