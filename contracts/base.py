@@ -39,18 +39,19 @@ def _without_nul(text: str) -> str:
 
 
 Quoted = Annotated[str, AfterValidator(_without_nul)]
-"""Text quoted from foreign software, of any length; a NUL becomes U+FFFD, as no outcome is lost over one."""
+"""Text of foreign software, of any length. A NUL becomes U+FFFD, so that no outcome is lost because of
+one."""
 
 Instant = Annotated[
     AwareDatetime,
-    # The bounds keep clear of the ends of Python's calendar, where a change of zone overflows.
+    # The bounds are far from the ends of Python's calendar, where a change of zone overflows.
     Field(ge=datetime(1970, 1, 1, tzinfo=UTC), lt=datetime(9000, 1, 1, tzinfo=UTC)),
 ]
 """A moment with its offset from UTC (RFC 3339), from 1970 on and before the year 9000."""
 
 
 class Message(BaseModel):
-    """A message's body: immutable, strict in its types, deaf to fields that it does not know."""
+    """A message's body: immutable, strict in its types. It ignores unknown fields."""
 
     model_config = ConfigDict(
         strict=True,
@@ -67,8 +68,8 @@ def explain(error: ValidationError) -> str:
         error: What pydantic raised for the body.
 
     Returns:
-        Each fault as `field: what is wrong with it`, joined by semicolons; after five, how many more there
-        are. The offending values are left out: they may be personal, and of any size.
+        Each fault as `field: what is wrong with it`, joined by semicolons; after five, the number of the
+        others. The wrong values are left out: they may be personal, and of any size.
     """
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     told = []

@@ -1,4 +1,4 @@
-"""One message or an array of them in one body: decoded so that a bad one does not lose the others."""
+"""One message or an array of messages in one body. A bad message does not lose the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_ITEMS: Final = 1000
 """How many messages one body may carry."""
 
 _FIRST_HALF: Final = re.compile("[\ud800-\udbff]")
-"""Of a character beyond 16 bits, as JSON's escapes write it, where the other half is missing."""
+"""One half of a character beyond 16 bits, as JSON escapes it, without the other half."""
 
 M = TypeVar("M", bound=Message)
 
@@ -29,8 +29,8 @@ class Decoded(Generic[M]):
 
     Attributes:
         results: The messages that fit, in their order.
-        rejected: What did not fit, with a sentence that says why: the whole body, or single items of its
-            array as JSON.
+        rejected: What did not fit, each with a sentence that says why: the whole body, or items of its array
+            as JSON.
     """
 
     results: list[M]
@@ -52,7 +52,7 @@ class Batch(Generic[M]):
 
     def __init__(self, model: type[M]) -> None:
         self._one = TypeAdapter(model)
-        # A type made at run time is beyond mypy; the annotation says what it is.
+        # mypy cannot follow a type that is made at run time. The annotation says what it is.
         many: Any = Annotated[list[model], Field(max_length=MAX_ITEMS)]  # type: ignore[valid-type]
         self._many: TypeAdapter[list[M]] = TypeAdapter(many)
 
@@ -75,7 +75,7 @@ class Batch(Generic[M]):
             return self._decode_one_by_one(body)
 
     def _decode_one_by_one(self, body: bytes) -> Decoded[M]:
-        # Bytes that are not UTF-8 become lone surrogates, which are refused with the item that they stand in.
+        # Bytes that are not UTF-8 become lone surrogates. They are refused with the item that holds them.
         try:
             read = json.loads(body.decode("utf-8", "surrogateescape"))
             items = read if isinstance(read, list) else [read]
@@ -95,6 +95,6 @@ class Batch(Generic[M]):
 
 
 def _mended(item: object) -> bytes:
-    """Writes an item, with U+FFFD where a text was cut within a character: no outcome is lost over it."""
+    """Writes an item. A text that was cut within a character gets U+FFFD, so that no outcome is lost."""
     text = _FIRST_HALF.sub("\ufffd", json.dumps(item, ensure_ascii=False, separators=(",", ":")))
     return text.encode("utf-8", "surrogatepass")

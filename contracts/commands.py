@@ -19,7 +19,7 @@ class Status(StrEnum):
     ACCEPTED = "accepted"
     """It was carried out."""
     FINALIZE = "finalize"
-    """Nothing changed: the summary is for a person to see before the definitive confirmation."""
+    """Nothing changed. A person must see the summary before the definitive confirmation."""
     REFUSED = "refused"
     """It was understood, and the rules forbid it."""
     INVALID = "invalid"
@@ -48,9 +48,9 @@ class Reason(StrEnum):
     WRONG_STATE = "wrong_state"
     """The delivery's state does not allow the command."""
     PUBLISHER_NOT_ALLOWED = "publisher_not_allowed"
-    """The broker user that published it may not do so, or its token is missing, invalid or another's."""
+    """Its broker user may not publish commands, or its token is missing, invalid or another operator's."""
     MALFORMED = "malformed"
-    """The body is not JSON, or not this command's; or a required property is missing."""
+    """The body is not JSON or does not fit this command, or a required property is missing."""
 
 
 class Confirm(Message):
@@ -89,7 +89,7 @@ class Control(Message):
     operator: Name
     """Who asks: must be known, active, and hold `start_deliveries`."""
     reason: Annotated[Text, Field(min_length=1, max_length=2000)]
-    """Why, in the operator's words; kept with the change of state."""
+    """Why, in the operator's words. It is stored with the change of state."""
 
 
 class ComputeStats(Message):
@@ -103,11 +103,11 @@ class Wave(Message):
     """Recipients that are due together."""
 
     recipients: Count
-    """How many they are."""
+    """The number of recipients."""
     due_at: Instant | None = None
-    """When they are due; null where that is counted from the start."""
+    """When they are due; null if `due_after` says it."""
     due_after: timedelta | None = None
-    """How long after the start they are due (ISO 8601 duration); null where they have a time of their own."""
+    """How long after the start they are due (ISO 8601 duration); null if `due_at` says it."""
 
 
 class Summary(Message):
@@ -116,27 +116,27 @@ class Summary(Message):
     label: Text
     """The delivery's label."""
     channel: ChannelName
-    """The channel that it goes over."""
+    """Its channel."""
     to_deliver: Count
-    """How many recipients it goes to."""
+    """The number of its recipients."""
     excluded: dict[Text, Count]
     """How many targets the preparation left out, by cause."""
     contact_date: Instant | None = None
-    """When sending may start; null for as soon as confirmed."""
+    """When sending may start; null if it starts at the confirmation."""
     time_zone: Text | None = None
     """The IANA time zone that the contact date was given in."""
     valid_until: Instant | None = None
-    """Until when sending and retrying may go on; null where it is counted from the start, or unlimited."""
+    """Until when sending and retrying may go on; null if it is counted from the start, or unlimited."""
     valid_for: timedelta | None = None
     """How long sending and retrying may go on after the start (ISO 8601 duration); null for unlimited."""
     preparation: PreparationNumber
-    """The preparation that this is the summary of: the one to name in the definitive confirmation."""
+    """The preparation that this summary describes. The definitive confirmation must name it."""
     wave_count: Count = 0
-    """Into how many waves it is dealt; 0 where all are due at the start."""
+    """The number of its waves; 0 if all recipients are due at the start."""
     waves: tuple[Wave, ...] = Field(default=(), strict=False)
-    """The first of them, at most 20, in the order in which they are due."""
+    """The first waves, at most 20, in the order in which they are due."""
     late_limit: timedelta | None = None
-    """How late it may start before it is skipped (ISO 8601 duration); null for however late."""
+    """How late it may start before it is skipped (ISO 8601 duration); null for no limit."""
     messages_per_hour: Annotated[int, Field(ge=1)] | None = None
     """The limit of its throughput; null for none."""
 
@@ -147,7 +147,7 @@ class Reply(Message):
     command_id: Text
     """The `message_id` of the command."""
     delivery_id: DeliveryId | None = None
-    """The delivery that the command named; null where it could not be read."""
+    """The delivery that the command named; null if it could not be read."""
     status: Annotated[Status, Field(strict=False)]
     """How the command was answered."""
     reason: Annotated[Reason, Field(strict=False)] | None = None
@@ -155,6 +155,7 @@ class Reply(Message):
     message: Text
     """A sentence for a person."""
     state: Annotated[State, Field(strict=False)] | None = None
-    """The delivery's state after the command; null where there is none, or it was not looked at."""
+    """The delivery's state after the command; null if there is no such delivery, or its state was not
+    read."""
     summary: Summary | None = None
     """What a person must see; with `finalize` only."""

@@ -1,4 +1,4 @@
-"""Delivery events: what happened to a delivery, told to whoever listens."""
+"""Delivery events: what happened to a delivery. Any program may bind a queue to read them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Event(StrEnum):
     STARTED = "delivery.started"
     """Sending began."""
     PAUSED = "delivery.paused"
-    """It was paused: by an operator (who is named), or by itself."""
+    """It was paused: by an operator, whom `operator` names, or by itself."""
     RESUMED = "delivery.resumed"
-    """An operator resumed it, or has unknown outcomes of a finished one sent again."""
+    """An operator resumed it, or had unknown outcomes of a finished delivery sent again."""
     STOPPED = "delivery.stopped"
     """An operator ended it."""
     FINISHED = "delivery.finished"
@@ -46,7 +46,7 @@ class Criterion(StrEnum):
     START_PENDING = "start_pending"
     """It should have started."""
     LOW_THROUGHPUT = "low_throughput"
-    """It gets on too slowly."""
+    """Its sending is too slow."""
     LONG_IN_PROGRESS = "long_in_progress"
     """It has been in progress for too long."""
 
@@ -57,13 +57,13 @@ class Alert(Message):
     criterion: Annotated[Criterion, Field(strict=False)]
     """What it is about."""
     since: Instant
-    """From when it is counted: the end, the start, the time that was due, or that of the first sample."""
+    """Since when: the end, the start, the due time, or the time of the first sample."""
     value: float | None
-    """The figure; null where the criterion has none."""
+    """The figure; null if the criterion has none."""
     threshold: float | None
-    """What it crossed; null where the criterion has none."""
+    """The threshold; null if the criterion has none."""
     unit: Text
-    """Of both: `percent`, `minutes`, `recipients per minute`; empty where there is none."""
+    """The unit of both: `percent`, `minutes`, `recipients per minute`; empty if there is none."""
 
 
 class Figures(Message):
@@ -89,21 +89,22 @@ class DeliveryEvent(Message):
     """Published at least once, in order for one delivery."""
 
     event_id: Name
-    """The event's own identifier, and the `message_id`: a doubled one is the same event."""
+    """The event's identifier, and the `message_id`: the same identifier is the same event."""
     delivery_id: DeliveryId
     """The delivery that it happened to."""
     number: Annotated[int, Field(ge=1, le=2**63 - 1)]
-    """Rises from each event of a delivery to the next: one that is not above the last seen is a repeat."""
+    """A number that rises with each event of a delivery. An event whose number is not above the last one is a
+    repeat."""
     event: Annotated[Event, Field(strict=False)]
-    """What happened; the routing key as well."""
+    """What happened. It is the routing key too."""
     state: Annotated[State, Field(strict=False)]
-    """The delivery's state after it."""
+    """The delivery's state after the event."""
     at: Instant
     """When it happened."""
     operator: Name | None = None
-    """Who caused it; null where nobody did."""
+    """The operator who caused it; null if no operator did."""
     reason: Text | None = None
-    """Why, for a person; null where none was given."""
+    """The reason, for a person; null if none was given."""
     figures: Figures | None = None
     """With a pause by the circuit breaker: what tripped it; null otherwise."""
     alert: Alert | None = None

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class BounceKind(StrEnum):
-    """How a bounce weighs."""
+    """What a bounce says about the address."""
 
     HARD = "hard"
-    """The address does not work: no further try."""
+    """The address does not work. There is no further attempt."""
     SOFT = "soft"
-    """It failed this time; a later try may work."""
+    """It failed this time. A later attempt may work."""
     IGNORED = "ignored"
-    """It says nothing about the address: an automatic answer, say."""
+    """Nothing: an automatic answer, for example."""
 
 
 class BounceReason(StrEnum):
@@ -34,9 +34,9 @@ class BounceReason(StrEnum):
     USER_UNKNOWN = "user_unknown"
     """There is no such mailbox."""
     ACCOUNT_DISABLED = "account_disabled"
-    """The mailbox is there and closed."""
+    """The mailbox exists and is closed."""
     MAILBOX_FULL = "mailbox_full"
-    """The mailbox takes no more for now."""
+    """The mailbox takes no more messages for now."""
     MOVED = "moved"
     """The mailbox moved, without a forwarding address."""
     INVALID_DOMAIN = "invalid_domain"
@@ -44,13 +44,13 @@ class BounceReason(StrEnum):
     UNREACHABLE = "unreachable"
     """The recipient's server could not be reached."""
     EXPIRED = "expired"
-    """A relay gave up after trying for as long as it may."""
+    """A relay tried for its whole time and gave up."""
     REFUSED = "refused"
     """The recipient's server refused, without a better reason."""
     RATE_LIMITED = "rate_limited"
     """Too many messages in too short a time."""
     GREYLISTED = "greylisted"
-    """A first try is always put off; a later one is taken."""
+    """The server always defers a first attempt and takes a later one."""
     SPAM = "spam"
     """Taken for spam, or the sender's address is on a block list."""
     AUTHENTICATION = "authentication"
@@ -89,14 +89,14 @@ class Fault(StrEnum):
 
 
 class Result(Message):
-    """What every result says first."""
+    """The fields of every result."""
 
     delivery_id: DeliveryId
     """The delivery that was sent."""
     recipient: RecipientNumber
     """The recipient's number in the delivery."""
     attempt: AttemptNumber
-    """Which try this is the result of."""
+    """The attempt that this is the result of."""
     at: Instant
     """When the channel gave this outcome."""
 
@@ -107,7 +107,7 @@ class Sent(Result):
     provider_id: Quoted | None = None
     """The channel's own identifier of the message."""
     reply: Quoted | None = None
-    """The channel's answer, word for word; of any length."""
+    """The channel's answer, word for word, of any length."""
 
 
 class Bounce(Result):
@@ -120,13 +120,13 @@ class Bounce(Result):
         Field(strict=False),
         WithJsonSchema({"type": "string", "examples": [reason.value for reason in BounceReason]}),
     ] = BounceReason.NOT_DEFINED
-    """Why, by one of the names under examples; any other is read as `not_defined`."""
+    """The reason: one of the names in the examples. Any other name is read as `not_defined`."""
     status: Annotated[str, Field(pattern=r"^[245]\.[0-9]{1,3}\.[0-9]{1,3}$")] | None = None
-    """The enhanced status code (RFC 3463), where there is one."""
+    """The enhanced status code (RFC 3463), if there is one."""
     reply: Quoted | None = None
     """The server's answer or the report's diagnosis, word for word; of any length."""
     fault: Annotated[Fault, Field(strict=False)] | None = None
-    """Whose fault it is, where that is known."""
+    """Whose fault it is; null if that is not known."""
 
 
 class Error(Result):
@@ -135,22 +135,22 @@ class Error(Result):
     reason: Name
     """Why, as a short name: `template`, `connection`, …"""
     retryable: bool
-    """Whether a later try may work."""
+    """Whether a later attempt may work."""
     detail: Quoted | None = None
     """What went wrong, for a person; of any length."""
 
 
 class Taken(NamedTuple):
-    """What a `Sent` says, to be written and not read: its numbers are from a message that was checked.
+    """The fields of a `Sent`, for writing only: its numbers come from a message that was checked.
 
-    There is one for nearly every recipient: to make and write it takes 0.4 µs, a `Sent` 1.8.
+    Nearly every recipient has one. It takes 0.4 µs to make and write one, and 1.8 µs for a `Sent`.
     """
 
     delivery_id: int
     recipient: int
     attempt: int
     at: datetime
-    """Aware, in UTC."""
+    """With its time zone, which is UTC."""
     reply: str | None = None
     provider_id: str | None = None
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 SCHEMA_VERSION: Final = 1
-"""The version of the bodies, in the header `schema_version`; raised only when an old reader would misread."""
+"""The version of the bodies, in the header `schema_version`; it is raised only when an old reader would
+misread a body."""
 
 CONTENT_TYPE: Final = "application/json"
 
@@ -69,7 +70,8 @@ HEADER_EXCHANGE: Final = "x-sendoff-exchange"
 HEADER_ROUTING_KEY: Final = "x-sendoff-routing-key"
 """On a message in the dead queue: the routing key that it was first published with, for a replay."""
 
-# The property `type` of what has no routing key that names it; elsewhere `type` is the routing key.
+# The property `type` of messages whose routing key does not name their kind. Otherwise `type` is the routing
+# key.
 TYPE_SEND: Final = "send"
 TYPE_REPLY: Final = "reply"
 TYPE_STATS: Final = "stats"
@@ -84,7 +86,8 @@ def send_queue(channel: str) -> str:
 class Names:
     """The names of one installation: those of this module behind its prefix.
 
-    `Names("blue").queue(SENT_QUEUE)` is `blue.sendoff.results.sent`; without a prefix they stand as here.
+    `Names("blue").queue(SENT_QUEUE)` is `blue.sendoff.results.sent`; without a prefix the names are those of
+    this module.
     """
 
     prefix: str = ""
@@ -98,14 +101,14 @@ class Names:
         return self._prefixed(name)
 
     def queue_behind(self, exchange: str, routing_key: str) -> str | None:
-        """Returns the one queue of ours that takes what is published there, by its full name.
+        """Returns the full name of our queue that takes the messages of an exchange and a routing key.
 
         Args:
             exchange: Its full name.
             routing_key: The routing key.
 
         Returns:
-            None where no queue of ours is meant to take it.
+            None if none of our queues is bound there.
         """
         if exchange == self.exchange(SENDS):
             return self.queue(send_queue(routing_key))

@@ -10,7 +10,7 @@ from contracts.base import AttemptNumber, ChannelName, DeliveryId, Instant, Mess
 
 
 class Send(Message):
-    """Asks a channel's sender to try one recipient; the content is read once per preparation, not carried."""
+    """Asks a channel's sender to try one recipient. The sender reads the content once per preparation."""
 
     delivery_id: DeliveryId
     """The delivery that is sent."""
@@ -19,17 +19,17 @@ class Send(Message):
     attempt: AttemptNumber
     """Which try this is."""
     channel: ChannelName
-    """The channel to send over; the routing key as well."""
+    """The channel to send over. It is the routing key too."""
     address: Annotated[Text, Field(min_length=1, max_length=1000)]
     """The recipient's address in this channel."""
     variables: dict[str, Any]
-    """The recipient's own values for the content: any JSON by name."""
+    """The recipient's values for the content: any JSON by name."""
     valid_until: Instant | None = None
-    """When it is too late to send; null for never."""
+    """The time from which it is too late to send; null for no limit."""
 
 
 def message_id(delivery_id: int, recipient: int, attempt: int) -> str:
-    """Names a send message: equal for two messages that ask for the same attempt.
+    """Names a send message. Two messages that ask for the same attempt have the same name.
 
     Returns:
         `<delivery>-<recipient>-<attempt>`.

@@ -11,7 +11,7 @@ from contracts.commands import Status
 from contracts.states import State
 
 Percentage = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-"""Rounded to two decimals; may pass 100 where recipients that bounced later had opened."""
+"""Rounded to two decimals. It may pass 100, since recipients may open and bounce later."""
 
 
 class Stats(Message):
@@ -22,19 +22,19 @@ class Stats(Message):
     """
 
     status: Literal[Status.ACCEPTED] = Status.ACCEPTED
-    """Tells this answer from the reply that refuses."""
+    """Always `accepted`. A refusal is a reply with the status `refused`."""
     delivery_id: DeliveryId
     """The delivery that was counted."""
     label: Text
     """Its label."""
     channel: ChannelName
-    """The channel that it goes over."""
+    """Its channel."""
     state: Annotated[State, Field(strict=False)]
-    """Where it stands."""
+    """Its state."""
     preparation: PreparationNumber | None
-    """The preparation that was confirmed, or the newest one; null where there is none."""
+    """The preparation that was confirmed, or the newest one; null if there is none."""
     contact_date: Instant | None
-    """When sending may start; null for as soon as confirmed."""
+    """When sending may start; null if it starts at the confirmation."""
     confirmed_at: Instant | None
     """When it was confirmed."""
     started_at: Instant | None
@@ -44,27 +44,27 @@ class Stats(Message):
     to_deliver: Count
     """Recipients of the confirmed preparation."""
     sent: Count
-    """Recipients whose standing outcome is sent."""
+    """Recipients whose current outcome is sent."""
     bounced: Count
-    """Recipients whose standing outcome is a bounce."""
+    """Recipients whose current outcome is a bounce."""
     bounced_hard: Count
-    """Of these, hard ones."""
+    """Of these, hard bounces."""
     bounced_soft: Count
-    """Of these, soft ones."""
+    """Of these, soft bounces."""
     bounced_ignored: Count
-    """Of these, ignored ones."""
+    """Of these, ignored bounces."""
     errors: Count
-    """Recipients whose standing outcome is an error."""
+    """Recipients whose current outcome is an error."""
     unknown: Count
-    """Recipients of whom it is not known whether the channel took the message."""
+    """Recipients for whom nobody knows whether the channel took the message."""
     excluded_late: Count
-    """Recipients left out at send time: quarantined meanwhile, say."""
+    """Recipients left out at send time, for example because they were quarantined after the preparation."""
     cancelled: Count
     """Recipients not sent because the delivery was stopped or its validity ended."""
     retrying: Count
-    """Recipients that wait for another try."""
+    """Recipients that wait for another attempt."""
     sending: Count
-    """Recipients whose try is under way."""
+    """Recipients whose attempt is under way."""
     pending: Count
     """Recipients not tried yet."""
     opened: Count
@@ -76,7 +76,7 @@ class Stats(Message):
     mirror: Count
     """Unique recipients that looked at the copy on the web."""
     sent_pct: Percentage | None
-    """`sent` of `to_deliver`; null of nothing, as all percentages."""
+    """`sent` of `to_deliver`. A percentage of nothing is null, here and below."""
     bounce_error_pct: Percentage | None
     """`bounced + errors` of `sent + bounced + errors`."""
     open_pct: Percentage | None
@@ -84,7 +84,7 @@ class Stats(Message):
     click_pct: Percentage | None
     """`clicked` of `sent`."""
     human_opened: Count
-    """Unique recipients with a tracking event of a person: machines are left out."""
+    """Unique recipients with a tracking event of a person. Machines do not count."""
     human_clicked: Count
     """Unique recipients with a click of a person."""
     human_open_pct: Percentage | None
@@ -94,13 +94,13 @@ class Stats(Message):
     excluded: Count
     """Targets that the preparation left out; outside the balance."""
     excluded_by_cause: dict[Text, Count]
-    """The same by cause."""
+    """`excluded` by cause."""
     updated_at: Instant | None
     """When a counter last moved."""
     as_of: Instant
     """The moment of the snapshot; never before the request was published."""
     exact: bool
-    """True where they were recounted from the logs; false for the live counters: that would take too long, or
-    the logs have left by retention."""
+    """True if the KPIs were recounted from the logs. False if they are the live counters, because a recount
+    would take too long or retention has removed the logs."""
     drift: dict[Text, int]
-    """By KPI, recounted value less the live counter's, where they differed; repaired by this recount."""
+    """For each KPI that differed, the recounted value minus the live counter. This recount repaired it."""

@@ -21,18 +21,18 @@ class TrackingKind(StrEnum):
     OPEN = OPEN
     """Opened the message."""
     CLICK = CLICK
-    """Followed a link of it; an open as well."""
+    """Followed one of its links. It counts as an open too."""
     MIRROR = MIRROR
-    """Looked at its copy on the web; an open as well."""
+    """Looked at its copy on the web. It counts as an open too."""
     OPTOUT = OPTOUT
-    """Unsubscribed; an open as well."""
+    """Unsubscribed. It counts as an open too."""
 
 
 class TrackingEvent(Message):
-    """One thing that a recipient did; the kind in the body counts, the routing key only routes."""
+    """One thing that a recipient did. The body says the kind; the routing key only routes."""
 
     event_id: Name
-    """The event's own identifier: a doubled one counts once."""
+    """The event's identifier. Events with the same identifier count once."""
     delivery_id: DeliveryId
     """The delivery that the message belongs to."""
     recipient: RecipientNumber
@@ -40,7 +40,7 @@ class TrackingEvent(Message):
     kind: Annotated[TrackingKind, Field(strict=False)]
     """What the recipient did."""
     url: Annotated[Text, Field(max_length=8192)] | None = None
-    """The address that was followed; with a click."""
+    """The address of the link, for a click."""
     at: Instant
     """When it happened."""
     user_agent: Quoted | None = None

@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Runs `sendoff`: Ctrl-C ends it with 130 also while it is being loaded, which takes half a second."""
+    """Runs `sendoff`. Ctrl-C ends it with 130, also in the half second that loading takes."""
     try:
         from worker.cli import main as run  # noqa: PLC0415 - see above
 

@@ -38,7 +38,7 @@ from worker.db.pool import SchemaMismatch, open_database
 from worker.db.starts import Starts
 from worker.db.stats import Statistics
 from worker.db.tracking import TrackingLog
-from worker.domain.breaker import Limits
+from worker.domain.breaker import BreakerLimits
 from worker.domain.failures import Failure
 from worker.domain.retry import Retries
 from worker.domain.servers import unprotected
@@ -73,7 +73,7 @@ SERVICES: Final = ("confirm", "fanout", "send", "results", "tracking", "stats", 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """What one process is made of."""
+    """The parts of one process."""
 
     settings: Settings
     names: routing.Names
@@ -87,7 +87,7 @@ class Worker:
     owner: str
     channels: Mapping[str, Kind]
     consumers: list[Consumer] = field(default_factory=list)
-    """Those of the services that were built: the broker must know every one of them."""
+    """The consumers of the services that were built. The broker must know each of them."""
     senders: list[SendService] = field(default_factory=list)
 
     def build(self, name: str) -> list[Service]:
@@ -105,13 +105,13 @@ class Worker:
         return builders[name]()
 
     def background(self) -> list[Service]:
-        """Returns what runs beside the services, whichever they are, and stops the process if it dies."""
+        """Returns the services that always run too. The process stops if one of them ends."""
         if isinstance(self.bulk_publisher, BulkPublisher):
             return [Watching("the connection that publishes", self.bulk_publisher.watch)]
         return []
 
     def probes(self, stop: asyncio.Event) -> dict[str, Probe]:
-        """Returns what the readiness of the process hangs on, by part."""
+        """Returns the readiness probes, by part."""
 
         async def process() -> str:
             return "The process is stopping." if stop.is_set() else ""
@@ -155,7 +155,7 @@ class Worker:
         return consumer
 
     def _bulk_consumer(self, queue: str, prefetch: int) -> Consumer:
-        """Returns a consumer for what there is one of for every recipient."""
+        """Returns a consumer for a queue with one message per recipient."""
         consumer = self._open_bulk_consumer(queue, prefetch)
         self.consumers.append(consumer)
         return consumer
@@ -213,7 +213,7 @@ class Worker:
     def _send(self, channel_name: str) -> Service:
         s = self.settings
         channel = self.channels[channel_name].open(s)
-        # A channel that waits is given no more than it will soon need: the rest is for other processes.
+        # A sender takes no more messages than it needs soon: other processes get the others.
         prefetch = min(2 * s.send_batch, 2_000) if channel.concurrency is None else s.send_batch
         sender = SendService(
             SendParts(
@@ -254,7 +254,7 @@ class Worker:
         limits = ResultsLimits(
             batch=s.result_batch,
             age=s.result_batch_age,
-            breaker=Limits(s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct),
+            breaker=BreakerLimits(s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct),
             retries=Retries(s.retry_delays, s.max_attempts),
         )
         return ResultsService(parts, limits)
@@ -329,16 +329,16 @@ class Worker:
 async def open_worker(
     settings: Settings, channels: Mapping[str, Kind] = CHANNELS, stop: asyncio.Event | None = None
 ) -> AsyncIterator[Worker]:
-    """Connects to everything, checks that it is as this code needs it, and closes it all in the end.
+    """Connects to all servers, checks them, and closes all connections when the block ends.
 
     Args:
         settings: The settings.
-        channels: Those that we send over; a test puts in its own.
-        stop: Once it is set, nobody waits for a database or a broker that is away.
+        channels: The channels that we send over; a test gives its own.
+        stop: After it is set, nothing waits for a database or a broker that is away.
 
     Raises:
-        DatabaseUnreachable, BrokerUnreachable: there is nothing at the address.
-        SchemaMismatch, TopologyMismatch: it is not set up, or not for this version.
+        DatabaseUnreachable, BrokerUnreachable: there is no server at the address.
+        SchemaMismatch, TopologyMismatch: the server is not set up, or is set up for another version.
     """
     owner = f"{socket.gethostname()}:{os.getpid()}"
     name = f"sendoff {owner}"
@@ -401,8 +401,8 @@ async def run(settings: Settings, services: Sequence[str], stop: asyncio.Event |
 
     Args:
         settings: The settings.
-        services: Names out of `SERVICES`.
-        stop: Set by a test; signals set it too.
+        services: Names of `SERVICES`.
+        stop: A test sets it; signals set it too.
 
     Raises:
         What `open_worker` raises, HealthUnavailable, and ServiceDied.

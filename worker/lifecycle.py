@@ -1,7 +1,7 @@
-"""Starting and stopping: every service is one task; a dead one stops the process, a signal stops them all.
+"""Starts and stops services: each is one task. If one dies, the process stops; a signal stops all.
 
-Every task is somebody's. Outside of this module there are only those of a TaskGroup; what no group fits is
-made here, and its owner awaits it.
+Every task has an owner. Outside this module all tasks belong to a TaskGroup. This module makes the other
+tasks, and their owners await them.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ class ServiceDied(Exception):  # noqa: N818 - the name is the sentence
 
 
 class Service(Protocol):
-    """What the process runs."""
+    """A part of the process that runs until the stop."""
 
     name: str
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Works until `stop` is set, then finishes what is in flight and returns."""
+        """Works until `stop` is set, then finishes its open work and returns."""
 
 
 async def run_services(services: Sequence[Service], stop: asyncio.Event, *, grace: float) -> None:
     """Runs services until `stop` is set or one of them dies.
 
-    A service that ends with `Stopped` after `stop` was set waited for a server that is away: it ended well.
+    A service that raises `Stopped` after `stop` was set waited for a server that is away. This is no error.
 
     Args:
-        services: What to run, each in a task of its own.
+        services: The services to run, each in a task of its own.
         stop: Set by a signal or by a test.
-        grace: Seconds that the services may take to finish what is in flight; then they are cut off, which
-            loses nothing: what was not settled is delivered again, and claims keep it from being sent twice.
+        grace: Seconds that the services may take to finish their open work. Then they are cancelled. Nothing
+            is lost: the broker delivers unacknowledged messages again, and claims prevent a second send.
 
     Raises:
-        ServiceDied: one ended before it was asked to, or was cut off; the message says which and why.
+        ServiceDied: a service ended before the stop, or was cancelled; the message says which and why.
     """
     tasks = {asyncio.create_task(s.run(stop), name=s.name): s.name for s in services}
     stopped = asyncio.create_task(stop.wait(), name="wait for stop")
@@ -88,30 +88,30 @@ def _only_stopped(fault: BaseException) -> bool:
 
 
 def _first(fault: BaseException) -> BaseException:
-    """Returns what is to blame: of a group, the first that is not a mere end of waiting."""
+    """Returns the cause: in a group, the first exception that is not `Stopped`."""
     while isinstance(fault, BaseExceptionGroup):
         fault = next((f for f in fault.exceptions if not _only_stopped(f)), fault.exceptions[0])
     return fault
 
 
 class Background:
-    """A task that runs beside its owner until the owner ends it; whoever watches it learns of its death."""
+    """A task that runs beside its owner until the owner ends it. `watch` raises its error."""
 
     def __init__(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Starts it.
 
         Args:
-            work: What it does.
-            name: Of the task, for whoever looks at the process.
+            work: The coroutine to run.
+            name: The task's name, for debugging.
         """
         self._task = asyncio.create_task(work, name=name)
         self._ending = False
 
     async def watch(self) -> None:
-        """Returns once it has ended, and raises what it died of.
+        """Returns when the task has ended, or raises its error.
 
         Raises:
-            ServiceDied: it was cancelled, and not by its owner.
+            ServiceDied: somebody other than its owner cancelled it.
         """
         await self.wait()
         if not self._task.cancelled():
@@ -120,11 +120,11 @@ class Background:
             raise ServiceDied(f"The task “{self._task.get_name()}” was cancelled.")
 
     async def wait(self) -> None:
-        """Returns once it has ended, however it did: what it died of is for who watches."""
+        """Returns when the task has ended. It never raises the task's error: `watch` does."""
         await asyncio.wait([self._task])
 
     async def end(self) -> None:
-        """Ends it now, and waits."""
+        """Cancels the task, and waits for its end."""
         self._ending = True
         self._task.cancel()
         await self.wait()
@@ -132,7 +132,7 @@ class Background:
 
 @asynccontextmanager
 async def beside(work: Coroutine[Any, Any, T], name: str) -> AsyncIterator[asyncio.Task[T]]:
-    """Runs something while the block runs, which may await it; what is left of it then is cancelled."""
+    """Runs a task while the block runs. The block may await it; at the block's end it is cancelled."""
     task = asyncio.create_task(work, name=name)
     try:
         yield task
@@ -143,7 +143,7 @@ async def beside(work: Coroutine[Any, Any, T], name: str) -> AsyncIterator[async
 
 @asynccontextmanager
 async def watched(watch: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
-    """Ends the block with an exception as soon as `watch` raises one; an ExceptionGroup, as TaskGroup's."""
+    """Ends the block with an ExceptionGroup as soon as `watch` raises."""
     async with asyncio.TaskGroup() as group:
         watching = group.create_task(watch())
         yield
@@ -151,10 +151,10 @@ async def watched(watch: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterat
 
 
 class Watching:
-    """A service that does nothing but watch a task which several services need."""
+    """A service that only watches a task that several services need."""
 
     def __init__(self, name: str, watch: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Takes its name, and what raises what the task died of."""
+        """Takes its name, and the function that raises the task's error."""
         self.name = name
         self._watch = watch
 
@@ -168,7 +168,7 @@ class Watching:
 async def on_stop(stop: asyncio.Event, action: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     """Runs an action as soon as `stop` is set, while the block goes on.
 
-    Where the action raises, the block is ended by it, in an ExceptionGroup.
+    If the action raises, the block ends with an ExceptionGroup.
     """
 
     async def watch() -> None:
@@ -182,8 +182,8 @@ async def on_stop(stop: asyncio.Event, action: Callable[[], Awaitable[None]]) ->
             watcher.cancel()
 
 
-async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
-    """Returns what some work returns, which waits for a server that may be away.
+async def unless_stopped(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
+    """Returns the result of work that may wait for a server that is away.
 
     Raises:
         Stopped: `stop` is set, and the work was cancelled.
@@ -196,7 +196,7 @@ async def unless(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
 
 
 async def wait_any(*events: asyncio.Event, seconds: float | None = None) -> None:
-    """Waits until one of some events is set, or the seconds are over."""
+    """Waits until one of the events is set, or the seconds are over."""
     waits = [asyncio.create_task(event.wait()) for event in events]
     try:
         await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -207,7 +207,7 @@ async def wait_any(*events: asyncio.Event, seconds: float | None = None) -> None
 
 
 async def pause(stop: asyncio.Event, seconds: float) -> bool:
-    """Waits, and returns whether `stop` came meanwhile."""
+    """Waits, and returns whether `stop` was set meanwhile."""
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), seconds)
     return stop.is_set()

@@ -49,14 +49,15 @@ class Settings(BaseSettings):
     database_url: str = "postgresql://127.0.0.1:5432/sendoff"
     """The database."""
     smtp_url: str = "smtp://127.0.0.1:25"
-    """The relay that mail is handed to."""
+    """The SMTP relay."""
     queue_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{0,40}$")] = ""
-    """Put before every exchange and queue, so that several installations share a broker."""
+    """The prefix of every exchange and queue, so that several installations can share a broker."""
     channels: Annotated[tuple[str, ...], NoDecode] = ("email", "null")
-    """The channels that this installation sends over, as a JSON list or with commas."""
+    """The channels that this installation sends over, as a JSON list or separated by commas."""
 
     publishers: Annotated[tuple[str, ...], NoDecode] = ()
-    """The broker users that may publish commands, as a JSON list or with commas; none for everybody."""
+    """The broker users that may publish commands, as a JSON list or separated by commas; empty for
+    everybody."""
     auth: Literal["none", "token"] = "none"
     """`token`: every command carries the operator's signed token in its header `authorization`."""
     auth_key: SecretStr | None = None
@@ -68,15 +69,15 @@ class Settings(BaseSettings):
     auth_issuer: str = ""
     """What a token's `iss` must be."""
     auth_audience: str = ""
-    """What a token's `aud` must be, or have among others."""
+    """What a token's `aud` must be or contain."""
     auth_algorithms: Annotated[tuple[Algorithm, ...], NoDecode] = ()
-    """How tokens may be signed, as `publishers` is written; none for HS256 with a secret, else RS256."""
+    """How tokens may be signed, written as `publishers`; empty for HS256 with a secret, else RS256."""
     auth_operator_claim: Annotated[str, Field(min_length=1)] = "sub"
-    """The claim with the operator's name."""
+    """The token claim with the operator's name."""
     auth_roles_claim: Annotated[str, Field(min_length=1)] = "roles"
-    """The claim with the list of their roles, by our names."""
+    """The token claim with the list of the operator's roles, by Sendoff's names."""
     token: SecretStr | None = None
-    """The token that `sendoff confirm`, `pause`, `resume`, `stop`, `unknown` and `erase` show."""
+    """The token that `sendoff confirm`, `pause`, `resume`, `stop`, `unknown` and `erase` send."""
 
     log_format: Literal["auto", "console", "json"] = "auto"
     """`console` for people, `json` for machines; `auto` picks by whether the output is a terminal."""
@@ -86,19 +87,19 @@ class Settings(BaseSettings):
     http_port: Annotated[int, Field(ge=0, le=65535)] = 0
     """Where `sendoff run` serves `/metrics`, `/health/live` and `/health/ready`; 0 for nowhere."""
     http_host: str = "127.0.0.1"
-    """The address that they are served on; `0.0.0.0` for every one of the machine's."""
+    """The address that they are served on; `0.0.0.0` for all addresses of the machine."""
 
     connect_timeout: Annotated[float, Field(gt=0, le=300)] = 10
     """How long a connection to the broker or the database may take."""
     command_timeout: Annotated[float, Field(gt=0, le=3600)] = 60
     """How long one statement or one publisher confirm may take."""
     shutdown_grace: Annotated[float, Field(gt=0, le=3600)] = 30
-    """How long what is in flight may take to finish after SIGTERM."""
+    """How long open work may take to finish after SIGTERM."""
     database_pool: Annotated[int, Field(ge=2, le=100)] = 8
     """Connections to the database per process."""
 
     transport: Literal["bulk", "aio-pika"] = "bulk"
-    """What carries the streams of a message per recipient: our own bulk client, or aio-pika one by one."""
+    """The client for sends, results and tracking events: our own bulk client, or aio-pika."""
 
     page_size: Annotated[int, Field(ge=1, le=100_000)] = 1_000
     """Recipients in a page; more where a delivery has more than 10,000 pages of them."""
@@ -107,23 +108,23 @@ class Settings(BaseSettings):
     event_lease: Annotated[float, Field(gt=0)] = 20
     """How long a process may take to publish events before another takes them over."""
     publish_window: Annotated[int, Field(ge=1, le=100_000)] = 2_000
-    """Publishes that may wait for their confirm at once, per process."""
+    """Publishes without a confirm, per process."""
     send_queue_high_water: Annotated[int, Field(ge=1)] = 5_000
     """The fan-out waits while a send queue holds more messages."""
     send_batch: Annotated[int, Field(ge=1, le=1_000)] = 1_000
     """Send messages that are claimed together at most."""
     send_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """How long a busy sender waits for a batch to fill once its first message is there."""
+    """How long a busy sender waits for a batch to fill after its first message came."""
     claim_lease: Annotated[float, Field(gt=0)] = 300
-    """How long a claim is held that is not handed over; then another sender takes it."""
+    """How long a claim is held before its hand-over; then another sender takes it."""
     result_lease: Annotated[float, Field(gt=0)] = 900
-    """How long the result of a message may take, once it is handed over; then the recipient is unknown."""
+    """How long the result of a message may take after its hand-over; then the recipient is unknown."""
     relay_patience: Annotated[float, Field(gt=0, le=600)] = 30
     """How long a sender waits for its relay before the messages that it holds go back to the queue."""
     page_look_after: Annotated[float, Field(gt=0)] = 30
-    """How often a published page is looked at, until all its recipients have an outcome."""
+    """How often a published page is inspected, until all its recipients have an outcome."""
     redelivery_after: Annotated[float, Field(gt=0)] = 900
-    """When a published page whose recipients nobody claimed is published again, however full the queue."""
+    """When a published page with unclaimed recipients is published again, even if the queue is full."""
     smtp_connections: Annotated[int, Field(ge=1, le=500)] = 10
     """Connections to the relay per process."""
     smtp_timeout: Annotated[float, Field(gt=0, le=600)] = 60
@@ -133,19 +134,19 @@ class Settings(BaseSettings):
     smtp_data_timeout: Annotated[float, Field(gt=0, le=3600)] = 120
     """How long it may take to answer DATA."""
     smtp_block_timeout: Annotated[float, Field(gt=0, le=3600)] = 180
-    """How long a body may take to leave."""
+    """How long a body may take to leave for the network."""
     smtp_dot_timeout: Annotated[float, Field(gt=0, le=3600)] = 600
-    """How long it may take to answer the final dot; giving up before that leaves the outcome unknown."""
+    """How long it may take to answer the final dot; after that the outcome is unknown."""
     result_batch: Annotated[int, Field(ge=1, le=5_000)] = 1_000
     """Result messages that are recorded together at most."""
     result_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.02
-    """How long a busy recorder waits for a batch to fill once its first result is there."""
+    """How long a busy recorder waits for a batch to fill after its first result came."""
     tracking_batch: Annotated[int, Field(ge=1, le=5_000)] = 500
     """Messages with tracking events that are recorded together at most."""
     tracking_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.05
-    """How long a busy recorder waits for a batch to fill once its first tracking event is there."""
+    """How long a busy recorder waits for a batch to fill after its first tracking event came."""
     machine_rules_file: Path | None = None
-    """A file of rules that tell machines from persons in tracking, instead of those that come along."""
+    """A file of rules that tell machines from persons in tracking, instead of Sendoff's own."""
     stats_deadline: Annotated[float, Field(gt=0, le=3600)] = 20
     """How long a recount may take, at most the command timeout; then the live counters are the answer."""
     breaker_minimum: Annotated[int, Field(ge=0)] = 100
@@ -162,17 +163,18 @@ class Settings(BaseSettings):
         1800,
         7200,
     )
-    """How long until the 2nd, 3rd, … attempt, as `publishers` is written; the last holds for all further."""
+    """How long until the 2nd, 3rd, … attempt, written as `publishers`; the last is used for all later
+    ones."""
     partition_period: Annotated[float, Field(ge=3_600)] = 2_592_000
-    """How long new deliveries go into one set of partitions, which is what retention drops: 30 days."""
+    """How long new deliveries go into one set of partitions, the unit that retention drops: 30 days."""
     retention: str = ""
-    """How long ago what `sendoff retention` removes must have ended, such as `400d`; it runs when told to."""
+    """How long ago a delivery must have ended for `sendoff retention` to remove it, such as `400d`."""
     fingerprint_key: SecretStr | None = None
     """The secret, of 32 bytes or more, for the fingerprint of an erased profile in `command_log`."""
     alert_interval: Annotated[float, Field(gt=0, le=60)] = 10
     """How often the scheduler looks for alerts."""
     tick: Annotated[float, Field(gt=0, le=60)] = 1
-    """How often the scheduler looks at what is due."""
+    """How often the scheduler does its duties."""
 
     @field_validator("amqp_url")
     @classmethod
@@ -286,7 +288,7 @@ def read_settings() -> Settings:
     """Reads the settings.
 
     Raises:
-        SettingsError: one or more are wrong, the message names each by its variable; `.env` cannot be read.
+        SettingsError: settings are wrong (the message names the variable of each), or `.env` cannot be read.
     """
     try:
         return Settings()

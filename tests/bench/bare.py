@@ -170,7 +170,7 @@ async def work(role: str) -> None:
 
     async def done(batch: list[Incoming]) -> None:
         await handle(bare, batch)
-        consumer.settle(batch)
+        consumer.acknowledge(batch)
         free.release()
 
     async with asyncio.TaskGroup() as group:

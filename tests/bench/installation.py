@@ -119,7 +119,7 @@ class Installation:
                 f"user{i:07d}@mail.example.org,Ekaterina,Nizhny Novgorod,premium,ru\n"
                 for i in range(recipients)
             )
-        request = preparing.Request(file, csv, "ana", None, channels or self.settings.channels)
+        request = preparing.PreparationRequest(file, csv, "ana", None, channels or self.settings.channels)
         return (await preparing.prepare(db, request)).delivery_id
 
     async def template(self, key: str, fill: Callable[[str], Any]) -> str:

@@ -80,7 +80,7 @@ async def measure(kind: str, url: str, messages: int) -> dict[str, float]:
             while left:
                 batch = await consumer.batch(BATCH)
                 left -= len(batch)
-                consumer.settle(batch)
+                consumer.acknowledge(batch)
             await consumer.stop()
             await consumer.close()
             consumed = time.perf_counter() - wall, time.process_time() - cpu

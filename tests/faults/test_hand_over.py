@@ -94,7 +94,7 @@ async def test_a_sender_that_stood_still_sends_nothing_that_others_took_over(
             frozen.send_signal(signal.SIGSTOP)
             with worker(stack.settings, "send", **env):
                 row = await until(lambda: _settled(stack, number), 60)
-                await settle.settle(stack.db, settle.Request(number, Settlement.RESEND, "ana"))
+                await settle.settle(stack.db, settle.SettlementRequest(number, Settlement.RESEND, "ana"))
                 row = await stack.finished(number, seconds=60)
             frozen.send_signal(signal.SIGCONT)
             # It takes up what it has in hand, finds that nothing of it is its own, and goes on.

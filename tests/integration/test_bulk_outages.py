@@ -14,7 +14,7 @@ from pamqp import commands
 
 from tests.support.bulk_peers import SECONDS, FakeBroker, Proxy, until
 from worker.amqp.bulk.consumer import BulkConsumer
-from worker.amqp.bulk.errors import ChannelClosed, ConnectionLost
+from worker.amqp.bulk.errors import AmqpChannelClosed, ConnectionLost
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.errors import RECONNECT_INTERVAL, BrokerUnreachable
 from worker.amqp.messages import Outgoing, Unroutable
@@ -234,7 +234,7 @@ async def test_a_queue_that_is_not_there_is_an_error_at_the_start(server_setting
     consumer = BulkConsumer(
         server_settings.amqp_url, "not.there", name="test", prefetch=1, connect_timeout=SECONDS
     )
-    with pytest.raises(ChannelClosed, match=r"no queue 'not\.there'"):
+    with pytest.raises(AmqpChannelClosed, match=r"no queue 'not\.there'"):
         await consumer.start()
 
 
@@ -368,12 +368,12 @@ async def test_deliveries_of_a_lost_connection_are_dropped_and_come_again() -> N
         assert [m.tag for m in new] == [1]
         assert new[0].channel is not old[0].channel
         # The tag of the old one is one that the new connection knows, and it is not acknowledged there.
-        consumer.settle(old)
+        consumer.acknowledge(old)
         stopping = asyncio.create_task(consumer.stop())
         await second.expect("Basic.Cancel")
         second.send(commands.Basic.CancelOk("sendoff"))
         await stopping
-        consumer.settle(new)
+        consumer.acknowledge(new)
         closing = asyncio.create_task(consumer.close())
         ack = await second.expect("Basic.Ack")
         assert (ack.delivery_tag, ack.multiple) == (1, True)

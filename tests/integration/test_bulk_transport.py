@@ -121,7 +121,7 @@ async def take(consumer: Any, count: int, *, settle: bool = True) -> list[Incomi
             batch = await consumer.batch(100, 0.01)
             taken += batch
             if settle:
-                consumer.settle(batch)
+                consumer.acknowledge(batch)
     return taken
 
 
@@ -254,7 +254,7 @@ async def test_no_more_is_delivered_than_prefetch(
     await publisher.publish("", queue, numbered(50))
     first = await take(consumer, 10, settle=False)
     assert await ready(admin, queue) == 40
-    consumer.settle(first[:5])
+    consumer.acknowledge(first[:5])
     second = await take(consumer, 5, settle=False)
     assert [m.message_id for m in first + second] == [f"id-{n}" for n in range(15)]
     assert await ready(admin, queue) == 35
@@ -267,7 +267,7 @@ async def test_what_is_not_settled_comes_again(
     await publisher.publish("", queue, numbered(10))
     taken = await take(consumer, 10, settle=False)
     # Neither a prefix nor a suffix, so ranges do not help.
-    consumer.settle([taken[0], taken[1], taken[4], taken[9]])
+    consumer.acknowledge([taken[0], taken[1], taken[4], taken[9]])
     await finish(consumer)
     assert await ready(admin, queue, consumers=0) == 6
     again = await take(await transport.consumer(queue), 6)
@@ -285,8 +285,8 @@ async def test_settling_in_any_order_empties_the_queue(
         async with asyncio.timeout(SECONDS):
             batch = await consumer.batch(7)
         left -= len(batch)
-        consumer.settle(reversed(batch))
-    consumer.settle(oldest)
+        consumer.acknowledge(reversed(batch))
+    consumer.acknowledge(oldest)
     await finish(consumer)
     assert await ready(admin, queue, consumers=0) == 0
 
@@ -311,7 +311,7 @@ async def test_stopping_ends_the_wait_and_keeps_what_was_settled(
         waiting = asyncio.create_task(consumer.batch(10))
         await consumer.stop()
         assert await waiting == []
-    consumer.settle(batch)
+    consumer.acknowledge(batch)
     await consumer.close()
     assert await ready(admin, queue, consumers=0) == 3
 
@@ -324,7 +324,7 @@ async def test_a_queue_that_was_deleted_and_made_again_is_consumed_again(
     before = await take(consumer, 3, settle=False)
     await delete(admin, queue)
     await present(consumer, is_it=False)
-    consumer.settle(before)
+    consumer.acknowledge(before)
     await declare(admin, queue)
     await present(consumer)
     await publisher.publish("", queue, [Outgoing(b"after", "t")])
@@ -350,7 +350,7 @@ async def test_a_connection_that_breaks_while_publishing_loses_nothing(
             while len(seen) < count:
                 batch = await consumer.batch(500)
                 seen.update(m.message_id or "" for m in batch)
-                consumer.settle(batch)
+                consumer.acknowledge(batch)
         assert seen == {m.message_id for m in messages}
 
 
@@ -364,11 +364,11 @@ async def test_a_connection_that_breaks_while_consuming_delivers_again(
         proxy.cut()
         await present(consumer, is_it=False)
         await present(consumer)
-        consumer.settle(before)
+        consumer.acknowledge(before)
         again = await take(consumer, 20)
         assert {m.message_id for m in again} == {m.message_id for m in before}
         assert {id(m.channel) for m in again}.isdisjoint({id(m.channel) for m in before})
-        consumer.settle(before)
+        consumer.acknowledge(before)
         await finish(consumer)
         assert await ready(admin, queue, consumers=0) == 0
 

@@ -11,7 +11,7 @@ import sql
 from tests.support.database import SECONDS, age
 from worker.db import partitions
 from worker.operations import prepare as preparing
-from worker.operations.prepare import Request
+from worker.operations.prepare import PreparationRequest
 
 if TYPE_CHECKING:
     from tests.support.stack import Stack
@@ -53,7 +53,9 @@ async def test_a_delivery_opens_the_next_set_once_the_ids_are_used_up(stack: Sta
 async def test_two_that_prepare_at_once_open_one_set(stack: Stack) -> None:
     await stack.prepare(1)
     await age(stack, 31)
-    request = Request(stack.folder / "delivery.toml", stack.folder / "recipients.csv", "ana", None, ("null",))
+    request = PreparationRequest(
+        stack.folder / "delivery.toml", stack.folder / "recipients.csv", "ana", None, ("null",)
+    )
     done = await asyncio.gather(*(preparing.prepare(stack.db, request) for _ in range(4)))
     assert sorted(p.delivery_id for p in done) == [100_001, 100_002, 100_003, 100_004]
     assert (await stack.rows("SELECT count(*) FROM sendoff.partition_set"))[0]["count"] == 2

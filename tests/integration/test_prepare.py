@@ -13,7 +13,7 @@ import pytest
 from contracts.states import State
 from worker.db import operators, preparation
 from worker.domain.operators import Role
-from worker.operations.prepare import PreparationRefused, Prepared, Request, prepare
+from worker.operations.prepare import PreparationRefused, PreparationRequest, Prepared, prepare
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,12 +49,12 @@ the second"
 
 
 @pytest.fixture
-async def request_(db: Database, tmp_path: Path) -> Request:
+async def request_(db: Database, tmp_path: Path) -> PreparationRequest:
     await operators.add_operator(db, "ana", [Role.START_DELIVERIES])
     file, recipients = tmp_path / "delivery.toml", tmp_path / "recipients.csv"
     file.write_text(DELIVERY)
     recipients.write_text(RECIPIENTS)
-    return Request(file, recipients, "ana", None, ("email", "null"))
+    return PreparationRequest(file, recipients, "ana", None, ("email", "null"))
 
 
 async def rows(db: Database, statement: str) -> list[Record]:
@@ -78,7 +78,9 @@ async def set_state(db: Database, prepared: Prepared, state: str) -> None:
     )
 
 
-async def test_a_delivery_is_ready_with_its_audience_and_content(db: Database, request_: Request) -> None:
+async def test_a_delivery_is_ready_with_its_audience_and_content(
+    db: Database, request_: PreparationRequest
+) -> None:
     await rows(
         db,
         "INSERT INTO sendoff.quarantined_address (channel, address_key, address, cause)"
@@ -128,7 +130,7 @@ async def test_a_delivery_is_ready_with_its_audience_and_content(db: Database, r
 
 
 async def test_preparing_again_replaces_the_snapshot_and_raises_its_number(
-    db: Database, request_: Request
+    db: Database, request_: PreparationRequest
 ) -> None:
     first = await prepare(db, request_)
     request_.recipients.write_text("address;first_name\nzoe@example.org;Zoë\n")
@@ -149,14 +151,14 @@ async def test_preparing_again_replaces_the_snapshot_and_raises_its_number(
     assert delivery["label"] == "December newsletter"
 
 
-async def test_a_delivery_with_nobody_left_is_ready(db: Database, request_: Request) -> None:
+async def test_a_delivery_with_nobody_left_is_ready(db: Database, request_: PreparationRequest) -> None:
     request_.recipients.write_text("address,first_name\n,Nobody\n")
     prepared = await prepare(db, request_)
     assert (prepared.state, prepared.counts.to_deliver) == (State.READY, 0)
 
 
 async def test_templates_that_ask_for_what_is_not_there_fail_the_preparation(
-    db: Database, request_: Request
+    db: Database, request_: PreparationRequest
 ) -> None:
     prepared = await prepare(db, request_)
     request_.file.write_text(DELIVERY.replace("Dear {{ first_name", "Dear\\n{{ firstname"))
@@ -188,7 +190,7 @@ async def test_templates_that_ask_for_what_is_not_there_fail_the_preparation(
     ],
 )
 async def test_a_broken_recipients_file_changes_nothing(
-    db: Database, request_: Request, content: bytes | None, reason: str
+    db: Database, request_: PreparationRequest, content: bytes | None, reason: str
 ) -> None:
     prepared = await prepare(db, request_)
     before = await everything(db)
@@ -203,7 +205,7 @@ async def test_a_broken_recipients_file_changes_nothing(
     assert await everything(db) == before
 
 
-async def test_a_broken_delivery_file_changes_nothing(db: Database, request_: Request) -> None:
+async def test_a_broken_delivery_file_changes_nothing(db: Database, request_: PreparationRequest) -> None:
     request_.file.write_text(DELIVERY.replace("label", "lable"))
     with pytest.raises(PreparationRefused, match=r"delivery\.toml: the key “label” is missing"):
         await prepare(db, request_)
@@ -212,7 +214,9 @@ async def test_a_broken_delivery_file_changes_nothing(db: Database, request_: Re
     assert await rows(db, "SELECT FROM sendoff.delivery_record") == []
 
 
-async def test_an_operator_without_a_role_that_may_is_refused(db: Database, request_: Request) -> None:
+async def test_an_operator_without_a_role_that_may_is_refused(
+    db: Database, request_: PreparationRequest
+) -> None:
     await operators.add_operator(db, "eve", [Role.ADMINISTRATION])
     for name in ("eve", "nobody"):
         with pytest.raises(PreparationRefused, match=name):
@@ -221,7 +225,7 @@ async def test_an_operator_without_a_role_that_may_is_refused(db: Database, requ
 
 
 async def test_the_role_is_looked_up_again_when_the_delivery_moves(
-    db: Database, request_: Request, monkeypatch: pytest.MonkeyPatch
+    db: Database, request_: PreparationRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage = preparation.stage
 
@@ -237,7 +241,7 @@ async def test_the_role_is_looked_up_again_when_the_delivery_moves(
 
 @pytest.mark.parametrize("state", ["start_pending", "in_progress", "paused", "finished", "stopped"])
 async def test_a_delivery_that_was_confirmed_is_not_prepared_again(
-    db: Database, request_: Request, state: str
+    db: Database, request_: PreparationRequest, state: str
 ) -> None:
     prepared = await prepare(db, request_)
     await set_state(db, prepared, state)
@@ -249,13 +253,15 @@ async def test_a_delivery_that_was_confirmed_is_not_prepared_again(
     assert await everything(db) == before
 
 
-async def test_an_unknown_delivery_is_refused(db: Database, request_: Request) -> None:
+async def test_an_unknown_delivery_is_refused(db: Database, request_: PreparationRequest) -> None:
     for delivery_id in (7, 2**63 - 1):
         with pytest.raises(PreparationRefused, match=f"There is no delivery {delivery_id}"):
             await prepare(db, replace(request_, delivery_id=delivery_id))
 
 
-async def test_a_delivery_that_another_process_prepares_is_refused(db: Database, request_: Request) -> None:
+async def test_a_delivery_that_another_process_prepares_is_refused(
+    db: Database, request_: PreparationRequest
+) -> None:
     prepared = await prepare(db, request_)
     before = await everything(db)
     async with db.session() as other:
@@ -268,7 +274,7 @@ async def test_a_delivery_that_another_process_prepares_is_refused(db: Database,
 
 
 async def test_of_two_at_once_one_prepares_and_neither_spoils_the_other(
-    db: Database, request_: Request
+    db: Database, request_: PreparationRequest
 ) -> None:
     prepared = await prepare(db, request_)
     again = replace(request_, delivery_id=prepared.delivery_id)
@@ -281,7 +287,9 @@ async def test_of_two_at_once_one_prepares_and_neither_spoils_the_other(
     assert tuple(delivery) == ("ready", 1 + len(done), 4)
 
 
-async def test_a_preparation_whose_process_died_is_taken_over(db: Database, request_: Request) -> None:
+async def test_a_preparation_whose_process_died_is_taken_over(
+    db: Database, request_: PreparationRequest
+) -> None:
     prepared = await prepare(db, request_)
     await set_state(db, prepared, "preparing")
     again = await prepare(db, replace(request_, delivery_id=prepared.delivery_id))
@@ -297,7 +305,7 @@ async def test_a_preparation_whose_process_died_is_taken_over(db: Database, requ
 
 
 async def test_an_interruption_leaves_the_snapshot_before_and_says_so(
-    db: Database, request_: Request, monkeypatch: pytest.MonkeyPatch
+    db: Database, request_: PreparationRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepared = await prepare(db, request_)
     audience = (await everything(db))[2:]
@@ -323,7 +331,7 @@ async def test_an_interruption_leaves_the_snapshot_before_and_says_so(
 
 
 async def test_many_rows_go_through_several_copies_in_order(
-    db: Database, request_: Request, monkeypatch: pytest.MonkeyPatch
+    db: Database, request_: PreparationRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preparation, "_COPY_ROWS", 100)
     with request_.recipients.open("w") as file:

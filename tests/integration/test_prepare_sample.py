@@ -9,7 +9,7 @@ import pytest
 from contracts.states import State
 from worker.db import operators
 from worker.domain.operators import Role
-from worker.operations.prepare import Request, prepare
+from worker.operations.prepare import PreparationRequest, prepare
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,7 +29,7 @@ text = """
 
 
 @pytest.fixture
-async def request_(db: Database, tmp_path: Path) -> Request:
+async def request_(db: Database, tmp_path: Path) -> PreparationRequest:
     await operators.add_operator(db, "ana", [Role.START_DELIVERIES])
     recipients = tmp_path / "recipients.csv"
     with recipients.open("w") as file:
@@ -37,10 +37,10 @@ async def request_(db: Database, tmp_path: Path) -> Request:
         for line in range(2, ROWS + 2):
             orders = ";".join("abc" for _ in range(5_000 if line == LONGEST else 2))
             file.write(f"p{line}@example.org,Ana,{orders}\n")
-    return Request(tmp_path / "delivery.toml", recipients, "ana", None, ("email", "null"))
+    return PreparationRequest(tmp_path / "delivery.toml", recipients, "ana", None, ("email", "null"))
 
 
-async def failure(db: Database, request: Request, text: str) -> str:
+async def failure(db: Database, request: PreparationRequest, text: str) -> str:
     request.file.write_text(f"{DELIVERY}'''{text}'''\n")
     prepared = await prepare(db, request)
     if not prepared.problems:
@@ -60,7 +60,7 @@ LOOP = """{% for one in orders.split(";") %}
 
 
 async def test_a_limit_that_one_recipient_reaches_fails_the_preparation(
-    db: Database, request_: Request
+    db: Database, request_: PreparationRequest
 ) -> None:
     assert await failure(db, request_, LOOP) == (
         "text, line 2: the message takes more than 100,000 steps; "
@@ -69,7 +69,9 @@ async def test_a_limit_that_one_recipient_reaches_fails_the_preparation(
     assert await failure(db, request_, "{{ orders.split(';')|join(', ') }}") == ""
 
 
-async def test_a_template_that_fails_with_the_first_recipient_does(db: Database, request_: Request) -> None:
+async def test_a_template_that_fails_with_the_first_recipient_does(
+    db: Database, request_: PreparationRequest
+) -> None:
     said = await failure(db, request_, "{{ 1 // orders.split(';')[2]|default('0')|int }}")
     assert said == (
         "text, line 1: integer division or modulo by zero; "
@@ -78,7 +80,7 @@ async def test_a_template_that_fails_with_the_first_recipient_does(db: Database,
 
 
 async def test_what_is_not_allowed_is_refused_before_the_file_is_read(
-    db: Database, request_: Request
+    db: Database, request_: PreparationRequest
 ) -> None:
     request_.recipients.write_text("address,name,orders\nana@example.org,Ana\n")
     for text, words in (

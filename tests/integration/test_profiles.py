@@ -24,7 +24,7 @@ from worker.domain.erasure import fingerprint
 from worker.domain.settlement import Settlement
 from worker.operations import erase as service
 from worker.operations import settle
-from worker.operations.erase import ErasureRefused, Request
+from worker.operations.erase import ErasureRefused, ErasureRequest
 
 if TYPE_CHECKING:
     from tests.support.processes import Sendoff
@@ -58,7 +58,7 @@ async def confirmed(stack: Stack) -> int:
 
 
 async def erased(stack: Stack) -> service.Erased:
-    return await service.erase(stack.db, Request(WHO, ADMIN))
+    return await service.erase(stack.db, ErasureRequest(WHO, ADMIN))
 
 
 async def mentions(stack: Stack) -> list[str]:
@@ -222,7 +222,7 @@ async def test_who_is_unknown_is_not_sent_to_again(stack: Stack) -> None:
         await stack.confirm(number)
         await stack.finished(number)
     await erased(stack)
-    done = await settle.settle(stack.db, settle.Request(number, Settlement.RESEND, "ana"))
+    done = await settle.settle(stack.db, settle.SettlementRequest(number, Settlement.RESEND, "ana"))
     assert done.settled == 1
     channel = Counting()
     async with stack.running(channel=channel, **quick):
@@ -306,8 +306,8 @@ async def test_who_may_not_is_refused_and_the_command_log_names_nobody_who_was_e
     await sent(stack)
     for operator in ("ana", "nobody"):
         with pytest.raises(ErasureRefused):
-            await service.erase(stack.db, Request(WHO, operator, fingerprint_key=KEY))
-    await service.erase(stack.db, Request(WHO, ADMIN, fingerprint_key=KEY))
+            await service.erase(stack.db, ErasureRequest(WHO, operator, fingerprint_key=KEY))
+    await service.erase(stack.db, ErasureRequest(WHO, ADMIN, fingerprint_key=KEY))
     rows = await stack.rows(
         "SELECT operator, status, reason, body FROM sendoff.command_log WHERE command = 'profile.erase'"
         " ORDER BY received_at"

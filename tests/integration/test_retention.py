@@ -121,7 +121,7 @@ async def test_nothing_can_be_done_with_what_has_left(stack: Stack, sendoff: Sen
     assert (answer["status"], answer["reason"], GONE in answer["message"]) == ("refused", "wrong_state", True)
     with pytest.raises(PreparationRefused, match=GONE):
         await stack.prepare(2, delivery=draft)
-    done = await settle.settle(stack.db, settle.Request(old, Settlement.RESEND, "ana"))
+    done = await settle.settle(stack.db, settle.SettlementRequest(old, Settlement.RESEND, "ana"))
     assert done.refused is not None
     assert GONE in done.refused.message
     shown = await asyncio.to_thread(sendoff, "log", old)

@@ -162,7 +162,7 @@ class DeliveryMachine(RuleBasedStateMachine):
     @rule(how=st.sampled_from(Settlement), operator=MOSTLY_ANA)
     def settle_unknown(self, *, how: Settlement, operator: str) -> None:
         before = self.do(self.stack.deployment(self.number))
-        done = self.do(settle.settle(self.stack.db, settle.Request(self.number, how, operator)))
+        done = self.do(settle.settle(self.stack.db, settle.SettlementRequest(self.number, how, operator)))
         if done.refused is None:
             assert operator == "ana"
             assert done.settled == before["unknown"]

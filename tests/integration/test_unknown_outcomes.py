@@ -18,7 +18,7 @@ from tests.support.stack import until
 from worker.db.accounts import Accounts
 from worker.domain.settlement import Settlement
 from worker.operations import settle
-from worker.operations.settle import Request
+from worker.operations.settle import SettlementRequest
 
 if TYPE_CHECKING:
     from tests.support.processes import Sendoff
@@ -52,7 +52,7 @@ async def test_unknown_recipients_are_sent_to_again_and_the_delivery_finishes(
     number = await with_unknown(stack, 12, {1, 2, 6, 11})
     channel = Counting()
     async with stack.running(channel=channel, **QUICK):
-        done = await settle.settle(stack.db, Request(number, Settlement.RESEND, "ana"))
+        done = await settle.settle(stack.db, SettlementRequest(number, Settlement.RESEND, "ana"))
         assert (done.refused, done.settled) == (None, 4)
         await until(lambda: counted(stack, number, sent=12))
         await stack.finished(number)
@@ -73,7 +73,7 @@ async def test_a_late_result_wins_over_what_an_operator_settled(
     stack: Stack, how: Settlement, counter: str
 ) -> None:
     number = await with_unknown(stack, 3, {1, 2, 3})
-    done = await settle.settle(stack.db, Request(number, how, "ana", (1, 3)))
+    done = await settle.settle(stack.db, SettlementRequest(number, how, "ana", (1, 3)))
     assert (done.refused, done.settled, done.state) == (None, 2, "finished")
     row = await stack.deployment(number)
     assert (row[counter], row["unknown"]) == (2, 1)
@@ -81,7 +81,7 @@ async def test_a_late_result_wins_over_what_an_operator_settled(
     fact = settled["sent_at"] if how is Settlement.SENT else settled["error_at"]
     assert fact == settled["claimed_at"]
     assert (settled["reason"], settled["reply"]) == ("settled_by_operator", f"Settled as {how} by ana.")
-    assert (await settle.settle(stack.db, Request(number, how, "ana", (1, 3)))).settled == 0
+    assert (await settle.settle(stack.db, SettlementRequest(number, how, "ana", (1, 3)))).settled == 0
     async with stack.running("results", "stats"):
         await stack.publish(routing.RESULTS, "bounce", bounced(number, 1, reply="550 no"))
         await until(lambda: counted(stack, number, bounced_hard=1, unknown=1, **{counter: 1}))
@@ -94,7 +94,7 @@ async def test_a_late_result_wins_over_what_an_operator_settled(
 
 async def test_a_late_result_ends_a_resend_that_is_not_claimed_yet(stack: Stack) -> None:
     number = await with_unknown(stack, 2, {1, 2})
-    await settle.settle(stack.db, Request(number, Settlement.RESEND, "ana", (1,)))
+    await settle.settle(stack.db, SettlementRequest(number, Settlement.RESEND, "ana", (1,)))
     row = await stack.deployment(number)
     assert (row["state"], row["retrying"], row["unknown"]) == ("in_progress", 1, 1)
     channel = Counting()
@@ -108,7 +108,7 @@ async def test_a_late_result_ends_a_resend_that_is_not_claimed_yet(stack: Stack)
 
 async def test_a_stop_makes_a_resend_unknown_again(stack: Stack) -> None:
     number = await with_unknown(stack, 2, {1})
-    await settle.settle(stack.db, Request(number, Settlement.RESEND, "ana"))
+    await settle.settle(stack.db, SettlementRequest(number, Settlement.RESEND, "ana"))
     async with stack.running("confirm", "stats"):
         await stack.control(routing.STOP, number)
         assert await counted(stack, number, cancelled=1, unknown=0, retrying=0)
@@ -116,26 +116,26 @@ async def test_a_stop_makes_a_resend_unknown_again(stack: Stack) -> None:
         assert not await Accounts(stack.db).end_retries(number)
         assert await counted(stack, number, cancelled=0, unknown=1, retrying=0)
         assert await agrees(stack, number)
-    refused = (await settle.settle(stack.db, Request(number, Settlement.RESEND, "ana"))).refused
+    refused = (await settle.settle(stack.db, SettlementRequest(number, Settlement.RESEND, "ana"))).refused
     assert refused is not None
     assert refused.reason == "wrong_state"
-    assert (await settle.settle(stack.db, Request(number, Settlement.ERROR, "ana"))).settled == 1
+    assert (await settle.settle(stack.db, SettlementRequest(number, Settlement.ERROR, "ana"))).settled == 1
 
 
 async def test_an_operator_who_may_not_settle_is_refused_and_the_refusal_is_recorded(stack: Stack) -> None:
     await stack.operator("paul", "prepare_deliveries")
     number = await with_unknown(stack, 1, {1})
     for request, reason in (
-        (Request(number, Settlement.SENT, "paul"), "role_missing"),
-        (Request(number, Settlement.SENT, "nobody"), "operator_unknown"),
-        (Request(4711, Settlement.SENT, "ana"), "delivery_unknown"),
+        (SettlementRequest(number, Settlement.SENT, "paul"), "role_missing"),
+        (SettlementRequest(number, Settlement.SENT, "nobody"), "operator_unknown"),
+        (SettlementRequest(4711, Settlement.SENT, "ana"), "delivery_unknown"),
     ):
         done = await settle.settle(stack.db, request)
         assert done.refused is not None
         assert (done.refused.reason, done.settled) == (reason, 0)
     async with stack.db.transaction() as tx:
         await tx.connection.execute("UPDATE sendoff.delivery_record SET valid_until = now()")
-    over = (await settle.settle(stack.db, Request(number, Settlement.RESEND, "ana"))).refused
+    over = (await settle.settle(stack.db, SettlementRequest(number, Settlement.RESEND, "ana"))).refused
     assert over is not None
     assert over.reason == "validity_over"
     assert [a["reason"] for a in await asked(stack)] == [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from contracts import routing
 from contracts.states import State
 from tests.support.fakes import FakeConsumer, FakeDead, FakePublisher, FakeRetrying, incoming, metrics
-from worker.db.commands import Recorded
+from worker.db.commands import RecordedCommand
 from worker.domain.deliveries import Delivery, Waves
 from worker.domain.operators import Operator, Role
 from worker.domain.states import Move, sources, target
@@ -65,7 +65,7 @@ class FakeExecution:
             "ana": Operator("ana", active=True, roles=STARTER),
             "paul": Operator("paul", active=True, roles=frozenset({Role.PREPARE_DELIVERIES})),
         }
-        self.answers: dict[str, Recorded] = {}
+        self.answers: dict[str, RecordedCommand] = {}
         self.operator_of: dict[str, str | None] = {}
         self.did: list[Any] = []
         self.time = datetime.now(UTC)
@@ -74,7 +74,7 @@ class FakeExecution:
         """Somebody else moves the delivery first."""
         self.fault: Exception | None = None
 
-    async def recorded(self, command_id: str) -> Recorded | None:
+    async def recorded(self, command_id: str) -> RecordedCommand | None:
         return self.answers.get(command_id)
 
     async def record(
@@ -83,7 +83,7 @@ class FakeExecution:
         if self.fault:
             raise self.fault
         assert reply.command_id not in self.answers
-        self.answers[reply.command_id] = Recorded(command, publisher, body, reply)
+        self.answers[reply.command_id] = RecordedCommand(command, publisher, body, reply)
         self.operator_of[reply.command_id] = operator
 
     async def operator(self, name: str) -> Operator | None:
@@ -167,7 +167,7 @@ class FakeAuthority:
         self.speaker = speaker
         self.asked: list[str | None] = []
 
-    def vouch(self, message: Incoming, operator: str | None) -> Bearer | Refused | None:  # noqa: ARG002
+    def identify(self, message: Incoming, operator: str | None) -> Bearer | Refused | None:  # noqa: ARG002
         self.asked.append(operator)
         return self.speaker
 

@@ -52,7 +52,7 @@ class FakeConsumer:
     def __init__(self, messages: Iterable[Incoming] = (), queue: str = "a queue") -> None:
         self.queue = queue
         self.waiting = list(messages)
-        self.settled: list[Incoming] = []
+        self.acknowledged: list[Incoming] = []
         self.consuming = False
 
     async def start(self) -> None:
@@ -65,8 +65,8 @@ class FakeConsumer:
         taken, self.waiting = self.waiting[:size], self.waiting[size:]
         return taken
 
-    def settle(self, messages: Iterable[Incoming]) -> None:
-        self.settled += messages
+    def acknowledge(self, messages: Iterable[Incoming]) -> None:
+        self.acknowledged += messages
 
     async def watch(self) -> None:
         await asyncio.Event().wait()

@@ -99,7 +99,7 @@ class Stack:
             f'label = "Test"\nchannel = "{channel}"\n{extra}\n{mail if channel == "email" else ""}'
         )
         csv.write_text(f"{columns}\n" + "".join(f"{a}\n" for a in addresses))
-        request = preparing.Request(file, csv, "ana", delivery, self.settings.channels)
+        request = preparing.PreparationRequest(file, csv, "ana", delivery, self.settings.channels)
         return (await preparing.prepare(self.db, request)).delivery_id
 
     @asynccontextmanager

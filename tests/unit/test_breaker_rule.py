@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from worker.domain.breaker import Limits, Tally, judge
+from worker.domain.breaker import BreakerLimits, Tally, judge
 
 COUNTS = st.integers(0, 5_000)
 PERCENT = st.integers(0, 100)
@@ -20,11 +20,13 @@ def tallies(draw: st.DrawFn) -> Tally:
     return Tally(hard + errors + rest, hard, errors)
 
 
-LIMITS = st.builds(Limits, st.integers(0, 10_000), PERCENT, PERCENT)
+LIMITS = st.builds(BreakerLimits, st.integers(0, 10_000), PERCENT, PERCENT)
 
 
 @given(tallies(), LIMITS)
-def test_the_breaker_trips_if_and_only_if_a_share_is_above_its_limit(tally: Tally, limits: Limits) -> None:
+def test_the_breaker_trips_if_and_only_if_a_share_is_above_its_limit(
+    tally: Tally, limits: BreakerLimits
+) -> None:
     above = [
         Fraction(count, tally.attempted) > Fraction(int(limit), 100)
         for count, limit in (
@@ -43,14 +45,14 @@ def test_the_breaker_trips_if_and_only_if_a_share_is_above_its_limit(tally: Tall
 
 @given(tallies(), LIMITS, st.integers(1, 100))
 def test_more_that_went_well_never_trips_the_breaker_once_enough_came(
-    tally: Tally, limits: Limits, more: int
+    tally: Tally, limits: BreakerLimits, more: int
 ) -> None:
     assume(tally.attempted >= limits.minimum and judge(tally, limits) is None)
     assert judge(Tally(tally.attempted + more, tally.bounced_hard, tally.errors), limits) is None
 
 
 def test_the_reason_holds_the_figures() -> None:
-    tripped = judge(Tally(250, 31, 2), Limits(100, 10, 20))
+    tripped = judge(Tally(250, 31, 2), BreakerLimits(100, 10, 20))
     assert tripped is not None
     assert tripped.reason == (
         "The circuit breaker paused it: hard bounces 12.4 % of 250 attempted, limit 10 %."
@@ -67,7 +69,7 @@ def test_the_reason_holds_the_figures() -> None:
 
 
 def test_the_reason_names_every_share_above_its_limit_to_two_decimals() -> None:
-    tripped = judge(Tally(300, 100, 200), Limits(100, 10, 20.5))
+    tripped = judge(Tally(300, 100, 200), BreakerLimits(100, 10, 20.5))
     assert tripped is not None
     assert tripped.reason == (
         "The circuit breaker paused it: hard bounces 33.33 % of 300 attempted, limit 10 %;"
@@ -87,6 +89,6 @@ def test_the_reason_names_every_share_above_its_limit_to_two_decimals() -> None:
 def test_the_breaker_waits_for_its_minimum_trips_above_its_limits_and_is_off_at_0(
     tally: Tally, *, trips: bool
 ) -> None:
-    assert (judge(tally, Limits(100, 10, 20)) is not None) == trips
-    assert judge(tally, Limits(0, 10, 20)) is None
-    assert judge(tally, Limits(100, 0, 0)) is None
+    assert (judge(tally, BreakerLimits(100, 10, 20)) is not None) == trips
+    assert judge(tally, BreakerLimits(0, 10, 20)) is None
+    assert judge(tally, BreakerLimits(100, 0, 0)) is None

@@ -26,7 +26,7 @@ def numbered(first: int, count: int) -> list[Outgoing]:
 
 
 def ids(flight: Flight) -> list[int]:
-    return [int(message.message_id or 0) for message in flight.landed.result()]
+    return [int(message.message_id or 0) for message in flight.finished.result()]
 
 
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=8), verdicts)
@@ -36,22 +36,22 @@ def test_confirms_and_refusals_in_any_order_are_counted_once(
     async def scenario() -> None:
         confirms, flights, total = Confirms(), [], 0
         for size in sizes:
-            flights.append(confirms.take_off(numbered(total + 1, size), "x", "k"))
+            flights.append(confirms.add(numbered(total + 1, size), "x", "k"))
             total += size
         known: dict[int, bool] = {}
         for tag, multiple, positive in said:
             if tag > total:
                 with pytest.raises(ProtocolError):
-                    confirms.settle(tag, multiple=multiple, positive=positive)
+                    confirms.confirmed(tag, multiple=multiple, positive=positive)
                 continue
-            confirms.settle(tag, multiple=multiple, positive=positive)
+            confirms.confirmed(tag, multiple=multiple, positive=positive)
             for t in range(1 if multiple else tag, tag + 1):
                 known.setdefault(t, positive)
             assert confirms.outstanding == total - len(known)
             for flight in flights:
                 covered = range(flight.first, flight.last + 1)
-                assert flight.landed.done() == all(t in known for t in covered)
-                if flight.landed.done():
+                assert flight.finished.done() == all(t in known for t in covered)
+                if flight.finished.done():
                     assert ids(flight) == [t for t in covered if not known[t]]
         oldest = next((t for t in range(1, total + 1) if t not in known), None)
         assert (confirms.oldest is None) == (oldest is None)
@@ -95,7 +95,7 @@ def test_acknowledgements_name_what_is_settled_and_nothing_else(
         else:
             tags = {tag for tag in step if 0 < tag <= given_out}  # some of them not for the first time
             settled |= tags
-            ledger.settle(tags)
+            ledger.handled(tags)
             acknowledge()
             assert len(settled - acknowledged) <= gap
     acknowledge(everything=True)
@@ -105,11 +105,11 @@ def test_acknowledgements_name_what_is_settled_and_nothing_else(
 def test_what_is_settled_in_order_is_one_range() -> None:
     ledger = Ledger(100)
     ledger.delivered(range(1, 501))
-    ledger.settle(range(1, 301))
+    ledger.handled(range(1, 301))
     assert ledger.due() == (300, [])
-    ledger.settle([302, 303])
+    ledger.handled([302, 303])
     assert ledger.due() == (0, [])
-    ledger.settle([301])
+    ledger.handled([301])
     assert ledger.due() == (303, [])
 
 

@@ -1,4 +1,4 @@
-"""A delivery as the rules know it: until when it may be sent, and how its moments and states are written."""
+"""A delivery as the rules know it: until when it may be sent, and how its moments and states are shown."""
 
 from __future__ import annotations
 

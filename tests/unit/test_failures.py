@@ -20,11 +20,11 @@ from pamqp import commands
 from pamqp.exceptions import UnmarshalingException
 
 from worker.amqp.bulk import failures as bulk
-from worker.amqp.bulk.errors import ChannelClosed, ConnectionClosed, ConnectionLost, ProtocolError
+from worker.amqp.bulk.errors import AmqpChannelClosed, ConnectionClosed, ConnectionLost, ProtocolError
 from worker.amqp.errors import BrokerUnreachable
 from worker.amqp.pika import failures as pika
 from worker.channels.email import failures as email
-from worker.channels.email.session import ConnectionLost as SessionLost
+from worker.channels.email.session import SessionLost
 from worker.db import failures as db
 from worker.domain.failures import Failure
 
@@ -217,7 +217,7 @@ CODES = {320: AWAY, 404: AWAY, 405: BUSY, 506: BUSY, 530: AWAY, 541: AWAY}
 def test_what_the_broker_says_when_it_closes(code: int) -> None:
     expected = CODES.get(code, BROKEN)
     assert bulk.classify(ConnectionClosed(code, "a sentence")) is expected
-    assert bulk.classify(ChannelClosed(code, "a sentence", (60, 20))) is expected
+    assert bulk.classify(AmqpChannelClosed(code, "a sentence", (60, 20))) is expected
 
 
 @pytest.mark.parametrize(

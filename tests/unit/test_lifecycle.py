@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from worker.domain.failures import Stopped
-from worker.lifecycle import Background, ServiceDied, beside, on_stop, run_services, unless, watched
+from worker.lifecycle import Background, ServiceDied, beside, on_stop, run_services, unless_stopped, watched
 
 WORKER = Path(__file__).parents[2] / "worker"
 OWNER = WORKER / "lifecycle.py"
@@ -77,9 +77,9 @@ async def test_work_is_given_up_at_a_stop_and_what_is_done_is_returned() -> None
         return "done"
 
     async with asyncio.timeout(SECONDS):
-        assert await unless(stopped(), done()) == "done"
+        assert await unless_stopped(stopped(), done()) == "done"
         with pytest.raises(Stopped):
-            await unless(stopped(), never.wait())
+            await unless_stopped(stopped(), never.wait())
 
 
 async def test_a_task_that_dies_ends_the_block_that_is_watched() -> None:

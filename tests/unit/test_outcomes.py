@@ -12,7 +12,7 @@ from tests.support.reports import NOON, bounce, error, sent
 from worker.domain.outcomes import Facts, OutcomeStatus, facts, fold, precedence
 
 
-def standing(*results: Sent | Bounce | Error) -> OutcomeStatus:
+def status_of(*results: Sent | Bounce | Error) -> OutcomeStatus:
     return fold(results)[1, 1].status
 
 
@@ -32,7 +32,7 @@ def standing(*results: Sent | Bounce | Error) -> OutcomeStatus:
 def test_the_weightiest_fact_stands_whatever_came_first(
     results: list[Sent | Bounce | Error], status: OutcomeStatus
 ) -> None:
-    assert standing(*results) is status
+    assert status_of(*results) is status
 
 
 def test_within_an_attempt_every_outcome_wins_over_the_one_before() -> None:

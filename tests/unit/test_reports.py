@@ -59,12 +59,12 @@ async def test_results_of_a_kind_are_one_message_and_then_their_messages_are_set
     setup = Setup()
     reports = [setup.report(taken(recipient)) for recipient in (4, 3)]
     async with setup.running():
-        setup.reports.tell(reports)
+        setup.reports.add(reports)
         await setup.reports.flush()
     assert setup.told == [(routing.SENT, [4, 3])]
     (published,) = setup.publisher.published
     assert (published.exchange, published.message.type) == ("p.results", routing.SENT)
-    assert setup.consumer.settled == [report.message for report in reports]
+    assert setup.consumer.acknowledged == [report.message for report in reports]
     assert setup.counted == [(routing.SENT, 2)]
 
 
@@ -77,7 +77,7 @@ async def test_each_kind_has_its_routing_key_and_none_waits_for_another() -> Non
         return len(setup.publisher.published) == 3
 
     async with setup.running():
-        setup.reports.tell([setup.report(result) for result in (taken(1), bounce, error)])
+        setup.reports.add([setup.report(result) for result in (taken(1), bounce, error)])
         await until(all_published)
     assert sorted(setup.told) == [(routing.BOUNCE, [2]), (routing.ERROR, [3]), (routing.SENT, [1])]
 
@@ -89,10 +89,10 @@ async def test_nothing_is_settled_or_counted_before_the_broker_has_confirmed() -
         return bool(setup.publisher.published)
 
     async with setup.running(), beside(setup.reports.flush(), "flush") as flushing:
-        setup.reports.tell([setup.report(taken(1)), setup.report(None)])
+        setup.reports.add([setup.report(taken(1)), setup.report(None)])
         await until(published)
         assert not flushing.done()
-    assert (setup.consumer.settled, setup.counted) == ([], [])
+    assert (setup.consumer.acknowledged, setup.counted) == ([], [])
 
 
 async def test_what_is_told_while_others_are_published_leaves_together_and_is_flushed_too() -> None:
@@ -109,20 +109,20 @@ async def test_what_is_told_while_others_are_published_leaves_together_and_is_fl
         return bool(publisher.published)
 
     async with setup.running():
-        setup.reports.tell([setup.report(taken(1))])
+        setup.reports.add([setup.report(taken(1))])
         await until(published)
         for recipient in (2, 3):
-            setup.reports.tell([setup.report(taken(recipient))])
+            setup.reports.add([setup.report(taken(recipient))])
         publisher.confirms.set()
         await setup.reports.flush()
     assert setup.told == [(routing.SENT, [1]), (routing.SENT, [2, 3])]
-    assert len(setup.consumer.settled) == 3
+    assert len(setup.consumer.acknowledged) == 3
 
 
 async def test_a_message_holds_1000_results_at_most() -> None:
     setup = Setup()
     async with setup.running():
-        setup.reports.tell([setup.report(taken(recipient)) for recipient in range(1, 1_002)])
+        setup.reports.add([setup.report(taken(recipient)) for recipient in range(1, 1_002)])
         await setup.reports.flush()
     assert [(key, len(recipients)) for key, recipients in setup.told] == [
         (routing.SENT, 1_000),
@@ -134,9 +134,9 @@ async def test_a_message_holds_1000_results_at_most() -> None:
 async def test_a_message_of_which_nothing_is_said_is_settled_and_nothing_published() -> None:
     setup = Setup()
     async with setup.running():
-        setup.reports.tell([setup.report(None)])
+        setup.reports.add([setup.report(None)])
         await setup.reports.flush()
-    assert (len(setup.consumer.settled), setup.publisher.published) == (1, [])
+    assert (len(setup.consumer.acknowledged), setup.publisher.published) == (1, [])
 
 
 async def test_each_consumer_settles_what_came_from_it() -> None:
@@ -144,15 +144,15 @@ async def test_each_consumer_settles_what_came_from_it() -> None:
     other = FakeConsumer()
     reports = [setup.report(taken(1)), setup.report(taken(2), other), setup.report(None)]
     async with setup.running():
-        setup.reports.tell(reports)
+        setup.reports.add(reports)
         await setup.reports.flush()
-    assert setup.consumer.settled == [reports[0].message, reports[2].message]
-    assert other.settled == [reports[1].message]
+    assert setup.consumer.acknowledged == [reports[0].message, reports[2].message]
+    assert other.acknowledged == [reports[1].message]
 
 
 async def test_there_is_nothing_to_flush_where_nothing_was_told() -> None:
     setup = Setup()
-    setup.reports.tell([])
+    setup.reports.add([])
     await asyncio.wait_for(setup.reports.flush(), 10)
 
 
@@ -162,8 +162,8 @@ async def test_a_broker_that_refuses_ends_it_and_nothing_is_settled() -> None:
             raise Unroutable("no queue")
 
     setup = Setup(Refusing())
-    setup.reports.tell([setup.report(taken(1)), setup.report(None)])
+    setup.reports.add([setup.report(taken(1)), setup.report(None)])
     with pytest.raises(ExceptionGroup) as caught:
         await asyncio.wait_for(setup.reports.run(), 10)
     assert caught.group_contains(Unroutable)
-    assert (setup.consumer.settled, setup.counted) == ([], [])
+    assert (setup.consumer.acknowledged, setup.counted) == ([], [])

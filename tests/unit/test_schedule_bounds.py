@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from worker.channels.registry import content_table
 from worker.domain.delivery_file import DeliveryFile, DeliveryFileInvalid, parse_delivery_file
-from worker.domain.schedule import Schedule, due_of, instant_of, known_zone, round_up, written
+from worker.domain.schedule import Schedule, due_of, duration_text, instant_of, known_zone, round_up
 from worker.domain.timing import TimingInvalid, check_span, timing
 
 NINE = datetime(2026, 12, 1, 9, tzinfo=UTC)
@@ -88,8 +88,8 @@ def test_a_duration_out_of_its_bounds_or_its_form_is_told(valid_for: str, told: 
 
 def test_a_duration_is_written_in_the_largest_unit_that_holds_it_whole() -> None:
     lengths = [timedelta(hours=48), timedelta(minutes=120), timedelta(minutes=61), timedelta(seconds=119)]
-    assert [written(length) for length in lengths] == ["2d", "2h", "61m", "1m"]
-    assert written(timedelta()) == "0m"
+    assert [duration_text(length) for length in lengths] == ["2d", "2h", "61m", "1m"]
+    assert duration_text(timedelta()) == "0m"
 
 
 @pytest.mark.parametrize("share", ["0%", "0.0%", "100.1%", "1000%", "0.00001%", "10", "%", "Rest", "-1%"])
@@ -168,7 +168,7 @@ def test_what_was_read_from_a_file_does_not_change() -> None:
 
 def test_waves_are_taken_up_to_the_last_moment_of_the_validity() -> None:
     file = parse(waves(("60%", "0m"), ("rest", "4319m")))
-    assert [written(wave.after) for wave in file.waves] == ["0m", "4319m"]
+    assert [duration_text(wave.after) for wave in file.waves] == ["0m", "4319m"]
 
 
 def test_a_delivery_is_sent_late_unless_it_says_how_late_at_most() -> None:

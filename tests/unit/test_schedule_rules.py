@@ -18,7 +18,14 @@ from worker.channels.registry import content_table
 from worker.cli.control import summary_table
 from worker.domain.deliveries import Delivery
 from worker.domain.delivery_file import DeliveryFile, DeliveryFileInvalid, parse_delivery_file
-from worker.domain.schedule import Wave, check_waves, deal, due_of, page_size, written
+from worker.domain.schedule import (
+    WaveDefinition,
+    check_waves,
+    due_of,
+    duration_text,
+    page_size,
+    wave_ends,
+)
 from worker.domain.timing import TimingInvalid, check_span, timing
 
 DATE = "[schedule]\ncontact_date = 2026-12-01T09:00:00\n"
@@ -44,10 +51,10 @@ def test_every_recipient_is_dealt_to_one_wave_as_its_share_says(
 ) -> None:
     last = len(shares) - 1
     waves = tuple(
-        Wave.model_construct(share=None if rest and i == last else s, after=timedelta(hours=i))
+        WaveDefinition.model_construct(share=None if rest and i == last else s, after=timedelta(hours=i))
         for i, s in enumerate(shares)
     )
-    ends = deal(total, waves)
+    ends = wave_ends(total, waves)
     assert ends == sorted(ends)
     assert ends[-1] == total
     sizes = [end - start for start, end in zip([0, *ends], ends, strict=False)]
@@ -107,7 +114,7 @@ def test_an_empty_list_of_waves_is_no_waves() -> None:
 @pytest.mark.parametrize("text", ["90m", "2h", "3d", "1m", "36h", "0m"])
 def test_a_duration_is_written_as_it_was_read(text: str) -> None:
     amount, unit = int(text[:-1]), {"m": "minutes", "h": "hours", "d": "days"}[text[-1]]
-    assert written(timedelta(**{unit: amount})) == text
+    assert duration_text(timedelta(**{unit: amount})) == text
 
 
 @pytest.mark.parametrize(

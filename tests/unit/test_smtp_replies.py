@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from worker.channels.email.replies import Reply, ReplyReader
+from worker.channels.email.replies import SmtpReply, SmtpReplyReader
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=80).map(
     lambda text: text.strip(" \t\r")
@@ -31,16 +31,19 @@ def test_replies_come_back_from_any_pieces(
         for code, lines in replies
         for number, line in enumerate(lines, 1)
     ).encode()
-    reader, found = ReplyReader(), []
+    reader, found = SmtpReplyReader(), []
     edges = [0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]
     for start, end in pairwise(edges):
         found += reader.feed(data[start:end])
-    assert found == [Reply(code, "\n".join(lines)) for code, lines in replies]
+    assert found == [SmtpReply(code, "\n".join(lines)) for code, lines in replies]
     assert reader.between_replies
 
 
 def test_a_code_without_text_and_octets_that_are_not_utf8_are_a_reply() -> None:
-    assert list(ReplyReader().feed(b"250\r\n550 caf\xe9\r\n")) == [Reply(250, ""), Reply(550, "caf\udce9")]
+    assert list(SmtpReplyReader().feed(b"250\r\n550 caf\xe9\r\n")) == [
+        SmtpReply(250, ""),
+        SmtpReply(550, "caf\udce9"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -57,12 +60,12 @@ def test_a_code_without_text_and_octets_that_are_not_utf8_are_a_reply() -> None:
 )
 def test_bytes_that_are_no_reply_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="the server's reply"):
-        list(ReplyReader().feed(data))
+        list(SmtpReplyReader().feed(data))
 
 
 def test_a_reply_before_bytes_that_are_none_still_counts() -> None:
-    replies = ReplyReader().feed(b"250 Ok\r\nhello\r\n")
-    assert next(replies) == Reply(250, "Ok")
+    replies = SmtpReplyReader().feed(b"250 Ok\r\nhello\r\n")
+    assert next(replies) == SmtpReply(250, "Ok")
     with pytest.raises(ValueError, match="hello"):
         next(replies)
 
@@ -81,7 +84,7 @@ def test_a_long_reply_is_read_by_its_code_and_its_text_is_cut(
         f"{code}{'-' if number < len(texts) else ' '}{text}\r\n" for number, text in enumerate(texts, 1)
     ).encode()
     assume(len(data) < 1 << 20)
-    reader, found = ReplyReader(), []
+    reader, found = SmtpReplyReader(), []
     for start, end in pairwise([0, *sorted(min(cut, len(data)) for cut in cuts), len(data)]):
         found += reader.feed(data[start:end])
     (reply,) = found

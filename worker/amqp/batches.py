@@ -1,4 +1,4 @@
-"""Batches of messages: taken, recorded in parts, and acknowledged part by part."""
+"""Takes batches of messages, records them in parts, and acknowledges each part."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from worker.amqp.messages import Consumer, Incoming
 
 _PART_BYTES: Final = 250_000
-"""After how many bytes a part of a batch is full: with the shortest results, 2,000 of them."""
+"""Bytes of a full part of a batch: 2,000 results of the shortest kind."""
 _PARTS_AT_ONCE: Final = 2
-"""One is decoded while the database writes the other."""
+"""Parts that are recorded at the same time: we decode one while the database writes the other."""
 
 
 async def take_batches(
@@ -26,12 +26,12 @@ async def take_batches(
     size: int,
     age: float,
 ) -> None:
-    """Records batches until `stop`; each part of one is acknowledged once it is recorded.
+    """Records batches until `stop`, and acknowledges each part of a batch after it is recorded.
 
     Args:
-        consumer: Of the queue.
-        record: Records messages, beside others that it is given at the same time; what it returned from is
-            committed, or in the dead queue.
+        consumer: The consumer of the queue.
+        record: Records messages. It is called for several parts at the same time. When it returns, the
+            messages are committed or in the dead queue.
         stop: Ends it.
         size: The most messages of a batch.
         age: How old a batch may become, in seconds.
@@ -39,7 +39,7 @@ async def take_batches(
 
     async def take(part: list[Incoming]) -> None:
         await record(part)
-        consumer.settle(part)
+        consumer.acknowledge(part)
 
     async with consuming(consumer, stop):
         while batch := await consumer.batch(size, age):
@@ -52,7 +52,7 @@ async def take_batches(
 
 
 def _parts(batch: list[Incoming]) -> Iterator[list[Incoming]]:
-    """Cuts a batch by its bytes, as a message may hold one result or a thousand."""
+    """Cuts a batch by its bytes, since a message may hold one result or a thousand."""
     part: list[Incoming] = []
     size = 0
     for message in batch:

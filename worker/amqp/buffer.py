@@ -1,4 +1,4 @@
-"""What was delivered and is not handed over yet, and how long a batch of it is waited for."""
+"""The messages that the broker delivered and no service has taken yet, and the wait for a batch of them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from worker.amqp.messages import Incoming
 
 CALM: Final = 0.05
-"""Seconds without a delivery after which the next is handed over at once: gathering is for busy times."""
+"""Seconds without a message after which the next one is returned at once. Batches are for busy times."""
 
 LULL: Final = 0.25
-"""Of the age that a batch may reach: when nothing has come for so long, it is not waited for any more."""
+"""Share of a batch's greatest age. If no message comes for that long, the wait for the batch ends."""
 
 
 class Buffer:
-    """Deliveries in their order."""
+    """Messages in their order."""
 
     def __init__(self) -> None:
         """Begins empty."""
@@ -30,25 +30,25 @@ class Buffer:
         self.stopped = False
 
     def add(self, messages: Iterable[Incoming]) -> None:
-        """Takes deliveries; once stopped, it drops them."""
+        """Takes messages; after a stop, it drops them."""
         if not self.stopped:
             self._waiting.extend(messages)
-            # Not at each delivery: whoever waits for a thousand would be woken a hundred times.
+            # Not at each message: a task that waits for a thousand would be woken a hundred times.
             if len(self._waiting) >= self._wanted:
                 self._enough.set()
 
     def clear(self) -> None:
-        """Drops what waits, since it will be delivered again."""
+        """Drops the messages that wait: the broker will deliver them again."""
         self._waiting.clear()
 
     def stop(self) -> None:
-        """Drops what waits and what comes, and ends the wait."""
+        """Drops the messages that wait and those that come later, and ends the wait."""
         self.stopped = True
         self._waiting.clear()
         self._enough.set()
 
     async def batch(self, size: int, age: float) -> list[Incoming]:
-        """Waits for deliveries, as `worker.amqp.messages.Consumer` says."""
+        """Waits for messages, as `worker.amqp.messages.Consumer` says."""
         loop = asyncio.get_running_loop()
         while not self.stopped:
             asked = loop.time()
@@ -56,7 +56,7 @@ class Buffer:
             now = loop.time()
             if age and now - asked < CALM:
                 await self._fill(size, now + age, age * LULL)
-            if self._waiting:  # a lost connection may have taken it along
+            if self._waiting:  # a lost connection may have emptied it
                 break
         return [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
 

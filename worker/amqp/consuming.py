@@ -1,4 +1,4 @@
-"""Consuming from a start to a stop, the same for every service."""
+"""Starts a consumer and closes it, the same for every service."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 @asynccontextmanager
 async def consuming(consumer: Consumer, stop: asyncio.Event) -> AsyncIterator[None]:
-    """Consumes while the block runs; from `stop` on nothing more is delivered, and the block ends by itself.
+    """Consumes while the block runs.
 
-    A consumer whose own task dies ends the block, in an ExceptionGroup. The consumer is closed in any case:
-    what was settled is acknowledged, and the rest goes back to the queue.
+    After `stop` the consumer returns no more messages, and the block must end.
+
+    An error in the consumer's own task ends the block, in an ExceptionGroup. The consumer is always closed:
+    the last acknowledgements are sent, and the other messages go back to the queue.
     """
     await consumer.start()
     try:

@@ -1,4 +1,4 @@
-"""The dead queue: what cannot be handled is kept there, with the reason."""
+"""The dead queue keeps messages that cannot be handled, with the reason."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Letter(NamedTuple):
 
 
 class Burying(Protocol):
-    """Keeps what cannot be handled: `DeadQueue` does."""
+    """Keeps messages that cannot be handled, as `DeadQueue` does."""
 
     async def bury(self, *letters: Letter) -> None:
         """Keeps messages, or parts of them, each with the sentence that says why."""
 
 
 class DeadQueue:
-    """Publishes what cannot be handled to the dead queue."""
+    """Publishes messages that cannot be handled to the dead queue."""
 
     def __init__(self, publisher: Publisher, names: Names, channels: Iterable[str], metrics: Metrics) -> None:
         """Takes the publisher, the installation's names and channels, and where to count."""

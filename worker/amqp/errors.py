@@ -1,4 +1,4 @@
-"""What either transport says when the broker is not there, or does not allow it."""
+"""The errors of both transports: the broker cannot be reached, or refuses."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class BrokerForbids(Broken):
     """The broker user of SENDOFF_AMQP_URL lacks a permission; the message names it."""
 
     def __init__(self, error: Exception) -> None:
-        """Takes what the broker says, which names the user and what they may not touch."""
+        """Takes the broker's error, which names the user and the object that they may not use."""
         super().__init__(
             f"The broker does not allow it: {error}. See which user this needs, and its permissions."
         )
 
 
 def no_virtual_host(url: str) -> str:
-    """Returns what to say of a broker that lets the user of a URL in, and then ends the connection."""
+    """Returns the sentence for a broker that accepts the user of a URL, and then ends the connection."""
     name = unquote(urlsplit(url).path[1:]) or "/"
     return (
         f"The broker does not let the user of SENDOFF_AMQP_URL into the virtual host “{name}”:"

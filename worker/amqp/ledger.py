@@ -1,4 +1,4 @@
-"""The accounts of a consumer: which deliveries are open, and how to acknowledge with few frames."""
+"""Counts a consumer's unacknowledged messages, and finds how to acknowledge them with few frames."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ if TYPE_CHECKING:
 
 
 class Ledger:
-    """Counts the deliveries of one channel."""
+    """Counts the delivery tags of one AMQP channel."""
 
     def __init__(self, gap_limit: int) -> None:
-        """Takes how many deliveries may wait, settled, behind one that is not."""
+        """Takes the number of handled messages that may wait behind one that is not handled."""
         self._gap_limit = gap_limit
         self._open: deque[int] = deque()
         self._settled: set[int] = set()
 
     def delivered(self, tags: Iterable[int]) -> None:
-        """Notes deliveries, in their order."""
+        """Notes messages of `basic.deliver`, in their order."""
         self._open.extend(tags)
 
-    def settle(self, tags: Iterable[int]) -> None:
-        """Notes what was dealt with, in any order."""
+    def handled(self, tags: Iterable[int]) -> None:
+        """Notes messages that were handled, in any order."""
         self._settled.update(tags)
 
     def due(self, *, everything: bool = False) -> tuple[int, list[int]]:
-        """Takes out what is to be acknowledged now.
+        """Takes out the tags that must be acknowledged now.
 
         Args:
-            everything: Whether nothing that is settled may wait any longer.
+            everything: Whether all handled messages must be acknowledged now.
 
         Returns:
-            The tag up to which all are acknowledged together, 0 for none, and those acknowledged one by one:
-            one slow message must not hold the window shut behind it.
+            The tag up to which all are acknowledged together, 0 for none, and the tags to acknowledge one by
+            one. Without the latter, one slow message would keep the prefetch window full.
         """
         upto = 0
         while self._open and self._open[0] in self._settled:

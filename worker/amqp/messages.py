@@ -1,4 +1,4 @@
-"""What goes out and what comes in, and the two interfaces that every transport offers."""
+"""The messages, and the two interfaces that both transports offer."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ if TYPE_CHECKING:
 
 
 class Unroutable(Exception):  # noqa: N818 - the name is the sentence
-    """The broker has no queue for a message; the topology is not what it was at the start."""
+    """The broker has no queue for a message: the topology has changed since the start."""
 
 
 @dataclass(slots=True, eq=False)
 class Outgoing:
     """A message to publish. `type` names the kind of message (AMQP's property of that name).
 
-    Not frozen, though nobody changes one, for the reason of `Incoming`.
+    It is not frozen, for the reason of `Incoming`, but nobody changes it.
     """
 
     body: bytes
@@ -29,10 +29,10 @@ class Outgoing:
 
 @dataclass(slots=True, eq=False)
 class Incoming:
-    """A delivery: the body and the properties that anybody here reads.
+    """A message that the broker delivered: the body, and the properties that Sendoff reads.
 
-    Not frozen, though nobody changes one: frozen it costs 0.66 µs to make instead of 0.14, a tenth of what a
-    delivery costs in all.
+    It is not frozen, but nobody changes it. A frozen one takes 0.66 µs to make instead of 0.14. The
+    difference is a tenth of the cost of a message.
     """
 
     body: bytes
@@ -45,15 +45,15 @@ class Incoming:
     headers: Mapping[str, Any]
     tag: int
     channel: object
-    """Whatever the tag belongs to: it dies with that."""
+    """The AMQP channel or connection of the tag. The tag is valid on it only."""
 
 
 class Publisher(Protocol):
-    """Publishes with confirms; may be used by any number of tasks."""
+    """Publishes with confirms. Any number of tasks may use it."""
 
     @property
     def connected(self) -> bool:
-        """Whether its connection stands at this moment."""
+        """Whether its connection is open now."""
 
     @property
     def blocked(self) -> bool:
@@ -62,19 +62,21 @@ class Publisher(Protocol):
     async def publish(
         self, exchange: str, routing_key: str, messages: Sequence[Outgoing], *, mandatory: bool = True
     ) -> None:
-        """Publishes messages; returns when the broker has confirmed every one.
+        """Publishes messages, and returns when the broker has confirmed every one.
 
-        What a lost connection leaves in doubt is published again: consumers take a message twice.
+        Messages without a confirm are published again after a lost connection, so consumers may get them
+        twice.
 
         Args:
-            exchange: Its full name; "" is the default exchange, whose routing key is a queue's name.
-            routing_key: The same for all.
+            exchange: The full name of the exchange. "" is the default exchange: its routing key is a queue's
+                name.
+            routing_key: The routing key of all of them.
             messages: Any number.
             mandatory: Whether a message that no queue takes is an error.
 
         Raises:
             Unroutable: no queue took one of them.
-            Stopped: the process stops while the broker is away; some may be published.
+            Stopped: the process stops while the broker is away. Some of the messages may be published.
         """
 
 
@@ -88,28 +90,28 @@ class Consumer(Protocol):
         """Begins to consume."""
 
     async def present(self) -> bool:
-        """Says whether the broker delivers to this consumer at the moment."""
+        """Returns whether the broker delivers to this consumer now."""
 
     async def batch(self, size: int, age: float = 0) -> list[Incoming]:
-        """Waits for deliveries.
+        """Waits for messages.
 
         Args:
             size: The most to return.
-            age: Seconds to wait, once the first is there, for the batch to fill; none after a calm, and
-                no more than a quarter of them for any delivery.
+            age: Seconds to wait for the batch to fill after its first message came. After a calm there is no
+                wait, and the wait for one message is a quarter of `age` at most.
 
         Returns:
-            At least one delivery, in their order; none only once `stop` was called.
+            At least one message, in their order; none only after `stop` was called.
         """
 
-    def settle(self, messages: Iterable[Incoming]) -> None:
-        """Says that messages are dealt with: they are acknowledged soon, in ranges where possible."""
+    def acknowledge(self, messages: Iterable[Incoming]) -> None:
+        """Acknowledges messages soon, in ranges where possible."""
 
     async def watch(self) -> None:
-        """Returns once it is closed; raises what a task of its own died of, after which it does not work."""
+        """Returns when the consumer is closed; raises the error that ended its own task."""
 
     async def stop(self) -> None:
-        """Stops consuming. What was not handed over goes back to the queue."""
+        """Stops consuming. Messages that `batch` did not return go back to the queue."""
 
     async def close(self) -> None:
-        """Sends the last acknowledgements and lets go of the connection."""
+        """Sends the last acknowledgements and closes."""

@@ -1,4 +1,4 @@
-"""Results on their way out: gathered, published with confirms, and only then acknowledged."""
+"""Gathers results, publishes them with confirms, and then acknowledges their send messages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Report(NamedTuple):
     consumer: Consumer
     message: Incoming
     result: Result | None
-    """None where nothing is said of it: the message is acknowledged and that is all."""
+    """None if there is nothing to publish: the message is only acknowledged."""
 
 
 class Reports:
@@ -33,9 +33,9 @@ class Reports:
         """Takes its parts.
 
         Args:
-            publisher: For the results.
+            publisher: Publishes the results.
             exchange: Their exchange, by its full name.
-            count: Called with a routing key and how many results were published under it.
+            count: Called with a routing key and the number of results published with it.
         """
         self._publisher = publisher
         self._exchange = exchange
@@ -45,15 +45,15 @@ class Reports:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def tell(self, reports: Sequence[Report]) -> None:
-        """Takes reports; they leave with whatever else gathers until the publisher is free."""
+    def add(self, reports: Sequence[Report]) -> None:
+        """Adds reports. They are published together when the publisher is free."""
         if reports:
             self._waiting += reports
             self._idle.clear()
             self._wake.set()
 
     async def flush(self) -> None:
-        """Returns once all that was told is confirmed by the broker, and its messages are settled."""
+        """Returns when the broker has confirmed all added reports, and their messages are acknowledged."""
         await self._idle.wait()
 
     async def run(self) -> None:
@@ -73,7 +73,7 @@ class Reports:
             for report in taken:
                 by_consumer.setdefault(report.consumer, []).append(report.message)
             for consumer, messages in by_consumer.items():
-                consumer.settle(messages)
+                consumer.acknowledge(messages)
             if not self._waiting:
                 self._idle.set()
 

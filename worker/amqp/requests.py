@@ -32,8 +32,8 @@ async def take_each(
 ) -> None:
     """Handles what a consumer delivers until `stop`; what is not begun by then goes back to its queue.
 
-    A message that raises goes to the dead queue: delivered again it would raise again, and hold up others. So
-    does one for which a server was too busy; it can be replayed.
+    A message whose handling raises goes to the dead queue: it would raise again at the next delivery, and
+    delay others. A message for which a server was too busy goes there too, and can be replayed.
 
     Args:
         consumer: Its prefetch bounds what waits here.
@@ -81,7 +81,7 @@ async def _settle(
         # A fault of ours with one request must not end the service for all others.
         log.exception("request failed", routing_key=message.routing_key, message_id=message.message_id)
         await dead.bury(Letter(message, f"It could not be handled: {error!r}"))
-    consumer.settle([message])
+    consumer.acknowledge([message])
 
 
 async def reply_to(publisher: Publisher, message: Incoming, body: bytes, kind: str) -> None:

@@ -1,4 +1,4 @@
-"""Exchanges, queues and bindings: the only place that declares them. Workers only look for them."""
+"""Declares exchanges, queues and bindings. Workers only check that they exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from contracts import routing
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
-from worker.amqp.pika.failures import ERRORS, classify, forgiving
+from worker.amqp.pika.failures import ERRORS, classify, ignoring_outage
 from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
@@ -26,17 +26,19 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 DELIVERY_LIMIT: Final = 50
-"""How often a message may come back before the broker gives it to the dead queue. A safety net,
-no count of attempts: on RabbitMQ 3.10 to 4.2 each restart of a worker that had it prefetched counts too."""
+"""How often a message may return to its queue before the broker moves it to the dead queue. It is a safety
+net and does not count attempts: on RabbitMQ 3.10 to 4.2 each restart of a worker that had prefetched the
+message counts too."""
 
 _DEAD_DELIVERY_LIMIT: Final = 2**31 - 1
-"""As good as none: who looks into the dead queue takes from it and gives back, and over the limit the broker
-deletes for good. Not left out: RabbitMQ 4 then takes 20, and 3.10 puts what comes back behind the rest.
-Not -1, RabbitMQ 4's word for none: 3.10 takes it, and deletes a message the first time it comes back."""
+"""In effect no limit: each look into the dead queue takes messages and returns them, and above the limit the
+broker deletes a message permanently. It cannot be left out: RabbitMQ 4 then uses 20, and 3.10 puts returned
+messages behind the others. It cannot be -1, which means no limit in RabbitMQ 4: 3.10 accepts it, and deletes
+a message that returns once."""
 
 _ANSWER_SECONDS: Final = 10
 _SETUP_SECONDS: Final = 20
-"""For all questions or declarations together: on a connection that is lost, aio-pika would wait for ever."""
+"""Seconds for all declarations or checks together: without a connection, aio-pika would wait forever."""
 
 _EXCHANGES: Final = {
     routing.COMMANDS: ExchangeType.DIRECT,
@@ -53,20 +55,20 @@ class TopologyMismatch(Exception):  # noqa: N818 - the name is the sentence
 
 
 async def declare(connection: AbstractConnection, names: Names, channels: Sequence[str]) -> list[str]:
-    """Declares everything; what is there already stays as it is.
+    """Declares everything. Exchanges and queues that exist stay as they are.
 
     Args:
-        connection: To the broker.
+        connection: The connection to the broker.
         names: The installation's names.
-        channels: The sending channels: each has a send queue.
+        channels: The sending channels. Each has a send queue.
 
     Returns:
         The names of the queues.
 
     Raises:
         BrokerForbids: the user may not declare them.
-        TopologyMismatch: something of the same name is there with other properties.
-        BrokerUnreachable: the connection was lost in the middle, or there was no answer in time.
+        TopologyMismatch: an exchange or queue of that name has other properties.
+        BrokerUnreachable: the connection was lost, or there was no answer in time.
     """
     try:
         async with asyncio.timeout(_SETUP_SECONDS), connection.channel() as channel:
@@ -106,7 +108,7 @@ async def declare(connection: AbstractConnection, names: Names, channels: Sequen
 
 
 async def check(connection: AbstractConnection, names: Names, channels: Sequence[str]) -> None:
-    """Looks whether everything is there.
+    """Checks that everything exists.
 
     Raises:
         TopologyMismatch: an exchange or a queue is missing.
@@ -127,31 +129,31 @@ async def check(connection: AbstractConnection, names: Names, channels: Sequence
 
 
 class QueueDepth:
-    """Tells how many messages wait in a queue."""
+    """Returns how many messages wait in a queue."""
 
     def __init__(self, connection: AbstractConnection) -> None:
-        """Takes a connection; the channel is opened at the first question."""
+        """Takes a connection. `ready` opens the AMQP channel when it is first called."""
         self._connection = connection
         self._channel: AbstractChannel | None = None
         self._missing: set[str] = set()
 
     async def ready(self, queue: str) -> int | None:
-        """Returns how many messages wait in a queue, without those that consumers hold.
+        """Returns how many messages wait in a queue. Messages that consumers hold do not count.
 
         Args:
             queue: Its full name.
 
         Returns:
-            None where nobody can say: the broker is away, does not answer in time, or has no such queue,
-            which is logged once.
+            None if it is not known: the broker is away, does not answer in time, or has no such queue. This
+            is logged once.
 
         Raises:
-            BrokerForbids: the user may not look.
+            BrokerForbids: the user may not read the queue.
         """
         if not self._connection.connected.is_set():
             return None  # aio-pika would wait for the connection
         try:
-            with forgiving():
+            with ignoring_outage():
                 async with asyncio.timeout(_ANSWER_SECONDS):
                     count = await self._ask(queue)
                 if queue in self._missing:

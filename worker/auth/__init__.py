@@ -1,1 +1,1 @@
-"""Who speaks: the broker users who may publish commands, and the tokens of operators."""
+"""Authentication: the broker users who may publish commands, and the tokens of operators."""

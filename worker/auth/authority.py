@@ -1,4 +1,4 @@
-"""Who may speak, asked of each command before anything else is looked at."""
+"""Checks the sender of each command before anything else."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 
 class Authority:
-    """The broker users who may publish commands, and the verifier of tokens where they are asked for."""
+    """The broker users who may publish commands, and the verifier of tokens if tokens are required."""
 
     def __init__(self, publishers: frozenset[str], verifier: Verifier | None) -> None:
-        """Takes both; no publishers means everybody, no verifier that no token is asked for."""
+        """Takes both. No publishers: everybody may publish. No verifier: no token is required."""
         self._publishers = publishers
         self._verifier = verifier
 
-    def vouch(self, message: Incoming, operator: str | None) -> Bearer | Refused | None:
-        """Says who speaks.
+    def identify(self, message: Incoming, operator: str | None) -> Bearer | Refused | None:
+        """Identifies the operator of a command.
 
         Args:
             message: The command as it arrived.
-            operator: Whom its body names; None where it could not be read.
+            operator: The operator in the body; None if the body could not be read.
 
         Returns:
-            Whom the token names; None where no token is asked for; or why nobody listens.
+            The bearer of the token, None if no token is required, or the refusal.
         """
         refused = check_publisher(message.user_id, self._publishers)
         if refused is not None or self._verifier is None:

@@ -1,4 +1,4 @@
-"""Signed tokens (JSON Web Tokens, RFC 7519): the only module that verifies them, and that knows of keys."""
+"""Signed tokens (JSON Web Tokens, RFC 7519). Only this module verifies them and reads their keys."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LONGEST: Final = 16_384
 _LONGEST_NAME: Final = 200
 _LEAST_RSA_BITS: Final = 2048
 
-# Stricter than PyJWT, which lets padding pass: there is one way to write a token, and no byte to alter.
+# Stricter than PyJWT, which accepts padding: there is one way to write a token, and no byte can change.
 _COMPACT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 _RSA: Final = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"})
@@ -50,14 +50,14 @@ _SENTENCES: Final[dict[type[Exception], str]] = {
 
 
 class TokenRefused(Exception):  # noqa: N818 - the name is the sentence
-    """A token cannot be relied on; the message says why and never quotes it."""
+    """A token is refused; the message says why and never quotes the token."""
 
 
 class Keys(Protocol):
-    """Where the keys are."""
+    """Finds keys."""
 
     def find(self, kid: str | None) -> tuple[Any, frozenset[str]]:
-        """Returns a key by its identifier, with the algorithms that it may be used with: never none.
+        """Returns a key by its identifier, with the algorithms that may use it: at least one.
 
         Raises:
             TokenRefused: there is no such key.
@@ -65,10 +65,10 @@ class Keys(Protocol):
 
 
 class OneKey:
-    """A shared secret or a public key, used whatever identifier a token gives."""
+    """A shared secret or a public key. It is used for every key identifier."""
 
     def __init__(self, key: Any, algorithms: frozenset[str]) -> None:  # noqa: ANN401 - bytes or a public key
-        """Takes the key and the algorithms that it may be used with."""
+        """Takes the key and the algorithms that may use it."""
         self._found = (key, algorithms)
 
     def find(self, kid: str | None) -> tuple[Any, frozenset[str]]:  # noqa: ARG002 - see the class
@@ -77,13 +77,13 @@ class OneKey:
 
 
 class JwksFile:
-    """The public keys of a JSON Web Key Set (RFC 7517) in a file, which is read again when it changes."""
+    """The public keys of a JSON Web Key Set (RFC 7517) in a file. The file is read again when it changes."""
 
     def __init__(self, path: Path, algorithms: frozenset[str]) -> None:
         """Reads the file.
 
         Raises:
-            SettingsError: it cannot be read, or none of its keys is one to verify signatures with.
+            SettingsError: it cannot be read, or none of its keys can verify signatures.
         """
         self._path = path
         self._algorithms = algorithms
@@ -91,9 +91,9 @@ class JwksFile:
         self._keys = self._read()
 
     def find(self, kid: str | None) -> tuple[Any, frozenset[str]]:
-        """Returns a key; first reads the file again where it has changed.
+        """Returns a key; first reads the file again if it has changed.
 
-        A file that cannot be read leaves the keys as they were: half a file must not keep anybody from
+        A file that cannot be read does not change the keys: half a file must not prevent an operator from
         stopping a delivery.
 
         Raises:
@@ -159,11 +159,11 @@ class Verifier:
         """Takes the keys, and what a token must say.
 
         Args:
-            keys: Where the keys are.
-            issuer: The one that `iss` must be.
-            audience: The one that `aud` must be or have among others.
-            operator_claim: The claim with the operator's name.
-            roles_claim: The claim with the list of their roles.
+            keys: Finds keys.
+            issuer: The value that `iss` must have.
+            audience: The value that `aud` must be or contain.
+            operator_claim: The token claim with the operator's name.
+            roles_claim: The token claim with the list of their roles.
         """
         self._keys = keys
         self._issuer = issuer
@@ -172,7 +172,7 @@ class Verifier:
         self._roles_claim = roles_claim
 
     def verify(self, header: object) -> Bearer:
-        """Verifies what stands in the header `authorization`.
+        """Verifies the token in the header `authorization`.
 
         Args:
             header: The token in its compact form, with or without `Bearer ` before it (RFC 6750, 2.1).
@@ -181,13 +181,13 @@ class Verifier:
             The operator, and those of the token's roles that Sendoff knows.
 
         Raises:
-            TokenRefused: it is missing, or any part of it is not as it must be.
+            TokenRefused: it is missing, or a part of it is wrong.
         """
         token = _compact(header)
         try:
             kid = jwt.get_unverified_header(token).get("kid")
             key, algorithms = self._keys.find(kid)
-            claims = jwt.decode(
+            payload = jwt.decode(
                 token,
                 key,
                 algorithms=sorted(algorithms),
@@ -201,10 +201,10 @@ class Verifier:
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
             sentence = _SENTENCES.get(type(error), "The token is not a signed JSON Web Token.")
             raise TokenRefused(sentence) from None
-        return self._bearer(claims)
+        return self._bearer(payload)
 
-    def _bearer(self, claims: Mapping[str, Any]) -> Bearer:
-        operator, roles = claims[self._operator_claim], claims.get(self._roles_claim, [])
+    def _bearer(self, payload: Mapping[str, Any]) -> Bearer:
+        operator, roles = payload[self._operator_claim], payload.get(self._roles_claim, [])
         if not isinstance(operator, str) or not 0 < len(operator) <= _LONGEST_NAME or "\x00" in operator:
             raise TokenRefused(f"The token's claim “{self._operator_claim}” is no operator's name.")
         if not isinstance(roles, list):
@@ -213,10 +213,10 @@ class Verifier:
 
 
 def open_verifier(settings: Settings) -> Verifier | None:
-    """Returns what verifies tokens by the settings, or None where `SENDOFF_AUTH` is `none`.
+    """Returns the verifier of tokens by the settings; None if `SENDOFF_AUTH` is `none`.
 
     Raises:
-        SettingsError: the key's file cannot be read, or its key is not for the algorithms.
+        SettingsError: the key's file cannot be read, or its key does not fit the algorithms.
     """
     if settings.auth == "none":
         return None
@@ -270,7 +270,7 @@ def _read_pem(path: Path, algorithms: frozenset[str]) -> Any:  # noqa: ANN401 - 
 
 
 def _parsed(entry: Mapping[str, Any]) -> tuple[Any, frozenset[str]] | None:
-    """Reads one key of a set, with the algorithms that it is for; None where it is of another use or kind."""
+    """Reads one key of a set, with its algorithms; None if it has another use or kind."""
     if entry.get("use", "sig") != "sig":
         return None
     try:
@@ -282,7 +282,7 @@ def _parsed(entry: Mapping[str, Any]) -> tuple[Any, frozenset[str]] | None:
 
 
 def _fitting(key: object) -> frozenset[str]:
-    """Returns the algorithms that a public key may be used with: never those of a shared secret."""
+    """Returns the algorithms that may use a public key: never those of a shared secret."""
     match key:
         case RSAPublicKey(key_size=bits) if bits >= _LEAST_RSA_BITS:
             return _RSA

@@ -1,1 +1,1 @@
-"""The sending channels: what one is (`protocol`), which there are (`registry`), and each in its own place."""
+"""The sending channels: the interface (`protocol`), the list (`registry`), and a module for each."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _KEPT: Final = 64
-"""Deliveries whose content is kept."""
+"""The most deliveries whose content is kept."""
 
 
 class Contents:
@@ -26,13 +26,13 @@ class Contents:
     def __init__(
         self, channel: Channel, read: Callable[[int], Awaitable[tuple[str, dict[str, Any]] | None]]
     ) -> None:
-        """Takes the channel, which compiles, and what reads a delivery's channel and content."""
+        """Takes the channel, which compiles, and the function that reads a delivery's channel and content."""
         self._channel = channel
         self._read = read
         self._kept: OrderedDict[int, Any] = OrderedDict()
 
     async def compiled(self, delivery_id: int) -> Any:  # noqa: ANN401 - each channel's own
-        """Returns what the channel made of a confirmed delivery's content, or ContentInvalid as a value.
+        """Returns the compiled content of a confirmed delivery, or ContentInvalid as a value.
 
         Raises:
             Busy: the content cannot be read now.

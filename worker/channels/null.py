@@ -35,12 +35,12 @@ class NullChannel:
         return self._accepted
 
     async def close(self) -> None:
-        """Holds nothing."""
+        """Closes nothing."""
 
 
 NULL: Final = Kind(
     "null",
-    # A rehearsal checks what `email` would check.
+    # A rehearsal checks what the email channel would check.
     address_rule=mail_address,
     content=replace(EMAIL_CONTENT, required=False),
     open=lambda _: NullChannel(),

@@ -1,4 +1,4 @@
-"""What a channel is: to the send service a `Channel`, to everybody else a `Kind` in the registry."""
+"""A sending channel: the send service uses a `Channel`, the other code a `Kind` of the registry."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ class ChannelUnreachable(Exception):  # noqa: N818 - named for what happened, as
     """Nothing can be sent over the channel now; the message is a sentence that says why."""
 
     def __init__(self, sentence: str, failure: Failure = Failure.AWAY) -> None:
-        """Takes the sentence, and what it means for us."""
+        """Takes the sentence, and the kind of failure."""
         super().__init__(sentence)
         self.failure = failure
 
 
 class HandOver(Protocol):
-    """The right to hand one message over, held under a lease."""
+    """The right to hand one message over. It is held under a lease."""
 
     def begin(self) -> Awaitable[bool]:
-        """Begins to mark the message as handed over, when its envelope is begun; a repeat changes nothing.
+        """Begins to mark the message as handed over, with its envelope. A repeat changes nothing.
 
-        To be awaited before anything of the body is written: where it is false, nothing may be sent.
+        Await the result before the body is written. If it is false, the message must not be sent.
         """
 
     @property
     def expired(self) -> bool:
-        """Whether the lease is as good as over; to be asked right before the body is begun."""
+        """Whether the lease is nearly over. Check it directly before the body is written."""
 
 
 class Granted:
-    """A right that needs no mark: for a proof, and where the claim itself was the hand-over."""
+    """A right that needs no mark: for a proof, and if the claim itself was the hand-over."""
 
     expired = False
 
@@ -53,24 +53,24 @@ class Granted:
 
 
 class Channel(Protocol):
-    """Carries messages to recipients."""
+    """Sends messages to recipients."""
 
     @property
     def concurrency(self) -> int | None:
-        """How many sends make sense at a time; None where a send never waits."""
+        """How many sends may run at the same time; None if a send never waits."""
 
     async def ready(self) -> None:
-        """Returns once sends can be made.
+        """Returns when messages can be sent.
 
         Raises:
-            ChannelUnreachable: They cannot be made now.
+            ChannelUnreachable: They cannot be sent now.
         """
 
     def prepare(self, content: Mapping[str, Any]) -> Any:  # noqa: ANN401 - each channel's own
         """Compiles a content, once per delivery.
 
         Raises:
-            ContentInvalid: Nobody can be sent this content; the message says why.
+            ContentInvalid: The content cannot be sent to any recipient; the message says why.
         """
 
     async def send(self, compiled: Any, send: Send, hand_over: HandOver) -> Verdict:  # noqa: ANN401
@@ -78,21 +78,21 @@ class Channel(Protocol):
 
         Args:
             compiled: What `prepare` returned.
-            send: Whom it goes to.
-            hand_over: To be begun before the other side can have the message.
+            send: The recipient.
+            hand_over: The right to hand over. It must be begun before the other side can have the message.
         """
 
     async def close(self) -> None:
-        """Lets go of what it holds."""
+        """Closes its connections."""
 
 
 class Probe(NamedTuple):
-    """What `sendoff check` looks at for a channel."""
+    """What `sendoff check` checks for a channel."""
 
     part: str
-    """Its name in the output."""
+    """The name of the part in the output."""
     look: Callable[[Settings], Awaitable[None]]
-    """Returns where all is well.
+    """Returns if the channel can send.
 
     Raises:
         ChannelUnreachable: Nothing can be sent now.
@@ -102,15 +102,15 @@ class Probe(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of channel: all that the rest of Sendoff needs to know of it."""
+    """A kind of channel: all that the other code needs to know about it."""
 
     name: str
     """The channel, and the routing key of its send messages."""
     address_rule: Callable[[str], str]
     """Returns an address in its normal form, or raises `worker.domain.audience.AddressInvalid`."""
     content: ContentTable
-    """What a delivery file says to recipients over it."""
+    """The content table of its delivery files."""
     open: Callable[[Settings], Channel]
     """Makes the channel."""
     probe: Probe | None = None
-    """None where nothing outside is needed."""
+    """None if it needs no server."""

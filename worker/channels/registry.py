@@ -1,4 +1,4 @@
-"""The channels that there are: an entry here and a package beside it make a new one."""
+"""The list of channels. A new channel is an entry here and a package beside this module."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from worker.domain.delivery_file import ContentTable
 
 CHANNELS: Final[Mapping[str, Kind]] = {kind.name: kind for kind in (EMAIL, NULL)}
-"""Those that we send over, by name. Any other in the settings has a sender of somebody else's."""
+"""The channels that we send over, by name. Any other channel in the settings has a foreign sender."""
 
 _FOREIGN_CONTENT: Final = replace(EMAIL_CONTENT, required=False)
 
 
 def address_rule(channel: str) -> Callable[[str], str]:
-    """Returns what checks the addresses of a channel; those of another's only its sender can judge."""
+    """Returns the check of a channel's addresses. Only a foreign sender can check those of its channel."""
     return CHANNELS[channel].address_rule if channel in CHANNELS else any_address
 
 
 def content_table(channel: str) -> ContentTable:
-    """Returns what a delivery file says to recipients over a channel."""
+    """Returns the content table of a channel's delivery files."""
     return CHANNELS[channel].content if channel in CHANNELS else _FOREIGN_CONTENT

@@ -1,9 +1,9 @@
 """The command line. A command is a function in a module of its own here, registered by one line below.
 
 Exit status: 0 done, or nobody reads the output any more; 1 refused, or the output cannot be written; 2 bad
-usage or a wrong setting; 3 the broker or the database is out of reach, or does not have the schema or the
-topology that this Sendoff needs; 130 interrupted. What is wrong is said in a sentence on standard error. A
-fault of the program is one too, with status 1; SENDOFF_LOG_LEVEL=debug adds the traceback.
+usage or a wrong setting; 3 the broker or the database cannot be reached, or lacks the schema or the topology
+that this Sendoff needs; 130 interrupted. Standard error gets a sentence that says what is wrong. A fault of
+the program gives a sentence too, with status 1; SENDOFF_LOG_LEVEL=debug adds the traceback.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ _STATUS: Final[dict[type[Exception], int]] = {
     Unroutable: 3,
     ServiceDied: 1,
 }
-"""The exit status for what a command may raise; anything else is a fault of the program."""
+"""The exit status of each exception that a command may raise. Any other exception is a fault of the
+program."""
 
 _FAULT: Final = 1
 _USAGE: Final = 2
@@ -100,9 +101,9 @@ app.command("erase")(erase.erase)
 
 
 def main() -> None:
-    """Runs the command that the arguments name, and exits."""
+    """Runs the command of the arguments, and exits."""
     open_streams()
-    # Clients of the broker also log what they raise; one sentence on stderr is enough.
+    # The clients of the broker also log their errors. One sentence on stderr is enough.
     for library in ("aio_pika", "aiormq"):
         logging.getLogger(library).addHandler(logging.NullHandler())
     status = _guarded(_run)
@@ -123,7 +124,7 @@ def _run() -> None:
 
 
 def _guarded(action: Callable[[], None]) -> int | None:
-    """Runs an action; returns the exit status where it ended the command, having said why."""
+    """Runs an action. If it fails, prints the reason and returns the exit status."""
     try:
         action()
     except SystemExit as end:
@@ -132,7 +133,7 @@ def _guarded(action: Callable[[], None]) -> int | None:
         if str(error):
             _say(str(error))
         return next(status for kind, status in _STATUS.items() if isinstance(error, kind))
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is said in a sentence
+    except Exception as error:  # noqa: BLE001 - any error becomes a sentence
         _say(f"This is a fault of Sendoff: {error!r}.")
         if os.environ.get("SENDOFF_LOG_LEVEL", "").lower() == "debug":
             traceback.print_exc()
@@ -141,5 +142,5 @@ def _guarded(action: Callable[[], None]) -> int | None:
 
 
 def _say(sentence: str) -> None:
-    """Writes on standard error; what it quotes may be anybody's."""
+    """Writes a sentence on standard error, without control characters of foreign text."""
     sys.stderr.write("\n".join(map(plain, sentence.split("\n"))) + "\n")

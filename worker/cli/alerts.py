@@ -1,4 +1,4 @@
-"""`sendoff alert …`: what somebody should look at, and when that is said."""
+"""`sendoff alert …`: the current alerts, and their thresholds."""
 
 from __future__ import annotations
 

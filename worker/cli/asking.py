@@ -1,4 +1,4 @@
-"""What the commands that go through the broker share: one question, one answer, how it is shown."""
+"""Shared by the commands that go through the broker: sends a command, waits for its answer, shows it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TokenOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="The answer as JSON, for programs.")]
 
 ANSWER_SECONDS: Final = 30.0
-"""How long to wait for an answer where nothing else is asked for."""
+"""Seconds to wait for an answer by default."""
 
 ACCEPTABLE: Final = (Status.ACCEPTED, Status.FINALIZE)
 
@@ -46,17 +46,17 @@ ACCEPTABLE: Final = (Status.ACCEPTED, Status.FINALIZE)
 async def question(
     settings: Settings, routing_key: str, body: Message, *, seconds: float, token: str | None = None
 ) -> bytes:
-    """Asks over a connection of its own, which ends with the answer: a person may think for long in between.
+    """Asks over a new connection and closes it after the answer: a person may think long before the next one.
 
     Args:
         settings: The settings.
-        routing_key: What is asked.
+        routing_key: The kind of command.
         body: The command.
-        seconds: How long to wait for the answer.
-        token: The operator's signed token, where there is one.
+        seconds: The time to wait for the answer.
+        token: The operator's signed token, if there is one.
 
     Raises:
-        BrokerUnreachable: The broker is not there.
+        BrokerUnreachable: The broker cannot be reached.
         Unroutable, NoAnswer: As `worker.amqp.pika.client.ask`.
     """
     connection = await open_connection(
@@ -77,7 +77,7 @@ async def question(
 
 
 def broker_user(url: str) -> str | None:
-    """Returns the user that a broker address logs in as; None where a certificate says who it is."""
+    """Returns the user in a broker address; None if a certificate identifies the user."""
     parts = urlsplit(url)
     if "external" in (name.lower() for name in parse_qs(parts.query).get("auth", [])):
         return None
@@ -85,7 +85,7 @@ def broker_user(url: str) -> str | None:
 
 
 def read_token(settings: Settings, file: Path | None) -> str | None:
-    """Returns the operator's token: from a file, or else from the settings; None where there is none.
+    """Returns the operator's token, from a file or from the settings; None if there is none.
 
     Raises:
         typer.BadParameter: The file cannot be read, or is empty.
@@ -102,10 +102,10 @@ def read_token(settings: Settings, file: Path | None) -> str | None:
 
 
 def read_bearer(settings: Settings, operator: str, token_file: Path | None) -> Bearer | None:
-    """Reads whom the operator's token names; None where tokens are not asked for.
+    """Reads the bearer of the operator's token; None if tokens are not required.
 
     Raises:
-        CommandRefused: There is none, or it does not count, or is another's.
+        CommandRefused: There is no token, it is not valid, or it belongs to another operator.
     """
     verifier = open_verifier(settings)
     if verifier is None:
@@ -129,7 +129,7 @@ def read_reply(answer: bytes) -> Reply:
     """Reads the reply to a command.
 
     Raises:
-        CommandRefused: It is not one; the versions do not fit.
+        CommandRefused: It is not a reply: the versions of Sendoff differ.
     """
     try:
         return Reply.model_validate_json(answer)
@@ -138,12 +138,12 @@ def read_reply(answer: bytes) -> Reply:
 
 
 def unreadable(error: ValidationError) -> CommandRefused:
-    """Returns what to raise for an answer that does not fit its model."""
+    """Returns the error for an answer that does not fit its model."""
     return CommandRefused(f"The answer could not be read, is the worker of another version? {explain(error)}")
 
 
 def show_reply(reply: Reply, *, as_json: bool) -> None:
-    """Prints the last reply of a command and ends it with status 1 where it was refused."""
+    """Prints the last reply of a command; exits with status 1 if the command was refused."""
     accepted = reply.status in ACCEPTABLE
     if as_json:
         typer.echo(to_json(reply.model_dump(mode="json")))

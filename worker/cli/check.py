@@ -36,32 +36,32 @@ if TYPE_CHECKING:
     from worker.channels.protocol import Probe
 
 
-class Standing(StrEnum):
-    """How a part stands."""
+class PartStatus(StrEnum):
+    """The status of a part."""
 
     OK = "ok"
-    """It is as this Sendoff needs it."""
+    """It fits this Sendoff."""
     WRONG = "wrong"
-    """It is there and not as it must be."""
+    """It is there, but it is not as it must be."""
     UNREACHABLE = "unreachable"
-    """It is not there, or does not let us in."""
+    """It cannot be reached, or it refuses our login."""
     SKIPPED = "skipped"
-    """It could not be looked at, because of another part."""
+    """It could not be checked because of another part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What there is to say about one part, in a sentence."""
+    """The result of checking one part, in a sentence."""
 
     part: str
-    standing: Standing
+    standing: PartStatus
     message: str
 
 
 _ROLES: Final = "deploy/postgres/roles.sql makes the roles."
 _PROBES: Final = {name: kind.probe for name, kind in CHANNELS.items() if kind.probe is not None}
 _WITHIN: Final = ("schema", "partitions", "role", "durability")
-"""What can be looked at only in the database."""
+"""The parts that only a reachable database can show."""
 _PARTS: Final = (
     *("configuration", "broker", "topology", "database", *_WITHIN),
     *(probe.part for probe in _PROBES.values()),
@@ -75,10 +75,10 @@ def check(as_json: JsonOption = False) -> None:
         open_verifier(settings)
         open_machines(settings)
     except SettingsError as error:
-        findings = [Finding("configuration", Standing.WRONG, str(error))]
+        findings = [Finding("configuration", PartStatus.WRONG, str(error))]
         findings += _skipped(_PARTS[1:], "Not looked at, as long as the settings are wrong.")
     else:
-        findings = [Finding("configuration", Standing.OK, "The settings can be read.")]
+        findings = [Finding("configuration", PartStatus.OK, "The settings can be read.")]
         findings += asyncio.run(_look(settings))
     if as_json:
         typer.echo(to_json([asdict(f) for f in findings]))
@@ -86,7 +86,7 @@ def check(as_json: JsonOption = False) -> None:
         for f in findings:
             typer.echo(f"{f.part:14} {f.standing.value:12} {plain(f.message)}")
     standings = {f.standing for f in findings}
-    raise typer.Exit(3 if Standing.UNREACHABLE in standings else 1 if Standing.WRONG in standings else 0)
+    raise typer.Exit(3 if PartStatus.UNREACHABLE in standings else 1 if PartStatus.WRONG in standings else 0)
 
 
 async def _look(settings: Settings) -> list[Finding]:
@@ -95,18 +95,18 @@ async def _look(settings: Settings) -> list[Finding]:
         (("database", *_WITHIN), _database),
         *(((probe.part,), partial(_probe, channel=name, probe=probe)) for name, probe in _PROBES.items()),
     )
-    found = await asyncio.gather(*(_surely(parts, look, settings) for parts, look in looks))
+    found = await asyncio.gather(*(_look_or_report(parts, look, settings) for parts, look in looks))
     return [finding for findings in found for finding in findings]
 
 
-async def _surely(
+async def _look_or_report(
     parts: tuple[str, ...], look: Callable[[Settings], Awaitable[list[Finding]]], settings: Settings
 ) -> list[Finding]:
-    """Turns even what nobody foresaw into a line: this command is for when things are broken."""
+    """Turns an unexpected error into a line too, since this command is for broken systems."""
     try:
         return await look(settings)
     except Exception as error:  # noqa: BLE001 - see above
-        return [Finding(part, Standing.WRONG, f"It could not be looked at: {error!r}.") for part in parts]
+        return [Finding(part, PartStatus.WRONG, f"It could not be looked at: {error!r}.") for part in parts]
 
 
 async def _broker(settings: Settings) -> list[Finding]:
@@ -116,17 +116,17 @@ async def _broker(settings: Settings) -> list[Finding]:
         )
     except BrokerUnreachable as error:
         return [
-            Finding("broker", Standing.UNREACHABLE, str(error)),
-            Finding("topology", Standing.SKIPPED, "Not looked at, as long as the broker is out of reach."),
+            Finding("broker", PartStatus.UNREACHABLE, str(error)),
+            Finding("topology", PartStatus.SKIPPED, "Not looked at, as long as the broker is out of reach."),
         ]
-    broker = Finding("broker", Standing.OK, _let_in(settings, "broker"))
-    there = Finding("topology", Standing.OK, "Every exchange and queue is there.")
+    broker = Finding("broker", PartStatus.OK, _let_in(settings, "broker"))
+    there = Finding("topology", PartStatus.OK, "Every exchange and queue is there.")
     try:
         await topology.check(connection, Names(settings.queue_prefix), settings.channels)
     except topology.TopologyMismatch as error:
-        there = Finding("topology", Standing.WRONG, str(error))
+        there = Finding("topology", PartStatus.WRONG, str(error))
     except BrokerUnreachable as error:
-        return [Finding(part, Standing.UNREACHABLE, str(error)) for part in ("broker", "topology")]
+        return [Finding(part, PartStatus.UNREACHABLE, str(error)) for part in ("broker", "topology")]
     else:
         # Last, since a broker that is short of memory reads nothing more from who publishes.
         broker = await _trial(connection, broker)
@@ -139,7 +139,7 @@ async def _trial(connection: AbstractRobustConnection, broker: Finding) -> Findi
     try:
         await try_publishing(connection)
     except BrokerUnreachable as error:
-        return Finding("broker", Standing.WRONG, str(error))
+        return Finding("broker", PartStatus.WRONG, str(error))
     return broker
 
 
@@ -154,29 +154,29 @@ async def _database(settings: Settings) -> list[Finding]:
         )
     except DatabaseUnreachable as error:
         because = "Not looked at, as long as the database is out of reach."
-        return [Finding("database", Standing.UNREACHABLE, str(error)), *_skipped(_WITHIN, because)]
-    database = Finding("database", Standing.OK, _let_in(settings, "database"))
+        return [Finding("database", PartStatus.UNREACHABLE, str(error)), *_skipped(_WITHIN, because)]
+    database = Finding("database", PartStatus.OK, _let_in(settings, "database"))
     try:
         version = await db.check_version()
         await db.check()
         return [
             database,
-            Finding("schema", Standing.OK, f"It is at version {version}, and every query fits."),
+            Finding("schema", PartStatus.OK, f"It is at version {version}, and every query fits."),
             _partitions(await partitions.look(db)),
             _role(await server.role(db)),
             _durability(await server.durability(db)),
         ]
     except SchemaMismatch as error:
         rest = _skipped(_WITHIN[1:], "Not looked at, as long as the schema is wrong.")
-        return [database, Finding("schema", Standing.WRONG, str(error)), *rest]
+        return [database, Finding("schema", PartStatus.WRONG, str(error)), *rest]
     except asyncpg.InsufficientPrivilegeError as error:
         message = f"The user of SENDOFF_DATABASE_URL may not look: {error}. {_ROLES}"
-        return [database, *(Finding(part, Standing.WRONG, message) for part in _WITHIN)]
+        return [database, *(Finding(part, PartStatus.WRONG, message) for part in _WITHIN)]
     except ERRORS as error:
         if classify(error) is Failure.BROKEN:
             raise
         message = f"It went out of reach: {str(error) or type(error).__name__}."
-        return [Finding(part, Standing.UNREACHABLE, message) for part in ("database", *_WITHIN)]
+        return [Finding(part, PartStatus.UNREACHABLE, message) for part in ("database", *_WITHIN)]
     finally:
         await db.close()
 
@@ -187,7 +187,7 @@ def _let_in(settings: Settings, server: str) -> str:
 
 
 def _skipped(parts: tuple[str, ...], because: str) -> list[Finding]:
-    return [Finding(part, Standing.SKIPPED, because) for part in parts]
+    return [Finding(part, PartStatus.SKIPPED, because) for part in parts]
 
 
 def _role(role: server.Role) -> Finding:
@@ -197,17 +197,17 @@ def _role(role: server.Role) -> Finding:
     elif role.owner:
         message = f"{name} owns the schema: for migrate and retention; it is too much for run. {_ROLES}"
     elif not role.writes:
-        return Finding("role", Standing.WRONG, f"{name} may only read: no service can run so. {_ROLES}")
+        return Finding("role", PartStatus.WRONG, f"{name} may only read: no service can run so. {_ROLES}")
     else:
         message = f"{name} reads and writes rows, and owns nothing: for all but migrate and retention."
-    return Finding("role", Standing.OK, message)
+    return Finding("role", PartStatus.OK, message)
 
 
 def _durability(durability: server.Durability) -> Finding:
     commits = f"synchronous_commit is {durability.commits}"
     if durability.commits == "off":
         message = f"{commits}: a crash of the server loses claims, and their recipients are sent to again."
-        return Finding("durability", Standing.WRONG, message)
+        return Finding("durability", PartStatus.WRONG, message)
     if durability.standbys and durability.commits != "local":
         message = f"A commit waits for standbys ({durability.standbys}); {commits}."
     else:
@@ -215,17 +215,17 @@ def _durability(durability: server.Durability) -> Finding:
             f"A commit waits for no standby ({commits}): a failover can lose the last claims, and their"
             " recipients are then sent to again. See “Standbys” in docs/operations.md."
         )
-    return Finding("durability", Standing.OK, message)
+    return Finding("durability", PartStatus.OK, message)
 
 
 def _partitions(sets: partitions.Sets | None) -> Finding:
     if sets is None:
         message = "There is no set of partitions, so that no delivery can be prepared: restore partition_set."
-        return Finding("partitions", Standing.WRONG, message)
+        return Finding("partitions", PartStatus.WRONG, message)
     if sets.missing:
         lost = ", ".join(sets.missing)
         return Finding(
-            "partitions", Standing.WRONG, f"Not there, or detached: {lost}; their deliveries fail."
+            "partitions", PartStatus.WRONG, f"Not there, or detached: {lost}; their deliveries fail."
         )
     room = (
         f"has room for {max(sets.ids_left, 0)} more"
@@ -233,16 +233,16 @@ def _partitions(sets: partitions.Sets | None) -> Finding:
         else "is full, the next opens another"
     )
     message = f"Sets: {sets.count}; the newest, deliveries {sets.first_id} to {sets.last_id}, {room}."
-    return Finding("partitions", Standing.OK, message)
+    return Finding("partitions", PartStatus.OK, message)
 
 
 async def _probe(settings: Settings, *, channel: str, probe: Probe) -> list[Finding]:
     if channel not in settings.channels:
-        return [Finding(probe.part, Standing.OK, f"None is needed: there is no channel “{channel}”.")]
+        return [Finding(probe.part, PartStatus.OK, f"None is needed: there is no channel “{channel}”.")]
     try:
         await probe.look(settings)
     except ValueError as error:
-        return [Finding(probe.part, Standing.WRONG, str(error))]
+        return [Finding(probe.part, PartStatus.WRONG, str(error))]
     except ChannelUnreachable as error:
-        return [Finding(probe.part, Standing.UNREACHABLE, str(error))]
-    return [Finding(probe.part, Standing.OK, "It answers and lets us in.")]
+        return [Finding(probe.part, PartStatus.UNREACHABLE, str(error))]
+    return [Finding(probe.part, PartStatus.OK, "It answers and lets us in.")]

@@ -1,4 +1,4 @@
-"""What the commands share: the database, and how they say no."""
+"""Shared by the commands: the database, and the refusal of a command."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class CommandRefused(Exception):  # noqa: N818 - the name is the sentence
-    """What was asked for cannot be done; the message is a sentence for the person who asked."""
+    """The command cannot be executed; the message is a sentence for the person who called it."""
 
 
 @contextmanager
-def database_at_hand() -> Iterator[None]:
-    """Says in a sentence that the database went away, or will not serve us now.
+def explained_outages() -> Iterator[None]:
+    """Turns an error of the database into a sentence.
 
     Raises:
-        DatabaseUnreachable: it is away or busy, or its user may not do this.
+        DatabaseUnreachable: the database is away or busy, or our user may not do this.
     """
     try:
         yield
@@ -41,14 +41,14 @@ def database_at_hand() -> Iterator[None]:
 
 @asynccontextmanager
 async def database(settings: Settings, *, command_timeout: float | None = None) -> AsyncIterator[Database]:
-    """Opens the database for one command, its schema checked.
+    """Opens the database for one command and checks its schema.
 
     Args:
         settings: The settings.
-        command_timeout: Seconds for one statement, where the settings' are not enough.
+        command_timeout: Seconds for one statement, if the setting is too short.
 
     Raises:
-        DatabaseUnreachable: it is not there, went away in the middle, or will not serve us now.
+        DatabaseUnreachable: it cannot be reached, was lost during the command, or is too busy.
         SchemaMismatch: `sendoff migrate` has to run, or Sendoff has to be upgraded.
     """
     db = await open_database(
@@ -59,7 +59,7 @@ async def database(settings: Settings, *, command_timeout: float | None = None) 
         application="sendoff",
     )
     try:
-        with database_at_hand():
+        with explained_outages():
             await db.check()
             yield db
     finally:

@@ -28,7 +28,7 @@ from worker.cli.asking import (
 )
 from worker.cli.common import CommandRefused
 from worker.cli.show import console, grid, number, plain, words
-from worker.domain.schedule import written
+from worker.domain.schedule import duration_text
 from worker.settings import read_settings
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def stop(
     as_json: JsonOption = False,
     timeout: TimeoutOption = ANSWER_SECONDS,
 ) -> None:
-    """End a delivery for good: what was not sent is cancelled."""
+    """End a delivery permanently: what was not sent is cancelled."""
     _control(routing.STOP, delivery_id, operator, reason, token_file, as_json=as_json, timeout=timeout)
 
 
@@ -127,12 +127,12 @@ def summary_table(summary: Summary) -> Table:
     if summary.valid_until is not None:
         table.add_row("may go on until", _local(summary.valid_until, summary.time_zone))
     if summary.late_limit is not None:
-        table.add_row("if late", f"skipped when it cannot start within {written(summary.late_limit)}")
+        table.add_row("if late", f"skipped when it cannot start within {duration_text(summary.late_limit)}")
     for place, wave in enumerate(summary.waves, 1):
         if wave.due_at is not None:
             when = _local(wave.due_at, summary.time_zone)
         else:
-            when = f"{written(wave.due_after)} after the start" if wave.due_after else "at the start"
+            when = f"{duration_text(wave.due_after)} after the start" if wave.due_after else "at the start"
         table.add_row(f"wave {place}", f"{number(wave.recipients)} recipients, {when}")
     if summary.wave_count > len(summary.waves):
         table.add_row("", f"and {number(summary.wave_count - len(summary.waves))} more waves")

@@ -1,4 +1,4 @@
-"""`sendoff dead …`: what nobody could handle, why, and what becomes of it."""
+"""`sendoff dead …`: shows, replays and drops messages that no service could handle."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def drop(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove a message for good."""
+    """Remove a message permanently."""
     _one_or_all(position, everything=everything)
     if not yes and not sys.stdin.isatty():
         raise typer.BadParameter("There is no terminal to ask in; --yes drops without asking.")
@@ -101,7 +101,7 @@ async def _opened(settings: Settings) -> AsyncIterator[DeadLetters]:
 
 
 async def _each(letters: DeadLetters, position: int | None) -> AsyncIterator[DeadLetter]:
-    """Yields every message, or only the one at a position."""
+    """Yields every message, or only the message at a position."""
     while letter := await letters.take():
         if position is None or letter.position == position:
             yield letter
@@ -224,7 +224,7 @@ def _brief(letter: DeadLetter) -> dict[str, Any]:
 
 
 def _whole(letter: DeadLetter) -> dict[str, Any]:
-    """Returns the properties that are set, the headers, and the body: text or, where it is none, base64."""
+    """Returns the properties that are set, the headers, and the body: as text if possible, else as base64."""
     message = letter.message
     whole: dict[str, Any] = {k: getattr(message, k) for k in _PROPERTIES if getattr(message, k)}
     if message.timestamp:

@@ -1,4 +1,4 @@
-"""`sendoff erase`: what is personal of one profile is overwritten."""
+"""`sendoff erase`: overwrites the personal data of one profile."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def erase(
         raise typer.BadParameter("There is no terminal to ask in; --yes erases without asking.")
     settings = read_settings()
     key = settings.fingerprint_key.get_secret_value() if settings.fingerprint_key else None
-    request = service.Request(profile_id, operator, read_bearer(settings, operator, token_file), key)
+    request = service.ErasureRequest(profile_id, operator, read_bearer(settings, operator, token_file), key)
     asyncio.run(_erase(settings, request, dry_run=dry_run, yes=yes, as_json=as_json))
 
 
 async def _erase(
-    settings: Settings, request: service.Request, *, dry_run: bool, yes: bool, as_json: bool
+    settings: Settings, request: service.ErasureRequest, *, dry_run: bool, yes: bool, as_json: bool
 ) -> None:
     async with database(settings) as db:
         try:

@@ -1,4 +1,4 @@
-"""`sendoff history`, `sendoff export`: everything that one profile got, and all that is held of it."""
+"""`sendoff history`, `sendoff export`: the messages of one profile, and all stored data about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from worker.cli.common import CommandRefused, database
-from worker.cli.rows import CsvOption, Format, LinesOption, chosen, standing_status, standing_time, write
+from worker.cli.rows import CsvOption, Format, LinesOption, chosen, status_text, status_time, write
 from worker.cli.show import plain, to_json
 from worker.db import profiles
 from worker.settings import Settings, read_settings
@@ -55,8 +55,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
         str(row["delivery_id"]),
         plain(row["label"]),
         plain(row["address"]),
-        standing_status(row),
-        standing_time(row),
+        status_text(row),
+        status_time(row),
         ", ".join(word for fact, word in _DID if row[fact] is not None),
     ]
 
@@ -70,7 +70,7 @@ async def _export(settings: Settings, profile_id: str) -> None:
 
 
 async def _write_all(db: Database, profile_id: str) -> None:
-    """Writes one object, in constant memory: its lists as they come."""
+    """Writes one object in constant memory: it writes the items of its lists as they come."""
     listed = to_json(await profiles.denylist(db, profile_id))
     sys.stdout.write(f'{{"profile_id": {to_json(profile_id)},\n "denylist": {listed}')
     parts = {"messages": profiles.messages(db, profile_id), "exclusions": profiles.exclusions(db, profile_id)}

@@ -1,4 +1,4 @@
-"""`sendoff log`: what became of every recipient of a delivery."""
+"""`sendoff log`: the status of every recipient of a delivery."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import typer
 
 from worker.cli.asking import DeliveryArgument
 from worker.cli.common import CommandRefused, database
-from worker.cli.rows import CsvOption, Format, LinesOption, chosen, standing_status, standing_time, write
+from worker.cli.rows import CsvOption, Format, LinesOption, chosen, status_text, status_time, write
 from worker.cli.show import number, plain
 from worker.db import reading
 from worker.domain.deliveries import left_by_retention
@@ -52,7 +52,7 @@ def _moment(text: str) -> datetime:
     """Reads a time in ISO 8601.
 
     Raises:
-        typer.BadParameter: It is none.
+        typer.BadParameter: It is not a time.
     """
     try:
         read = datetime.fromisoformat(text)
@@ -109,8 +109,8 @@ def _cells(row: Mapping[str, Any]) -> list[str]:
     return [
         number(row["recipient"]),
         plain(row["address"]),
-        standing_status(row),
+        status_text(row),
         str(row["attempt"]),
-        standing_time(row),
+        status_time(row),
         plain(row["reply"] or row["reason"] or ""),
     ]

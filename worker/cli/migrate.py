@@ -9,7 +9,7 @@ import typer
 from contracts.routing import Names
 from worker.amqp.pika.connection import open_connection
 from worker.amqp.topology import declare
-from worker.cli.common import database_at_hand
+from worker.cli.common import explained_outages
 from worker.db.migrate import migrate as migrate_schema
 from worker.settings import Settings, read_settings
 
@@ -20,7 +20,7 @@ def migrate() -> None:
 
 
 async def _migrate(settings: Settings) -> None:
-    with database_at_hand():
+    with explained_outages():
         applied = await migrate_schema(settings.database_url, timeout=settings.connect_timeout)
     for step in applied:
         typer.echo(f"schema: applied {step.number:04} {step.name}")

@@ -15,7 +15,8 @@ from worker.operations import prepare as service
 from worker.settings import Settings, read_settings
 
 _STATEMENT_SECONDS: Final = 1_800
-"""For one statement: the largest moves the whole audience, a million recipients in some ten seconds."""
+"""Seconds for one statement: the largest moves the whole audience, a million recipients in some ten
+seconds."""
 
 
 def prepare(
@@ -35,7 +36,7 @@ def prepare(
     """Load a delivery from a file and its recipients, or prepare one again."""
     settings = read_settings()
     period = timedelta(seconds=settings.partition_period)
-    request = service.Request(file, recipients, operator, delivery, settings.channels, period)
+    request = service.PreparationRequest(file, recipients, operator, delivery, settings.channels, period)
     prepared = asyncio.run(_prepare(settings, request))
     counts = prepared.counts
     if as_json:
@@ -63,6 +64,6 @@ def prepare(
         )
 
 
-async def _prepare(settings: Settings, request: service.Request) -> service.Prepared:
+async def _prepare(settings: Settings, request: service.PreparationRequest) -> service.Prepared:
     async with database(settings, command_timeout=_STATEMENT_SECONDS) as db:
         return await service.prepare(db, request)

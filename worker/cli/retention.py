@@ -1,4 +1,4 @@
-"""`sendoff retention`: old deliveries leave, what they came to stays."""
+"""`sendoff retention`: removes old deliveries and keeps their KPIs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long answers are written: a table for people, CSV, or one JSON object a line, in constant memory."""
+"""Writes long answers: a table for people, CSV, or one JSON object a line, in constant memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 _ROWS_SHOWN: Final = 1_000
-"""Rows in the table for people: Rich lays a table out only when it has every row."""
+"""The most rows in the table for people: Rich needs every row before it lays out a table."""
 
 CsvOption = Annotated[bool, typer.Option("--csv", help="CSV with a header.")]
 LinesOption = Annotated[bool, typer.Option("--json", help="One JSON object per line.")]
 
 
 class Format(StrEnum):
-    """How rows are written."""
+    """The format of the rows."""
 
     TABLE = "table"
     CSV = "csv"
@@ -31,10 +31,10 @@ class Format(StrEnum):
 
 
 def chosen(*, as_csv: bool, as_json: bool) -> Format:
-    """Returns the format that was asked for.
+    """Returns the format that the options name.
 
     Raises:
-        typer.BadParameter: Both were.
+        typer.BadParameter: Both options are given.
     """
     if as_csv and as_json:
         raise typer.BadParameter("Choose one of --csv and --json.")
@@ -53,10 +53,10 @@ async def write(
 
     Args:
         rows: The rows.
-        form: How.
+        form: The format.
         columns: Their columns, for the header of the CSV.
         head: The header of the table for people.
-        cells: Makes a row of that table.
+        cells: Makes a row of the table for people.
     """
     if form is Format.CSV:
         await _write_csv(rows, columns)
@@ -67,13 +67,13 @@ async def write(
         await _write_table(rows, head, cells)
 
 
-def standing_status(row: Mapping[str, Any]) -> str:
-    """Returns the status of a recipient, for people, with the kind of a bounce."""
+def status_text(row: Mapping[str, Any]) -> str:
+    """Returns the status of a recipient as text, with the kind of a bounce."""
     kind = f" ({row['bounce_kind']})" if row["bounce_kind"] else ""
     return words(row["status"]) + kind
 
 
-def standing_time(row: Mapping[str, Any]) -> str:
+def status_time(row: Mapping[str, Any]) -> str:
     """Returns when what stands of a recipient came about, for people; empty where nothing did."""
     at = row["at"]
     return f"{at:%Y-%m-%d %H:%M:%S}" if at else ""

@@ -11,13 +11,13 @@ import typer
 
 from worker.bootstrap import SERVICES
 from worker.bootstrap import run as run_worker
-from worker.cli.common import database_at_hand
+from worker.cli.common import explained_outages
 from worker.settings import read_settings
 from worker.telemetry import logs
 
 _COLLECT_AFTER: Final = 50_000
-"""New objects after which Python looks for cycles among them. A batch makes thousands, which die without its
-help: at the default, 700, the looking is a tenth of a busy process's time."""
+"""New objects after which Python looks for cycles among them. A batch makes thousands of objects without
+cycles. With the default, 700, the search takes a tenth of a busy process's time."""
 
 
 def run(
@@ -35,9 +35,9 @@ def run(
         )
     settings = read_settings()
     logs.configure(settings.log_format, settings.log_level)
-    gc.freeze()  # what was imported stays
+    gc.freeze()  # imported objects stay
     gc.set_threshold(_COLLECT_AFTER)
-    with database_at_hand():
+    with explained_outages():
         if sys.platform == "win32":
             asyncio.run(run_worker(settings, chosen))
         else:

@@ -1,4 +1,4 @@
-"""How the commands show things to people: consoles, numbers, the table of KPIs."""
+"""Shows values to people: consoles, numbers, the table of KPIs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _FORMULA: Final = tuple("=+-@＝＋－＠")
-"""What a formula begins with in a spreadsheet; some also take the wide forms."""
+"""The first characters of a formula in a spreadsheet. Some spreadsheets also accept the wide forms."""
 
 NOTHING: Final = "–"
-"""For a percentage of nothing, a date that is not set."""
+"""Shown for a percentage of nothing and for a date that is not set."""
 
 _WIDTH_ELSEWHERE: Final = 120
-"""Columns where there is no terminal."""
+"""Columns if there is no terminal."""
 
 _KPIS: Final = (
     ("to deliver", "to_deliver", None),
@@ -57,34 +57,35 @@ _OF: Final = {
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Returns a console on standard output or error, as they are at this moment."""
+    """Returns a console on the current standard output or error."""
     stream = sys.stderr if stderr else sys.stdout
-    # Piped on ("| head") it mostly ends in the terminal all the same: Rich asks stderr for the width then.
+    # Output that goes to a pipe ("| head") mostly ends in the terminal too: then Rich takes the width of
+    # stderr.
     width = None if stream.isatty() or sys.stderr.isatty() else _WIDTH_ELSEWHERE
     return Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
 
 
 def plain(text: str) -> str:
-    """Returns foreign text, such as an SMTP reply, without what a terminal would obey."""
+    """Returns foreign text, such as an SMTP reply, without control characters."""
     return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def to_json(value: object) -> str:
-    """Returns a value as JSON on one line, of printable characters alone; what is none is an escape.
+    """Returns a value as JSON on one line. Characters that are not printable become escapes.
 
     Args:
-        value: What `json` can write; times become ISO 8601, all else its `str`.
+        value: A value that `json` can write. Times become ISO 8601, other objects their `str`.
     """
-    # A stream that is not UTF-8 would make escapes of its own, which are no JSON.
+    # A stream that is not UTF-8 would write its own escapes, which are not JSON.
     ascii_alone = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
-    text = json.dumps(value, ensure_ascii=ascii_alone, default=_written)
+    text = json.dumps(value, ensure_ascii=ascii_alone, default=_csv_text)
     return (
         text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
     )
 
 
 def cell(value: object) -> object:
-    """Returns a value for a cell of CSV: no text that a spreadsheet would calculate or a terminal obey.
+    """Returns a value for a cell of CSV, without formulas and without control characters.
 
     Text that begins as a formula gets an apostrophe before it. Numbers stay numbers; None is an empty cell.
     """
@@ -96,27 +97,27 @@ def cell(value: object) -> object:
     return f"'{shown}" if shown.lstrip("\ufffd ")[:1] in _FORMULA else shown
 
 
-def _written(value: object) -> str:
+def _csv_text(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 
 def number(count: int) -> str:
-    """Writes a count with its thousands apart."""
+    """Returns a count with a separator between thousands."""
     return f"{count:,}"
 
 
 def percent(value: float | None) -> str:
-    """Writes a percentage with two decimals; that of nothing as a dash."""
+    """Returns a percentage with two decimals; a dash for None."""
     return NOTHING if value is None else f"{value:.2f} %"
 
 
 def words(name: str) -> str:
-    """Writes a name of the wire, such as a state or a cause, as words."""
+    """Returns a name of the wire, such as a state or a cause, as words."""
     return plain(name.replace("_", " "))
 
 
 def grid() -> Table:
-    """Returns a table of two columns, the first for names, the second for what they are."""
+    """Returns a table of two columns: names and values."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -127,7 +128,7 @@ def kpi_table(kpis: Mapping[str, Any]) -> Table:
     """Returns the KPIs as a table.
 
     Args:
-        kpis: By the names of the view `deployment`.
+        kpis: The KPIs by their names in the view `deployment`.
     """
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
@@ -147,5 +148,5 @@ def kpi_table(kpis: Mapping[str, Any]) -> Table:
 
 
 def title(label: str, *parts: str) -> Text:
-    """Returns a headline: the delivery's label, then what else is to be known of it."""
+    """Returns a headline: the delivery's label and further parts."""
     return Text.assemble((plain(label), "bold"), *(f"  {plain(part)}" for part in parts))

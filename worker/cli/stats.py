@@ -1,4 +1,4 @@
-"""`sendoff stats`: the KPIs of a delivery, recounted, asked through the broker as a dashboard would."""
+"""`sendoff stats`: the recounted KPIs of a delivery, requested through the broker as a dashboard does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Standard output and error of a command: no text and no device can end it in a traceback."""
+"""Standard output and error of a command. No text and no device ends a command with a traceback."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _STDERR: Final = 2
 
 
 class OutputClosed(Exception):  # noqa: N818 - the name is the sentence
-    """Nobody reads standard output any more ("| head"), which is no error."""
+    """Nobody reads standard output any more ("| head"). This is not an error."""
 
 
 class OutputLost(Exception):  # noqa: N818 - the name is the sentence
     """Standard output cannot be written; the message says why.
 
-    It is no OSError: those mean that the database or the broker is out of reach.
+    It is not an OSError: an OSError means that the database or the broker cannot be reached.
     """
 
 
@@ -40,7 +40,7 @@ class _Output(io.FileIO):
 
 
 class _Errors(io.FileIO):
-    """Loses what cannot be written: nobody is left to tell, and a full disk under a log stops no worker."""
+    """Drops text that cannot be written: a full disk under a log must not stop a worker."""
 
     def write(self, data: ReadableBuffer, /) -> int:
         try:
@@ -50,10 +50,10 @@ class _Errors(io.FileIO):
 
 
 def open_streams() -> None:
-    """Puts streams of ours in the place of Python's.
+    """Replaces Python's standard output and error by our streams.
 
-    A stream that was closed by the caller (`>&-`) leads nowhere. A character that the locale's encoding does
-    not have is written as an escape. Where the encoding is ASCII, as in the locale C, it is UTF-8 instead.
+    If the caller closed a stream (`>&-`), its text is dropped. A character that the locale's encoding does
+    not have is written as an escape. If the encoding is ASCII, as in the locale C, UTF-8 is used.
     """
     for descriptor in (_STDIN, _STDOUT, _STDERR):
         try:
@@ -70,7 +70,7 @@ def open_streams() -> None:
 
 
 def close_output() -> None:
-    """Writes what is left on standard output.
+    """Writes the buffered rest of standard output.
 
     Raises:
         OutputClosed, OutputLost: As any write to it.
@@ -79,7 +79,7 @@ def close_output() -> None:
 
 
 def discard_output() -> None:
-    """Sends what is still to be written nowhere, so that Python does not try it again at its end."""
+    """Drops the buffered rest of standard output, so that Python does not write it again at its exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
 
 

@@ -1,4 +1,4 @@
-"""`sendoff unknown`: settles outcomes that no result came for."""
+"""`sendoff unknown`: settles unknown outcomes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def unknown(
     settings = read_settings()
     named = tuple(sorted(set(recipient or ())))
     bearer = read_bearer(settings, operator, token_file)
-    request = service.Request(delivery_id, resolve, operator, named, bearer)
+    request = service.SettlementRequest(delivery_id, resolve, operator, named, bearer)
     done = asyncio.run(_settle(settings, request, yes=yes, stderr=as_json))
     if done.refused is not None and done.settled:
         raise CommandRefused(f"After {number(done.settled)} outcomes: {done.refused.message}")
@@ -68,7 +68,7 @@ def unknown(
 
 
 async def _settle(
-    settings: Settings, request: service.Request, *, yes: bool, stderr: bool
+    settings: Settings, request: service.SettlementRequest, *, yes: bool, stderr: bool
 ) -> service.Settled:
     async with database(settings) as db:
         if not yes:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 _HELD: Final = (State.PAUSED, State.STOPPED, State.FAILED, State.PREPARATION_FAILED)
-"""The states that have a reason worth reading."""
+"""The states whose reason is shown."""
 
 _SETTLED: Final = ("sent", "bounced", "errors", "unknown", "excluded_late", "cancelled")
 _OPEN: Final = ("pending", "sending", "retrying")
@@ -44,46 +44,46 @@ _STATEMENT_SECONDS: Final = 5.0
 
 
 class Pace:
-    """How fast recipients are settled, over the last seconds."""
+    """How many recipients get an outcome per second, over the last seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[tuple[float, int]] = deque()
 
     def note(self, at: float, settled: int) -> None:
-        """Notes how many were settled at a moment, in seconds of a clock that only goes forward."""
+        """Notes how many recipients had an outcome at a moment, in seconds of a monotonic clock."""
         self._seen.append((at, settled))
         while len(self._seen) > 2 and at - self._seen[1][0] >= _RATE_SECONDS:  # noqa: PLR2004 - a first and a last
             self._seen.popleft()
 
     @property
     def rate(self) -> float | None:
-        """Recipients per second; None until there is something to compare."""
+        """Recipients per second; None until there are two counts to compare."""
         if len(self._seen) < 2:  # noqa: PLR2004
             return None
         (since, before), (at, settled) = self._seen[0], self._seen[-1]
         return (settled - before) / (at - since)
 
     def left(self, remaining: int) -> timedelta | None:
-        """Returns how long `remaining` recipients take at this pace; None where that cannot be said."""
+        """Returns how long `remaining` recipients take at this pace; None if it is not known."""
         rate = self.rate
         return timedelta(seconds=round(remaining / rate)) if rate else None
 
 
 class View:
-    """What is shown of a delivery at a moment."""
+    """The view of a delivery at one moment."""
 
     def __init__(self, row: Mapping[str, Any], pace: Pace, *, away: bool) -> None:
-        """Takes the row of the view `deployment`, its pace, and whether the database is out of reach."""
+        """Takes the row of the view `deployment`, its pace, and whether the database is away."""
         self._row = row
         self._pace = pace
         self._away = away
         self.state = State(row["state"])
         self.settled = sum(row[name] for name in _SETTLED)
         self.facts = (away, self.state, *(row[name] for name in (*_SETTLED, *_OPEN, "opened", "clicked")))
-        """What has to change for the view to be another one; times do not."""
+        """The values whose change makes a new line. Times do not."""
 
     def line(self) -> str:
-        """Returns it as one line of text."""
+        """Returns the view as one line of text."""
         if self._away:
             return "The database is out of reach; waiting for it."
         total = self._row["to_deliver"]
@@ -95,7 +95,7 @@ class View:
         return "  ".join((*parts, self._why())).rstrip()
 
     def live(self) -> RenderableType:
-        """Returns it for a terminal."""
+        """Returns the view for a terminal."""
         row = self._row
         head = title(row["label"], f"delivery {row['delivery_id']}", row["channel"], words(self.state))
         bar = Table.grid(padding=(0, 2), expand=True)
@@ -153,7 +153,7 @@ def watch(
     ] = None,
 ) -> None:
     """Show a delivery's progress, rate, time left and KPIs until it has ended."""
-    # A terminal whose cursor is hidden gets it back however this ends.
+    # Shows a hidden cursor again, however this ends.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     state = asyncio.run(_watch(read_settings(), delivery_id, interval, until))
     if until not in (None, state):
@@ -199,7 +199,7 @@ def _screen(out: Console) -> Iterator[_Screen]:
 
 
 class _Lines:
-    """One line a second at most, and only where something has changed."""
+    """At most one line a second, and only if something has changed."""
 
     def __init__(self, out: Console) -> None:
         self._out = out

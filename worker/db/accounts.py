@@ -1,7 +1,7 @@
-"""The accounts: where each recipient of a delivery stands, and the counters that move with it.
+"""The accounts: the status of each recipient of a delivery, and the counters that move with it.
 
-Every statement here moves rows and counters together. Those that are a transaction of their own are methods
-of `Accounts`; those that join a transaction are functions.
+Every statement here moves rows and counters together. Methods of `Accounts` are transactions of their own;
+functions join a transaction.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ _RETRIES_AT_ONCE: Final = 5_000
 """So many retries are ended in one transaction."""
 
 _LEASES_AT_ONCE: Final = 100
-"""Of so many leases claims are ended in one transaction: up to some ten thousand rows."""
+"""The most leases whose claims end in one transaction: up to some ten thousand rows."""
 
 
 class Expired(NamedTuple):
-    """What became of claims whose lease expired."""
+    """How many claims ended when their leases expired."""
 
     given_back: int
-    """They were not handed over: others take them."""
+    """Claims that were not handed over: another sender takes them."""
     unknown: int
-    """They were, and no result came."""
+    """Claims that were handed over and have no result."""
 
 
 class Accounts:
@@ -57,19 +57,19 @@ class Accounts:
     ) -> set[int]:
         """Claims one attempt for each of a delivery's recipients, in one statement.
 
-        Repeated with the same token it grants the same again, so that a lost answer loses no claim.
+        A repeat with the same token grants the same recipients, so that a lost answer loses no claim.
 
         Args:
             delivery_id: The delivery.
-            asked: By recipient, the attempt and the key of the address (see `worker.domain.audience`).
-            token: A number that nobody else claims with, 0 to 2^63 - 1: the claims are held under it.
-            lease: Seconds for which they are held.
-            handed_over: Whether they count as handed over from now on: there is no moment between the claim
-                and the sending in which anything could be known.
+            asked: For each recipient, the attempt and the key of the address (see `worker.domain.audience`).
+            token: A number that no other claim uses, 0 to 2^63 - 1. The claims are held under it.
+            lease: Seconds for which the claims are held.
+            handed_over: Whether the claims count as handed over from now on, because the channel has no
+                moment between the claim and the sending.
 
         Returns:
-            The recipients that were granted. The others must not be sent to: they are claimed or done
-            already, the delivery does not run, its validity is over, or the address is quarantined.
+            The granted recipients. Do not send to the others: they are claimed or done already, the delivery
+            does not run, its validity is over, or the address is quarantined.
         """
         numbers = sorted(asked)
         arguments = {
@@ -84,7 +84,8 @@ class Accounts:
         try:
             return await self._claim(arguments)
         except asyncpg.UniqueViolationError:
-            # Somebody else claimed one of them in this moment. Now that shows: the statement is ready for it.
+            # Another sender has just claimed one of them. Its row is visible now, so the statement works when
+            # repeated.
             return await self._claim(arguments)
 
     async def _claim(self, arguments: dict[str, Any]) -> set[int]:
@@ -97,12 +98,12 @@ class Accounts:
 
         Args:
             delivery_id: The delivery.
-            claims: By recipient, the token of the claim.
-            margin: Seconds that the lease must hold for at least.
+            claims: For each recipient, the token of the claim.
+            margin: Seconds that must be left of the lease.
 
         Returns:
-            The recipients that were marked. The others must not be sent to: the claim is not held any more,
-            or the delivery does not run.
+            The marked recipients. Do not send to the others: the claim is not held any more, or the delivery
+            does not run.
         """
         numbers = sorted(claims)
         marked: list[int] = await self._db.fetchval(
@@ -115,14 +116,14 @@ class Accounts:
         return set(marked)
 
     async def give_back(self, delivery_id: int, claims: Mapping[int, int]) -> int:
-        """Undoes claims that were not handed over, for others to take.
+        """Undoes claims that were not handed over, so that other senders can take them.
 
         Args:
             delivery_id: The delivery.
-            claims: By recipient, the token of the claim.
+            claims: For each recipient, the token of the claim.
 
         Returns:
-            How many were undone; those that are handed over, or not held any more, are left as they are.
+            How many were undone. Claims that are handed over, or not held any more, do not change.
         """
         async with self._db.transaction() as tx:
             await share_claims(tx, delivery_id)
@@ -134,10 +135,10 @@ class Accounts:
         return [row["delivery_id"] for row in rows]
 
     async def expire(self, delivery_id: int, *, result_lease: float) -> Expired:
-        """Ends claims of a delivery whose lease has expired, some hundred leases at a time.
+        """Ends a delivery's claims with expired leases, some hundred leases at a time.
 
-        One that was not handed over is undone, for another sender to take. One that was, and has had no
-        result for `result_lease` seconds, is unknown.
+        A claim that was not handed over is undone, so that another sender can take it. A claim that was
+        handed over, and has no result after `result_lease` seconds, becomes unknown.
         """
         async with self._db.transaction() as tx:
             await share_claims(tx, delivery_id)
@@ -161,10 +162,10 @@ class Accounts:
         Args:
             delivery_id: The delivery.
             folded: Facts by recipient.
-            retries: When they are tried again.
+            retries: The rules for retries.
 
         Returns:
-            How many recipients changed their status; doubled and outdated facts change nothing.
+            How many recipients changed their status. Repeated and outdated facts change nothing.
         """
         numbers = sorted(folded)
         rows = [folded[n] for n in numbers]
@@ -174,7 +175,7 @@ class Accounts:
         )
         retry_after = [retries.delay(delivery_id, n, folded[n]) for n in numbers] if any(again) else ()
         async with self._db.transaction() as tx:
-            # A stop counts "the rest" with this lock alone, so that nobody is counted twice.
+            # A stop counts "the rest" and holds this lock exclusively, so that nobody is counted twice.
             await share_claims(tx, delivery_id)
             moved: int = await tx.fetchval(
                 "record_outcomes",
@@ -202,7 +203,7 @@ class Accounts:
         return {row["delivery_id"]: row["to_deliver"] for row in rows}
 
     async def absent(self, delivery_id: int, recipients: Sequence[int]) -> set[int]:
-        """Returns those numbers that are no recipients of a confirmed delivery."""
+        """Returns the numbers that are not recipients of a confirmed delivery."""
         rows = await self._db.fetch(
             "read_absent_recipients", delivery_id=delivery_id, recipients=list(recipients)
         )
@@ -235,17 +236,17 @@ class Accounts:
 
 
 def _sparse(column: tuple[object, ...]) -> tuple[object, ...]:
-    """Leaves out a column of nothing but NULL, as most are: unnest fills it up."""
+    """Leaves out a column that has only NULLs, as most columns have: unnest fills it with NULLs."""
     return column if any(column) else ()
 
 
 async def share_claims(tx: Transaction, delivery_id: int) -> None:
-    """Keeps a stop, a pause and a finish waiting until the transaction ends, and no claim."""
+    """Makes a stop, a pause or a finish wait until the transaction ends. Claims do not wait."""
     await tx.execute("lock_claims", delivery_id=delivery_id)
 
 
 async def close_claims(tx: Transaction, delivery_id: int) -> None:
-    """Waits for the claims under way and lets no other in until the transaction ends."""
+    """Waits for the claims under way, and blocks new ones until the transaction ends."""
     await tx.execute("close_claims", delivery_id=delivery_id)
 
 
@@ -277,17 +278,17 @@ async def cancel_remaining(tx: Transaction, delivery_id: int) -> None:
 async def settle(
     tx: Transaction, delivery_id: int, recipients: Sequence[int], how: Settlement, reply: str
 ) -> int:
-    """Settles those of some recipients whose outcome is unknown still; call `share_claims` first.
+    """Settles recipients whose outcome is still unknown; call `share_claims` first.
 
     Args:
         tx: The transaction.
         delivery_id: The delivery.
-        recipients: Their numbers.
-        how: What they become.
-        reply: Who settled them, in words; kept where a channel's reply would be.
+        recipients: The recipients' numbers.
+        how: What the outcomes become.
+        reply: Who settled them, in words. It is stored in place of a channel's reply.
 
     Returns:
-        How many it settled.
+        How many outcomes it settled.
     """
     settled: int = await tx.fetchval(
         "settle_unknown",
@@ -303,18 +304,18 @@ async def settle(
 async def erase(
     tx: Transaction, delivery_id: int, recipients: Sequence[int], profile_id: str
 ) -> tuple[int, int]:
-    """Overwrites what is personal of a profile's recipients, who are not sent to any more.
+    """Overwrites the personal data of a profile's recipients. Nothing more is sent to them.
 
-    Call `close_claims` first: a claim or a result under way would bring back what is erased here.
+    Call `close_claims` first: a claim or a result under way would write erased data again.
 
     Args:
         tx: The transaction.
         delivery_id: The delivery.
-        recipients: Their numbers; those that are another profile's by now are left out.
-        profile_id: Whom they were of.
+        recipients: The recipients' numbers. Those that now belong to another profile are left out.
+        profile_id: The profile.
 
     Returns:
-        How many were erased, and how many of them were still to be sent to.
+        How many were erased, and how many of them had not been sent to.
     """
     row = await tx.fetchrow(
         "erase_recipients", delivery_id=delivery_id, recipients=recipients, profile_id=profile_id
@@ -327,16 +328,16 @@ async def erase(
 async def repair(
     tx: Transaction, delivery_id: int, cancelled_at: datetime | None, drift: Mapping[str, int]
 ) -> bool:
-    """Adds to each counter what a recount found missing; call `share_claims` first.
+    """Adds the missing amount to each counter, by a recount; call `share_claims` first.
 
     Args:
         tx: The transaction.
         delivery_id: The delivery.
         cancelled_at: When the delivery was cancelled, as the recount saw it.
-        drift: By counter, what is missing; less than 0 where there is too much.
+        drift: By counter, what is missing; less than 0 if there is too much.
 
     Returns:
-        False where the delivery was cancelled since, or has left by retention: it is to be counted again.
+        False if the delivery was cancelled since then, or retention removed it: count it again.
     """
     done = await tx.fetchval(
         "repair_counters",

@@ -1,4 +1,4 @@
-"""Alerts: found in the view, told once through the outbox, by thresholds in a table."""
+"""Alerts: a view finds them by the thresholds of a table, and the outbox publishes each once."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ class Alerts:
         self._db = db
 
     async def sample(self) -> None:
-        """Notes how far each running delivery is, once a minute, and forgets what is old."""
+        """Stores the progress of each running delivery, once a minute, and deletes old samples."""
         await self._db.fetch("sample_progress")
         await self._db.fetch("forget_samples")
 
     async def raise_due(self) -> list[Raised]:
-        """Tells what was not told within 24 hours; of several who do so, one tells it.
+        """Raises alerts that were not raised within 24 hours. If several processes do so, one raises each.
 
         Returns:
-            What was told here.
+            The alerts that this call raised.
         """
         raised = []
         for due in await self._db.fetch("read_due_alerts"):
@@ -53,7 +53,7 @@ class Alerts:
         return raised
 
     async def current(self) -> list[dict[str, Any]]:
-        """Reads what is wrong at this moment, what has been so for longest first."""
+        """Reads the current alerts, the oldest first."""
         return [dict(row) for row in await self._db.fetch("read_alerts")]
 
     async def thresholds(self) -> list[dict[str, Any]]:
@@ -63,7 +63,7 @@ class Alerts:
     async def set_threshold(
         self, criterion: Criterion, threshold: float | None, minimum: int | None, *, enabled: bool | None
     ) -> dict[str, Any]:
-        """Changes a criterion; None leaves as it is what it stands for. Returns what it is now.
+        """Changes a criterion and returns its new row; None keeps a value.
 
         Raises:
             asyncpg.CheckViolationError: the criterion has no limit, or the limit is more than 100 percent.

@@ -1,4 +1,4 @@
-"""How many recipients a delivery has, and what to say where a message names one that it does not have."""
+"""The number of a delivery's recipients, and the sentence for a recipient that does not exist."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _DELIVERIES_KEPT: Final = 10_000
 
 
 class Audiences:
-    """How many recipients confirmed deliveries have; the number is fixed, so it is kept."""
+    """The number of recipients of confirmed deliveries. It never changes, so it is kept."""
 
     def __init__(self, accounts: Accounts, retrying: Retrying) -> None:
-        """Takes the accounts, and what carries the reading out."""
+        """Takes the accounts, and the object that repeats the reading."""
         self._accounts = accounts
         self._retrying = retrying
         self._sizes: dict[int, int] = {}
@@ -52,7 +52,7 @@ class Audiences:
 
 
 def why_absent(size: int) -> str:
-    """Returns the sentence that says why a delivery of a size does not have a recipient."""
+    """Returns why a delivery with `size` recipients does not have a recipient, in a sentence."""
     if not size:
         return "The delivery does not exist, was never confirmed, or has left by retention."
     return f"The delivery has {size} recipients, and none of this number."

@@ -1,4 +1,4 @@
-"""The circuit breaker: read from the counters after a batch, and tripped once."""
+"""The circuit breaker reads the counters after a batch, and trips once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from worker.db import accounts, deliveries
-from worker.domain.breaker import Limits, Tally, Tripped, judge
+from worker.domain.breaker import BreakerLimits, Tally, Tripped, judge
 from worker.domain.states import Move
 
 if TYPE_CHECKING:
@@ -15,42 +15,42 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a recorder asks after a batch."""
+    """The progress of a delivery after a batch."""
 
     complete: bool
-    """Whether nothing is left open."""
+    """Whether all recipients have an outcome."""
     verdict: Tripped | None
-    """Why the delivery must be paused; None where it may go on, is not under way, or was tripped before."""
+    """Why the delivery must be paused; None if it may go on, does not run, or the breaker tripped before."""
 
 
 class Breaker:
-    """The breakers of all deliveries, each call a transaction of its own."""
+    """The breakers of all deliveries. Each call is a transaction of its own."""
 
     def __init__(self, db: Database) -> None:
         """Takes the database."""
         self._db = db
 
-    async def progress(self, delivery_id: int, defaults: Limits) -> Progress:
-        """Reads how far a delivery is, and whether it may go on.
+    async def progress(self, delivery_id: int, defaults: BreakerLimits) -> Progress:
+        """Reads the progress of a delivery, and whether it may go on.
 
         Args:
             delivery_id: The delivery, which exists.
-            defaults: The limits that hold where the delivery has none of its own.
+            defaults: The limits for a delivery that has none of its own.
         """
         return await _progress(self._db, delivery_id, defaults)
 
-    async def trip(self, delivery_id: int, defaults: Limits) -> Tripped | None:
-        """Pauses a delivery whose breaker must trip, with the figures of that very moment.
+    async def trip(self, delivery_id: int, defaults: BreakerLimits) -> Tripped | None:
+        """Pauses a delivery whose breaker must trip, with the figures of that moment.
 
         Args:
             delivery_id: The delivery, which exists.
-            defaults: The limits that hold where the delivery has none of its own.
+            defaults: The limits for a delivery that has none of its own.
 
         Returns:
-            What tripped it; None where it may go on after all, or somebody else was first.
+            What tripped it; None if the delivery may go on, or another process tripped it.
         """
         async with self._db.transaction() as tx:
-            # As a pause by command does, and before the row's lock: afterwards no claim is granted.
+            # As a pause by command does, and before the lock of the row. After this no claim is granted.
             await accounts.close_claims(tx, delivery_id)
             await deliveries.read_for_update(tx, delivery_id)
             verdict = (await _progress(tx, delivery_id, defaults)).verdict
@@ -62,7 +62,7 @@ class Breaker:
         return verdict
 
 
-async def _progress(source: Database | Transaction, delivery_id: int, defaults: Limits) -> Progress:
+async def _progress(source: Database | Transaction, delivery_id: int, defaults: BreakerLimits) -> Progress:
     row = await source.fetchrow(
         "read_progress",
         delivery_id=delivery_id,
@@ -72,7 +72,7 @@ async def _progress(source: Database | Transaction, delivery_id: int, defaults: 
     )
     if row is None:
         raise LookupError(f"There is no delivery {delivery_id}.")
-    own = Limits(row["minimum"], row["hard_bounce_pct"], row["error_pct"])
+    own = BreakerLimits(row["minimum"], row["hard_bounce_pct"], row["error_pct"])
     armed = row["running"] and not row["tripped"] and not row["complete"]
     tally = Tally(row["attempted"], row["bounced_hard"], row["errors"])
     return Progress(row["complete"], judge(tally, own) if armed else None)

@@ -1,4 +1,4 @@
-"""Commands: each is answered once, and the answer is kept."""
+"""Commands: each is executed once, and its answer is stored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ else:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class RecordedCommand:
     """A command that was answered before."""
 
     command: str
@@ -25,13 +25,15 @@ class Recorded:
     reply: Reply
 
 
-async def recorded(tx: Transaction, command_id: str) -> Recorded | None:
-    """Looks an answer up; until the transaction ends, nobody else answers the same command."""
+async def recorded(tx: Transaction, command_id: str) -> RecordedCommand | None:
+    """Looks up an answer. Until the transaction ends, nobody else answers the same command."""
     await tx.execute("lock_command", command_id=command_id)
     row = await tx.fetchrow("read_answer", command_id=command_id)
     if row is None:
         return None
-    return Recorded(row["command"], row["publisher"], row["body"], Reply.model_validate_json(row["reply"]))
+    return RecordedCommand(
+        row["command"], row["publisher"], row["body"], Reply.model_validate_json(row["reply"])
+    )
 
 
 async def record(
@@ -53,7 +55,7 @@ async def record(
 
 
 async def read_operator(tx: Transaction, name: str) -> Operator | None:
-    """Reads an operator; a revocation that is under way is waited for, one that comes later waits for us."""
+    """Reads and locks an operator. It waits for a revocation under way; a later one waits for us."""
     await tx.execute("share_operator", name=name)
     row = await tx.fetchrow("read_operator", name=name)
     if row is None:

@@ -1,4 +1,4 @@
-"""How a connection to the database begins: straight to Postgres, and with nothing secret in what is said."""
+"""Opens connections directly to Postgres, and keeps passwords out of error messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _POOLER: Final = (
 
 
 class PoolerBetween(ConnectionError):  # noqa: N818 - the name is the sentence
-    """What answers is no session of Postgres, but a pooler that lends one out."""
+    """The server is not Postgres itself but a pooler, which lends sessions."""
 
 
 def tls(url: str) -> ssl.SSLContext | None:
@@ -55,23 +55,23 @@ def session_attributes(url: str) -> str | None:
 
 
 def marked(settings: Mapping[str, str]) -> dict[str, str]:
-    """Returns the settings of a session with one more, by which `check_direct` knows it again."""
+    """Returns the settings of a session and a mark, which `check_direct` looks for."""
     return {**settings, _MARK: _KEPT}
 
 
 async def check_direct(connection: asyncpg.Connection) -> None:
-    """Looks whether a session has the settings that it began with.
+    """Checks that a session has the settings that it began with.
 
-    A pooler drops them, all or those that it does not know: plans would not go by index, statements would
-    have no timeout, and locks that the session holds would be somebody else's.
+    A pooler drops all settings, or those that it does not know. Then plans would not use indexes, statements
+    would have no timeout, and locks of a session could belong to another client.
 
     Raises:
-        PoolerBetween: it does not.
+        PoolerBetween: the session lacks them.
     """
     try:
         mark = await connection.fetchval("SELECT current_setting($1, true)", _MARK)
     except (asyncpg.DuplicatePreparedStatementError, asyncpg.InvalidSQLStatementNameError) as error:
-        raise PoolerBetween(_POOLER) from error  # it lent the session to somebody else
+        raise PoolerBetween(_POOLER) from error  # it lent the session to another client
     if mark != _KEPT:
         raise PoolerBetween(_POOLER)
 

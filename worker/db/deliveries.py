@@ -1,6 +1,6 @@
-"""Deliveries: their row, their moves, their content.
+"""Deliveries: their rows, their moves, their contents.
 
-What is a transaction of its own is a method of `Deliveries`; what joins a transaction is a function.
+Methods of `Deliveries` are transactions of their own; functions join a transaction.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ _WAVES_SHOWN: Final = 20
 
 
 class Deliveries:
-    """All deliveries, each call a transaction of its own."""
+    """All deliveries. Each call is a transaction of its own."""
 
     def __init__(self, db: Database) -> None:
         """Takes the database."""
         self._db = db
 
     async def due(self) -> list[int]:
-        """Lists confirmed deliveries whose contact date is reached, at most 100, the earliest date first."""
+        """Lists confirmed deliveries whose contact date has come, at most 100, the earliest date first."""
         return _numbers(await self._db.fetch("read_due_deliveries"))
 
     async def seconds_to_next_start(self) -> float | None:
-        """Returns the seconds until the next contact date, less than 0 after it; None where nothing waits."""
+        """Returns the seconds until the next contact date, negative after it; None if no delivery waits."""
         seconds: float | None = await self._db.fetchval("read_seconds_to_next_start")
         return seconds
 
     async def expired(self) -> list[int]:
-        """Lists deliveries whose validity is over and whose rest is not cancelled, at most 100, by number."""
+        """Lists deliveries with an ended validity whose rest is not yet cancelled, at most 100, by number."""
         return _numbers(await self._db.fetch("read_expired_deliveries"))
 
     async def complete(self) -> list[int]:
@@ -50,21 +50,21 @@ class Deliveries:
         return _numbers(await self._db.fetch("read_complete_deliveries"))
 
     async def await_retries(self, delivery_id: int) -> None:
-        """Moves a delivery that is in progress to *retry pending*; any other stays as it is."""
+        """Moves a delivery from *in progress* to *retry pending*; any other stays as it is."""
         async with self._db.transaction() as tx:
             await move(tx, delivery_id, Move.AWAIT_RETRIES)
 
     async def finish(self, delivery_id: int) -> bool:
-        """Finishes a delivery if the accounts say that nothing is open; closes its pages with it.
+        """Finishes a delivery whose recipients all have an outcome, and closes its pages.
 
         Returns:
-            Whether it finished here.
+            Whether this call finished it.
         """
         expected = [s.value for s in sources(Move.FINISH)]
         async with self._db.transaction() as tx:
             if await tx.fetchval("read_nothing_open", delivery_id=delivery_id, expected=expected) is None:
                 return False
-            # A result that is being recorded may plan a retry: it is counted here, or finds this done.
+            # A result under way may plan a retry: either we count it here, or it finds the delivery finished.
             await tx.execute("close_claims", delivery_id=delivery_id)
             done = await tx.fetchval(
                 "finish_delivery", delivery_id=delivery_id, expected=expected, event=EVENTS[Move.FINISH]
@@ -79,7 +79,7 @@ def _numbers(rows: Iterable[asyncpg.Record]) -> list[int]:
 
 
 async def read_for_update(tx: Transaction, delivery_id: int) -> Delivery | None:
-    """Reads and locks a delivery's row; None where there is none."""
+    """Reads and locks a delivery's row; None if there is none."""
     row = await tx.fetchrow("read_delivery_for_update", delivery_id=delivery_id)
     if row is None:
         return None
@@ -102,15 +102,16 @@ async def move(
     Args:
         tx: The transaction.
         delivery_id: The delivery.
-        by: The move; its sources are what the guarded update expects.
-        to: The target, for the one move (*resume*) that has several.
-        operator: Who, where it was a person.
+        by: The move. The guarded update expects one of its source states.
+        to: The target state, for the one move (*resume*) that has several.
+        operator: The operator, if a person moved it.
         reason: Why, in words.
         command_id: The command that asked for it.
-        figures: What tripped the circuit breaker, where it did.
+        figures: What tripped the circuit breaker, if it tripped.
 
     Returns:
-        The new state; None where the delivery was in none of the move's sources: somebody moved first.
+        The new state; None if the delivery was in none of the source states, because somebody moved it
+        before.
     """
     goal = to if to is not None else target(by)
     expected = [s.value for s in sources(by)]
@@ -130,13 +131,13 @@ async def move(
 
 
 async def paused_in(tx: Transaction, delivery_id: int) -> State | None:
-    """Returns the state that a paused delivery goes back to."""
+    """Returns the state to which a paused delivery returns."""
     state = await tx.fetchval("read_paused_in", delivery_id=delivery_id)
     return State(state) if state else None
 
 
 async def confirm(tx: Transaction, delivery_id: int, operator: str, valid_until: datetime) -> None:
-    """Records who confirmed, when, and the validity that follows."""
+    """Records the operator who confirmed, the time, and the end of the validity."""
     await tx.execute("confirm_delivery", delivery_id=delivery_id, operator=operator, valid_until=valid_until)
 
 
@@ -154,14 +155,14 @@ async def authority(tx: Transaction, delivery_id: int) -> tuple[str, bool]:
 
 
 async def excluded_by_cause(tx: Transaction, delivery_id: int) -> dict[str, int]:
-    """Counts what the preparation left out."""
+    """Counts the targets that the preparation left out, by cause."""
     return {
         r["cause"]: r["excluded"] for r in await tx.fetch("read_excluded_by_cause", delivery_id=delivery_id)
     }
 
 
 async def waves(tx: Transaction, delivery_id: int) -> Waves:
-    """Reads the first waves of a delivery, and how many there are."""
+    """Reads the first waves of a delivery, and the number of all."""
     rows = await tx.fetch("read_waves", delivery_id=delivery_id, shown=_WAVES_SHOWN)
     shown = tuple(
         Wave(recipients=r["recipients"], due_at=r["due_at"], due_after=r["due_after"]) for r in rows
@@ -176,13 +177,13 @@ async def now(tx: Transaction) -> datetime:
 
 
 class DeliveryContents:
-    """What deliveries say."""
+    """The contents of deliveries."""
 
     def __init__(self, db: Database) -> None:
         """Takes the database."""
         self._db = db
 
     async def content(self, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
-        """Reads a delivery's channel and content; None where it was never prepared."""
+        """Reads a delivery's channel and content; None if it was never prepared."""
         row = await self._db.fetchrow("read_content", delivery_id=delivery_id)
         return (row["channel"], json.loads(row["content"])) if row else None

@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class Outbox:
-    """The events that are to be published, each call a transaction of its own."""
+    """The events that are to be published. Each call is a transaction of its own."""
 
     def __init__(self, db: Database) -> None:
         """Takes the database."""
         self._db = db
 
     async def take(self, limit: int, lease: float) -> list[DeliveryEvent]:
-        """Takes the oldest event of each delivery that nobody else has in hand.
+        """Leases the oldest event of each delivery, unless another process has leased it.
 
         Args:
             limit: The most events.
-            lease: Seconds for which nobody else gets them; without a `drop` they stay in the outbox.
+            lease: Seconds for which no other process gets them. Without a `drop` they stay in the outbox.
         """
         return [
             DeliveryEvent(
@@ -47,13 +47,13 @@ class Outbox:
         ]
 
     async def drop(self, events: Sequence[DeliveryEvent]) -> None:
-        """Takes events that were published out of the outbox."""
+        """Deletes published events from the outbox."""
         await self._db.fetch(
             "drop_events", delivery_ids=[e.delivery_id for e in events], numbers=[e.number for e in events]
         )
 
     async def release(self, events: Sequence[DeliveryEvent]) -> None:
-        """Gives events that were not published back at once."""
+        """Ends the leases of events that were not published."""
         await self._db.fetch(
             "release_events", delivery_ids=[e.delivery_id for e in events], numbers=[e.number for e in events]
         )

@@ -1,4 +1,4 @@
-"""The execution of a command: one transaction over its answer, its operator and its delivery."""
+"""Executes a command: one transaction reads and writes its answer, its operator and its delivery."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from contracts.commands import Reply
     from contracts.states import State
-    from worker.db.commands import Recorded
+    from worker.db.commands import RecordedCommand
     from worker.db.pool import Database, Transaction
     from worker.domain.deliveries import Delivery, Waves
     from worker.domain.operators import Operator
@@ -46,8 +46,8 @@ class Execution:
         """Takes the transaction."""
         self._tx = tx
 
-    async def recorded(self, command_id: str) -> Recorded | None:
-        """Looks an answer up; until the transaction ends, nobody else answers the same command."""
+    async def recorded(self, command_id: str) -> RecordedCommand | None:
+        """Looks up an answer. Until the transaction ends, nobody else answers the same command."""
         return await commands.recorded(self._tx, command_id)
 
     async def record(
@@ -63,11 +63,11 @@ class Execution:
         return await commands.read_operator(self._tx, name)
 
     async def close_claims(self, delivery_id: int) -> None:
-        """Waits for the claims under way and lets no other in until the transaction ends."""
+        """Waits for the claims under way, and blocks new ones until the transaction ends."""
         await accounts.close_claims(self._tx, delivery_id)
 
     async def delivery(self, delivery_id: int) -> Delivery | None:
-        """Reads and locks a delivery's row; None where there is none."""
+        """Reads and locks a delivery's row; None if there is none."""
         return await deliveries.read_for_update(self._tx, delivery_id)
 
     async def now(self) -> datetime:
@@ -75,11 +75,11 @@ class Execution:
         return await deliveries.now(self._tx)
 
     async def excluded_by_cause(self, delivery_id: int) -> dict[str, int]:
-        """Counts what the preparation left out."""
+        """Counts the targets that the preparation left out, by cause."""
         return await deliveries.excluded_by_cause(self._tx, delivery_id)
 
     async def waves(self, delivery_id: int) -> Waves:
-        """Reads the first waves of a delivery, and how many there are."""
+        """Reads the first waves of a delivery, and the number of all."""
         return await deliveries.waves(self._tx, delivery_id)
 
     async def authorise(self, delivery_id: int, operator: str, *, by_token: bool) -> None:
@@ -87,7 +87,7 @@ class Execution:
         await deliveries.authorise(self._tx, delivery_id, operator, by_token=by_token)
 
     async def confirm(self, delivery_id: int, operator: str, valid_until: datetime) -> None:
-        """Records who confirmed, when, and the validity that follows."""
+        """Records the operator who confirmed, the time, and the end of the validity."""
         await deliveries.confirm(self._tx, delivery_id, operator, valid_until)
 
     async def move(
@@ -103,14 +103,14 @@ class Execution:
         """Moves a delivery by one legal move, as `worker.db.deliveries.move` does.
 
         Returns:
-            The new state; None where the delivery was in none of the move's sources.
+            The new state; None if the delivery was in none of the move's source states.
         """
         return await deliveries.move(
             self._tx, delivery_id, by, to=to, operator=operator, reason=reason, command_id=command_id
         )
 
     async def paused_in(self, delivery_id: int) -> State | None:
-        """Returns the state that a paused delivery goes back to."""
+        """Returns the state to which a paused delivery returns."""
         return await deliveries.paused_in(self._tx, delivery_id)
 
     async def create_pages(
@@ -120,7 +120,7 @@ class Execution:
         await pages.create(self._tx, delivery_id, recipients, page_size, messages_per_hour)
 
     async def reopen_pages(self, delivery_id: int) -> None:
-        """Has every published page published again."""
+        """Opens every published page, to be published again."""
         await pages.reopen_all(self._tx, delivery_id)
 
     async def cancel_remaining(self, delivery_id: int) -> None:

@@ -1,4 +1,4 @@
-"""The table from asyncpg's errors to what they mean for us."""
+"""Maps asyncpg's errors to a `Failure`."""
 
 from __future__ import annotations
 
@@ -15,52 +15,52 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ERRORS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""All that asyncpg raises; a TimeoutError is an OSError."""
+"""All errors that asyncpg raises. A TimeoutError is an OSError."""
 
 
 class NoConnection(ConnectionError):  # noqa: N818 - the name is the sentence
-    """The pool had no connection in time: the server does not answer, or all are in long statements."""
+    """The pool had no free connection in time: the server does not answer, or all run long statements."""
 
 
 _BY_SQLSTATE: Final[Mapping[str, Failure]] = {
-    # The longest prefix counts; what is not listed is BROKEN.
+    # The longest prefix counts. Codes that are not listed are BROKEN.
     "08": Failure.AWAY,  # the connection broke
-    "08P01": Failure.BROKEN,  # it did not break: one side spoke the protocol wrongly
-    "25006": Failure.AWAY,  # the server only reads: a standby, until the failover is over
-    "25P03": Failure.BUSY,  # we were idle within a transaction: this process has too much to do
+    "08P01": Failure.BROKEN,  # it did not break: one side violated the protocol
+    "25006": Failure.AWAY,  # the server is read-only: a standby, until the failover is over
+    "25P03": Failure.BUSY,  # we were idle in a transaction: this process is overloaded
     "25P04": Failure.BUSY,  # the transaction took too long
-    "40": Failure.BUSY,  # deadlock, serialization failure: the same transaction again will do
+    "40": Failure.BUSY,  # deadlock, serialization failure: the same transaction may work again
     "53": Failure.BUSY,  # out of memory, of connections, of temporary files: this statement, at this moment
-    "53100": Failure.AWAY,  # the disk is full: no transaction fares better until somebody frees some
-    "55P03": Failure.BUSY,  # a lock was not to be had in time
+    "53100": Failure.AWAY,  # the disk is full: no transaction works until somebody frees space
+    "55P03": Failure.BUSY,  # a lock was not free in time
     "57014": Failure.BUSY,  # cancelled: by the statement timeout, or by somebody
     "57P01": Failure.AWAY,  # the server shuts down, or an administrator ended the session
     "57P02": Failure.AWAY,  # the server crashed
     "57P03": Failure.AWAY,  # the server starts up
-    "57P05": Failure.AWAY,  # the session was idle for too long: the next one will do
+    "57P05": Failure.AWAY,  # the session was idle for too long: a new session works
     "58030": Failure.AWAY,  # the server cannot read or write its disk
 }
 
 _CLOSED: Final = re.compile(
-    # asyncpg has no class for it. A connection that is lost between two statements is given back to the
-    # pool, and its next user finds the protocol in the state in which it was lost.
+    # asyncpg has no class for these errors. A connection that is lost between two statements returns to the
+    # pool, and its next user finds its protocol in a wrong state.
     r"connection is closed|connection was closed|released back to the pool|cannot switch to state"
 )
 
 _BY_CLASS: Final[tuple[tuple[type[Exception], Failure], ...]] = (
-    # The first that fits counts: before its SQLSTATE, and a subclass before its base.
-    (InvalidCachedStatementError, Failure.BUSY),  # the schema has changed: it is prepared again
+    # The first that fits counts: these come before the SQLSTATE, and a subclass comes before its base.
+    (InvalidCachedStatementError, Failure.BUSY),  # the schema has changed: the statement is prepared again
     (OutdatedSchemaCacheError, Failure.BUSY),  # the same
     (asyncpg.TargetServerAttributeNotMatched, Failure.AWAY),  # none of the servers is the primary now
-    (ssl.SSLCertVerificationError, Failure.BROKEN),  # a certificate gets no better by waiting
+    (ssl.SSLCertVerificationError, Failure.BROKEN),  # waiting does not mend a certificate
 )
 
 
 def classify(error: BaseException) -> Failure:
-    """Says what an error means that was raised while the database was asked.
+    """Classifies an error of a call to the database.
 
-    A TimeoutError without an errno is asyncpg's own: a statement on a connection that stands took longer than
-    the command timeout, which is BUSY. That connecting took too long is a `NoConnection`, which is AWAY.
+    A TimeoutError without an errno comes from asyncpg: a statement on an open connection took longer than the
+    command timeout, which is BUSY. If connecting took too long, the error is a `NoConnection`, which is AWAY.
     """
     for kind, failure in _BY_CLASS:
         if isinstance(error, kind):
@@ -76,10 +76,10 @@ def classify(error: BaseException) -> Failure:
 
 
 def is_about_the_data(error: BaseException) -> bool:
-    """Whether the values themselves are refused, so that a row or a message is to blame and nothing else.
+    """Whether the database refuses the values themselves, so that a row or a message is the cause.
 
-    These are SQLSTATE classes 22 (data exception) and 23 (integrity constraint violation), and asyncpg's word
-    for a value that it cannot encode, which is class 22 said before the server is asked.
+    These are SQLSTATE classes 22 (data exception) and 23 (integrity constraint violation), and asyncpg's
+    error for a value that it cannot encode before the server is asked.
     """
     if isinstance(error, asyncpg.PostgresError):
         return (error.sqlstate or "")[:2] in {"22", "23"}

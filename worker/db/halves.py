@@ -1,4 +1,4 @@
-"""Writing rows of which one may be bad: halves, until it is alone."""
+"""Writes rows of which some may be bad: halves them until a bad row is alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ROWS_AT_ONCE: Final = 2_000
-"""Rows in one statement; 500 a statement cost 10 % more each, 5,000 gain nothing."""
+"""Rows in one statement. With 500, a row costs 10 % more; with 5,000, it costs the same."""
 
 _LEFT: Final = "the delivery has left by retention"
 
@@ -30,16 +30,16 @@ async def write_by_halves(
     bury: Callable[[Sequence[T], str], Awaitable[None]],
     doing: str,
 ) -> int:
-    """Writes rows; one that the database will not take must not hold up the others: halves until it is alone.
+    """Writes rows, and halves them until each row that the database refuses is alone.
 
-    Where the database is too busy for the rows, all of them are set apart.
+    If the database is too busy for the rows, all of them are buried.
 
     Args:
-        retrying: Carries the writes out.
-        rows: Of one delivery, in the order of their keys.
+        retrying: Repeats the writes until they are done.
+        rows: The rows of one delivery, in the order of their keys.
         write: Writes rows in one transaction, idempotent, and returns a count.
-        bury: Keeps rows that are not stored, with the reason.
-        doing: What is being done, for the log.
+        bury: Puts rows that are not stored into the dead queue, with the reason.
+        doing: A phrase for the log that says what is being done.
 
     Returns:
         The sum of the counts.
@@ -53,7 +53,7 @@ async def write_by_halves(
         await bury(rows, str(busy))
         return 0
     except Unstorable as error:
-        left = _finds_no_partition(error.__cause__)  # as all of a delivery do, or none
+        left = _finds_no_partition(error.__cause__)  # all rows of a delivery have one, or none has
         if left or len(rows) == 1:
             await bury(rows, _LEFT if left else str(error))
             return 0
@@ -64,5 +64,5 @@ async def write_by_halves(
 
 
 def _finds_no_partition(error: BaseException | None) -> bool:
-    """Whether a row has no partition to go into; it is a violated check without a name."""
+    """Whether a row has no partition: Postgres reports a violated check without a name."""
     return isinstance(error, asyncpg.CheckViolationError) and error.constraint_name is None

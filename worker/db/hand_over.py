@@ -1,4 +1,4 @@
-"""Hand-overs: marked in batches, by whoever is about to send, beside the round trips of the envelope."""
+"""Marks hand-overs in batches, at the same time as the round trips of the envelopes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
 
-def seconds_awake_or_not() -> float:
-    """Returns seconds by a clock that never goes back, and that goes on while the machine is suspended."""
+def seconds_since_boot() -> float:
+    """Returns seconds of a monotonic clock that also runs while the machine is suspended."""
     clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     return time.clock_gettime(clock)
 
@@ -25,14 +25,14 @@ class Claimed(NamedTuple):
 
 
 class HandOvers:
-    """Gathers the claims that are about to be handed over, and has them marked together.
+    """Gathers the claims that will be handed over next, and marks them together.
 
-    A transaction for each mark would be one more for each mail. So whatever asks while a mark is under way is
-    marked with the next.
+    A transaction for each mark would be one more for each mail. So all claims that ask during a mark are
+    marked together in the next one.
     """
 
     def __init__(self, mark: Callable[[int, Mapping[int, int]], Awaitable[set[int]]]) -> None:
-        """Takes what marks claims of one delivery, by recipient and token, and returns those it marked."""
+        """Takes the function that marks a delivery's claims, by recipient, and returns those it marked."""
         self._mark = mark
         self._asked: dict[Claimed, asyncio.Future[bool]] = {}
         self._wake = asyncio.Event()
@@ -41,7 +41,7 @@ class HandOvers:
         """Asks for a mark.
 
         Returns:
-            Done once it is known whether the claim is marked. Where it is not, nothing may be sent.
+            Done when the answer is known. If the claim is not marked, the message must not be sent.
         """
         answer = self._asked[claimed] = asyncio.get_running_loop().create_future()
         self._wake.set()
@@ -66,7 +66,7 @@ class HandOvers:
                     answer = asked[Claimed(delivery_id, recipient, claims[recipient])]
                     if not answer.done():
                         answer.set_result(True)
-        finally:  # who has not been marked may send nothing, whatever went wrong
+        finally:  # a claim that was not marked must not be sent, after any error
             for answer in asked.values():
                 if not answer.done():
                     answer.set_result(False)

@@ -1,4 +1,4 @@
-"""NOTIFY from the database: wakes a service the moment that there is something for it to do."""
+"""Listens to NOTIFY from the database, to wake a service when there is work for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import structlog
 from worker.db.connecting import tls
 from worker.db.failures import ERRORS
 from worker.domain.failures import Stopped
-from worker.lifecycle import unless, wait_any
+from worker.lifecycle import unless_stopped, wait_any
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -28,10 +28,10 @@ EVENTS: Final = "sendoff_events"
 
 
 class Wakener:
-    """Listens on a connection of its own; while that is lost, waiting is polling, and the log says so."""
+    """Listens on a connection of its own. While the connection is lost, it polls, and the log says so."""
 
     def __init__(self, url: str, channel: str, *, timeout: float) -> None:
-        """Takes the database's address, what to listen to, and the seconds that connecting may take."""
+        """Takes the database's address, the channel of NOTIFY, and the seconds that connecting may take."""
         self._url = url
         self._channel = channel
         self._timeout = timeout
@@ -49,10 +49,13 @@ class Wakener:
                 await _close(self._connection)
 
     async def wait(self, stop: asyncio.Event, seconds: float) -> None:
-        """Returns when somebody notified, `stop` was set, or the time is over: then look anyway."""
+        """Returns when a notification came, `stop` was set, or the time is over.
+
+        Then look for work in any case.
+        """
         if self._connection is None or self._connection.is_closed():
             try:
-                self._connection = await unless(stop, self._subscribed())
+                self._connection = await unless_stopped(stop, self._subscribed())
             except Stopped:
                 return
             except ERRORS as error:
@@ -80,7 +83,7 @@ class Wakener:
         except BaseException:
             connection.terminate()
             raise
-        # What was committed before we listened woke nobody.
+        # A commit before we listened woke nobody, so look once.
         self._woken.set()
         return connection
 
@@ -88,5 +91,5 @@ class Wakener:
 async def _close(connection: asyncpg.Connection) -> None:
     try:
         await connection.close(timeout=_FAREWELL_SECONDS)
-    except ERRORS as error:  # nothing hangs on it
+    except ERRORS as error:  # a failed close does not matter
         log.debug("the database did not say goodbye", because=str(error))

@@ -1,4 +1,4 @@
-"""Brings the schema up to date: numbered migrations, each in its own transaction, under one advisory lock."""
+"""Migrates the schema: numbered migrations, each in its own transaction, under one advisory lock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-from sql import migrations, misfit, queries
+from sql import migrations, queries, why_incompatible
 from worker.db.connecting import check_direct, marked, reason, tls
 from worker.db.failures import ERRORS
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch, read_applied
@@ -27,18 +27,18 @@ CREATE TABLE IF NOT EXISTS sendoff.migration (
 
 
 async def migrate(url: str, *, timeout: float) -> list[Migration]:  # noqa: ASYNC109 - asyncpg's own
-    """Applies what is missing. Safe to run twice, and by two processes at once: the second waits.
+    """Applies the missing migrations. It may run twice, and in two processes at once: the second waits.
 
     Args:
         url: `postgresql://…`.
         timeout: Seconds to connect.
 
     Returns:
-        The migrations that were applied now, in order; none where the schema was up to date.
+        The migrations that were applied now, in order; none if the schema was up to date.
 
     Raises:
         DatabaseUnreachable: there is no database at the address.
-        SchemaMismatch: the schema is too new for this code, or of another line.
+        SchemaMismatch: the schema is too new for this code, or has other migrations.
     """
     try:
         connection = await asyncpg.connect(
@@ -55,7 +55,7 @@ async def migrate(url: str, *, timeout: float) -> list[Migration]:  # noqa: ASYN
         await connection.execute(_BOOT)
         present = read_applied(await connection.fetch(queries()["read_migrations"].text))
         known = migrations()
-        if wrong := misfit(present, known):
+        if wrong := why_incompatible(present, known):
             raise SchemaMismatch(wrong)
         missing = [m for m in known if m.number not in {one.number for one in present}]
         for step in missing:

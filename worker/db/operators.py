@@ -1,4 +1,4 @@
-"""The directory of operators, as its administration sees it."""
+"""The directory of operators, for administration."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ async def list_operators(db: Database) -> list[Operator]:
 
 
 async def add_operator(db: Database, name: str, roles: Iterable[Role]) -> bool:
-    """Adds an operator and gives them roles, on top of those that they hold.
+    """Adds an operator, or adds roles to an operator who exists.
 
     Returns:
-        Whether they are new.
+        Whether the operator is new.
     """
     async with db.transaction() as tx:
         added = await tx.fetchval("add_operator", name=name)
@@ -36,16 +36,16 @@ async def grant_role(db: Database, name: str, role: Role) -> bool | None:
     """Gives a role.
 
     Returns:
-        Whether it is new to them; None where there is no such operator.
+        Whether the operator did not hold the role before; None if there is no such operator.
     """
     return await _change_role(db, "grant_role", name, role)
 
 
 async def revoke_role(db: Database, name: str, role: Role) -> bool | None:
-    """Takes a role away; commands that relied on it a moment ago come first.
+    """Takes a role away. Commands under way that use the role are executed first.
 
     Returns:
-        Whether they held it; None where there is no such operator.
+        Whether the operator held the role; None if there is no such operator.
     """
     return await _change_role(db, "revoke_role", name, role)
 
@@ -58,10 +58,10 @@ async def _change_role(db: Database, query: str, name: str, role: Role) -> bool 
 
 
 async def set_operator_active(db: Database, name: str, *, active: bool) -> bool | None:
-    """Lets an operator act, or no longer; their roles stay.
+    """Activates or deactivates an operator; the roles stay.
 
     Returns:
-        Whether that is a change; None where there is no such operator.
+        Whether this changed the operator; None if there is no such operator.
     """
     async with db.transaction() as tx:
         if await tx.fetchval("lock_operator", name=name) is None:

@@ -1,6 +1,6 @@
-"""Pages: leased by the fan-out, looked at again by the scheduler.
+"""Pages: the fan-out leases them, and the scheduler inspects them.
 
-What is a transaction of its own is a method of `Pages`; what joins a transaction is a function.
+Methods of `Pages` are transactions of their own; functions join a transaction.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class PagesDue:
-    """A delivery whose pages are due for a look: whether claims are granted, or none ever will be."""
+    """A delivery with pages to inspect, and whether its claims can be granted now or never again."""
 
     delivery_id: int
     channel: str
@@ -44,7 +44,7 @@ class PagesDue:
 
 @dataclass(frozen=True, slots=True)
 class RetriesLeft:
-    """A running delivery with retries, and whether nothing else is left of it."""
+    """A running delivery with retries, and whether only retries are left."""
 
     delivery_id: int
     only_retries: bool
@@ -52,17 +52,17 @@ class RetriesLeft:
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """A published page, and what has become of its recipients."""
+    """A published page, and the progress of its recipients."""
 
     page: int
     age: float
     """Seconds since it was published."""
     unclaimed: int
-    """Who was to be tried then and has not been claimed."""
+    """Recipients that were published and not claimed."""
 
 
 class Pages:
-    """The pages of all deliveries, each call a transaction of its own."""
+    """The pages of all deliveries. Each call is a transaction of its own."""
 
     def __init__(self, db: Database) -> None:
         """Takes the database."""
@@ -74,11 +74,11 @@ class Pages:
         """Leases one open page of each running delivery.
 
         Args:
-            after: The delivery served last: those with higher numbers come first, then round again.
+            after: The delivery that was served last. Those with higher numbers come first, then the others.
             limit: The most pages.
-            seconds: How long the lease holds.
-            owner: Who leases: only the owner may say that the page is published.
-            channels: Those whose send queue has room; deliveries over others are left out.
+            seconds: The time of the lease.
+            owner: The name of the process. Only the owner may mark the page as published.
+            channels: The channels whose send queue has room. Deliveries over other channels are left out.
         """
         held = timedelta(seconds=seconds)
         rows = await self._db.fetch(
@@ -89,13 +89,13 @@ class Pages:
     async def lease_paced(
         self, *, limit: int, seconds: float, owner: str, channels: Sequence[str]
     ) -> list[Page]:
-        """Leases one open page of each running delivery with a limit of its throughput that has its turn.
+        """Leases one open page of each running delivery whose throughput limit allows it now.
 
         Args:
             limit: The most pages.
-            seconds: How long the lease holds.
-            owner: Who leases.
-            channels: Those whose send queue has room; deliveries over others are left out.
+            seconds: The time of the lease.
+            owner: The name of the process.
+            channels: The channels whose send queue has room. Deliveries over other channels are left out.
         """
         async with self._db.transaction() as tx:
             turns = [
@@ -110,16 +110,16 @@ class Pages:
         return [Page(**row) for row in rows]
 
     async def seconds_to_next_turn(self) -> float | None:
-        """Returns how long it is until a delivery with a limit may publish again; None where none waits."""
+        """Returns the seconds until a delivery with a limit may publish again; None if none waits."""
         seconds: float | None = await self._db.fetchval("read_seconds_to_next_page")
         return seconds
 
     async def read_sends(self, page: Page) -> list[asyncpg.Record]:
-        """Reads the send messages of a page: of all its recipients that are still to be tried.
+        """Reads the send messages of a page, for all its recipients that must still be tried.
 
         Returns:
-            Each one's recipient, attempt and body, as the database wrote it: there is one for every
-            recipient, so that no object of ours is made of it.
+            Recipient, attempt and body of each, as the database wrote them. There is one for each recipient,
+            so we make no objects of them.
         """
         valid_until = json.dumps(page.valid_until.isoformat()) if page.valid_until else "null"
         return await self._db.fetch(
@@ -133,7 +133,7 @@ class Pages:
         )
 
     async def published(self, page: Page, owner: str, look_after: float) -> bool:
-        """Says that every message of the page is confirmed; false where the lease had been lost."""
+        """Marks a page whose messages are all confirmed as published; returns False if the lease was lost."""
         look = timedelta(seconds=look_after)
         return (
             await self._db.fetchval(
@@ -143,36 +143,36 @@ class Pages:
         )
 
     async def release(self, page: Page, owner: str) -> None:
-        """Gives a lease back."""
+        """Ends a lease."""
         await self._db.fetchval("release_page", delivery_id=page.delivery_id, page=page.page, owner=owner)
 
     async def to_inspect(self) -> list[PagesDue]:
-        """Lists the deliveries with published pages that are to be looked at."""
+        """Lists the deliveries with published pages that must be inspected."""
         return [PagesDue(**row) for row in await self._db.fetch("read_deliveries_to_inspect")]
 
     async def inspect(self, delivery_id: int, again_after: float, limit: int) -> list[Inspected]:
-        """Counts what has become of a delivery's published pages, and puts off their next look."""
+        """Counts the progress of a delivery's published pages, and sets the time of their next inspection."""
         rows = await self._db.fetch(
             "inspect_pages", delivery_id=delivery_id, again_after=timedelta(seconds=again_after), pages=limit
         )
         return [Inspected(**row) for row in rows]
 
     async def close(self, delivery_id: int, pages: Sequence[int]) -> None:
-        """Closes pages whose recipients all have a standing outcome."""
+        """Closes pages whose recipients all have an outcome."""
         await self._db.fetch("close_pages", delivery_id=delivery_id, pages=list(pages))
 
     async def reopen(self, delivery_id: int, pages: Sequence[int]) -> None:
-        """Has pages published again."""
+        """Opens pages, to be published again."""
         async with self._db.transaction() as tx:
             await tx.fetch("reopen_pages", delivery_id=delivery_id, pages=list(pages))
             await wake(tx, delivery_id)
 
     async def with_retries(self) -> list[RetriesLeft]:
-        """Lists the running deliveries in which somebody waits for a retry."""
+        """Lists the running deliveries with recipients that wait for a retry."""
         return [RetriesLeft(**row) for row in await self._db.fetch("read_deliveries_with_retries")]
 
     async def open_due_retries(self, delivery_id: int) -> int:
-        """Has pages published again in which retries fell due; returns how many."""
+        """Opens pages with due retries, to be published again; returns how many."""
         async with self._db.transaction() as tx:
             opened = len(await tx.fetch("open_due_retries", delivery_id=delivery_id))
             if opened:
@@ -200,7 +200,7 @@ async def create(
 
 
 async def start(tx: Transaction, delivery_id: int) -> None:
-    """Has the waves follow the start, which is now, and wakes the fan-out when the transaction commits."""
+    """Sets the waves' times from the start, which is now, and wakes the fan-out at the commit."""
     await tx.execute("start_waves", delivery_id=delivery_id)
     await wake(tx, delivery_id)
 
@@ -211,6 +211,6 @@ async def wake(tx: Transaction, delivery_id: int) -> None:
 
 
 async def reopen_all(tx: Transaction, delivery_id: int) -> None:
-    """Has every published page published again: their messages were refused meanwhile."""
+    """Opens every published page, to be published again: their messages were refused meanwhile."""
     await tx.fetch("reopen_all_pages", delivery_id=delivery_id)
     await wake(tx, delivery_id)

@@ -13,29 +13,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sets:
-    """How the sets stand."""
+    """The state of the sets."""
 
     count: int
     first_id: int
-    """Of the newest."""
+    """The first delivery id of the newest set."""
     last_id: int
     opened_at: datetime
     ids_left: int
-    """Deliveries that fit into the newest; 0 or less where the next creation opens another."""
+    """Deliveries that fit into the newest set; 0 or less if the next creation opens a new set."""
     missing: tuple[str, ...]
-    """Partitions that ought to be there and are not."""
+    """Partitions that are missing."""
 
 
 async def open_if_due(tx: Transaction, period: timedelta) -> None:
-    """Opens a set where the newest is older than `period`, or full; call it before a delivery is created.
+    """Opens a set if the newest is older than `period` or full; call it before a delivery is created.
 
-    Creations take turns from here until the transaction ends.
+    From here until the transaction ends, other creations wait.
     """
     await tx.execute("open_partition_set", period=period)
 
 
 async def look(db: Database) -> Sets | None:
-    """Returns how the sets stand; None where there is none, and so nothing can be prepared."""
+    """Returns the state of the sets; None if there is none, so that nothing can be prepared."""
     newest = await db.fetchrow("read_newest_set")
     missing = await db.fetch("read_missing_partitions")
     return newest and Sets(

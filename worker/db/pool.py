@@ -1,4 +1,4 @@
-"""The pool: bounded, with a timeout on everything, and every named query checked before the first use."""
+"""The pool of connections: bounded, with timeouts, and with every named query checked before use."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import asyncpg
 
-from sql import Applied, migrations, misfit, queries
+from sql import Applied, migrations, queries, why_incompatible
 from worker.db.connecting import check_direct, marked, reason, session_attributes, tls
 from worker.db.failures import ERRORS, NoConnection, classify
 from worker.db.retrying import Retrier
@@ -34,14 +34,14 @@ class SchemaMismatch(Exception):  # noqa: N818 - the name is the sentence
 class Database:
     """A pool of connections that speaks in named queries.
 
-    Every method takes the name of a query in `sql/queries` and its parameters by name; one that is missing or
-    unknown raises TypeError. A `fetch…` outside a transaction is a transaction of its own.
+    Every method takes the name of a query in `sql/queries` and its parameters by name. A missing or unknown
+    parameter raises TypeError. A `fetch…` outside a transaction is a transaction of its own.
     """
 
     def __init__(
         self, pool: asyncpg.Pool, acquire_timeout: float, retrier: Retrier, on_away: Callable[[], None]
     ) -> None:
-        """Takes the pool; `on_away` is called whenever the server turns out not to be there."""
+        """Takes the pool. `on_away` is called whenever the server cannot be reached."""
         self._pool = pool
         self._queries = queries()
         self._timeout = acquire_timeout
@@ -49,7 +49,7 @@ class Database:
         self._retrier = retrier
 
     async def until_done(self, transaction: Idempotent[T], doing: str) -> T:
-        """Carries a transaction out as `worker.db.retrying.Retrier.until_done` does, with what it raises."""
+        """Executes a transaction as `worker.db.retrying.Retrier.until_done` does, with the same errors."""
         return await self._retrier.until_done(transaction, doing)
 
     @asynccontextmanager
@@ -60,7 +60,7 @@ class Database:
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Transaction]:
-        """Holds one connection, without a transaction around what is done with it; what it sets is undone."""
+        """Holds one connection without a transaction; its settings and locks are reset at the end."""
         async with self._acquired() as session:
             try:
                 yield session
@@ -68,7 +68,7 @@ class Database:
                 try:
                     await session.connection.reset(timeout=self._timeout)
                 except BaseException:
-                    # Cancelled halfway, too: a session lock that it may still hold must go with it.
+                    # After a cancelled reset too: the session may still hold a lock, which must end with it.
                     session.connection.terminate()
                     raise
 
@@ -117,10 +117,10 @@ class Database:
             raise NoConnection(f"there was no connection within {self._timeout:g} s") from error
 
     async def check_version(self) -> int:
-        """Returns the version of the schema, which may be newer than the code where it still works with it.
+        """Returns the version of the schema. It may be newer than the code if the code still works with it.
 
         Raises:
-            SchemaMismatch: it is older than the code, or too new for it, or of another line.
+            SchemaMismatch: the schema is older than the code, too new for it, or has other migrations.
         """
         known = migrations()
         try:
@@ -128,7 +128,7 @@ class Database:
         except asyncpg.UndefinedTableError:
             applied = []
         present = max((one.number for one in applied), default=0)
-        if wrong := misfit(applied, known):
+        if wrong := why_incompatible(applied, known):
             raise SchemaMismatch(wrong)
         if present < len(known):
             raise SchemaMismatch(
@@ -142,7 +142,7 @@ class Database:
         await self.fetch("write_nothing")
 
     async def check(self) -> None:
-        """Prepares every named query, so that a broken one stops the start and not a delivery.
+        """Prepares every named query, so that a broken query prevents the start and does not stop a delivery.
 
         Raises:
             SchemaMismatch: a query does not fit the schema, or the schema is older or newer than the code.
@@ -153,7 +153,7 @@ class Database:
             trial = connection.transaction()
             await trial.start()
             try:
-                # Some queries speak of this table, which is temporary and goes with the trial.
+                # Some queries use this table. It is temporary and is dropped after the check.
                 await connection.execute(self._queries["create_staged_target"].text)
                 for name, query in self._queries.items():
                     try:
@@ -166,7 +166,7 @@ class Database:
                 await trial.rollback()
 
     async def close(self, timeout: float = 5) -> None:  # noqa: ASYNC109 - asyncpg's close has none
-        """Closes every connection; what is still busy after `timeout` seconds is cut off."""
+        """Closes every connection; after `timeout` seconds it cuts off those that are still busy."""
         try:
             await asyncio.wait_for(self._pool.close(), timeout)
         except TimeoutError:
@@ -203,7 +203,7 @@ class Transaction:
 
 
 def read_applied(rows: Iterable[asyncpg.Record]) -> list[Applied]:
-    """Reads the rows of `sendoff.migration`; in a schema from before the first release they say less."""
+    """Reads the rows of `sendoff.migration`; schemas before the first release have fewer columns."""
     return [Applied(row["number"], row["name"], row.get("works_from", row["number"])) for row in rows]
 
 
@@ -226,13 +226,14 @@ async def open_database(
         connect_timeout: Seconds to connect, and to wait for a free connection.
         command_timeout: Seconds for one statement, here and (a second later) in the server.
         application: The `application_name` that operators see in `pg_stat_activity`.
-        stop: Once it is set, `Database.until_done` waits for no server that is away.
-        on_away: Called whenever the server later turns out not to be there.
-        on_busy: Called with what `Database.until_done` gave up, as the server was too busy.
+        stop: After it is set, `Database.until_done` does not wait for a server that is away.
+        on_away: Called whenever the server later cannot be reached.
+        on_busy: Called with the name of the work that `Database.until_done` gave up because the server was
+            too busy.
 
     Raises:
-        DatabaseUnreachable: there is no database at the address, or it does not let us in, or a pooler stands
-            before it.
+        DatabaseUnreachable: there is no database at the address, it refuses our login, or a pooler is in
+            front of it.
     """
     session = {
         "application_name": application,
@@ -240,8 +241,8 @@ async def open_database(
         "statement_timeout": f"{int(command_timeout * 1000) + 1000}",
         "lock_timeout": f"{int(command_timeout * 1000)}",
         "idle_in_transaction_session_timeout": "60000",
-        # Every statement goes by a key: the plan is by index, and is made once. Left to itself the planner
-        # reads from end to end a table that was empty when the plan was made, for good.
+        # Every statement uses a key, so its plan uses an index and is made once. By default the planner would
+        # read the whole of a table that was empty when the plan was made, and would keep this plan.
         "plan_cache_mode": "force_generic_plan",
         "enable_seqscan": "off",
         "jit": "off",
@@ -256,7 +257,7 @@ async def open_database(
             timeout=connect_timeout,
             command_timeout=command_timeout,
             init=check_direct,
-            reset=_as_it_is,
+            reset=_without_reset,
             server_settings=marked(session),
         )
     except (*ERRORS, ValueError) as error:
@@ -264,9 +265,9 @@ async def open_database(
     return Database(pool, connect_timeout, Retrier(stop or asyncio.Event(), on_busy), on_away)
 
 
-async def _as_it_is(connection: asyncpg.Connection) -> None:
-    """Gives a connection back as it is: what a transaction does ends with it, and `session` undoes the rest.
+async def _without_reset(connection: asyncpg.Connection) -> None:
+    """Returns a connection without a reset: a transaction leaves no settings, and `session` resets its own.
 
-    asyncpg's way is to reset everything each time: four statements, and a round trip, beside the three of a
-    short transaction.
+    asyncpg resets everything each time: that is four statements and one round trip more, and a short
+    transaction takes three round trips.
     """

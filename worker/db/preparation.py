@@ -1,4 +1,4 @@
-"""What a preparation reads and writes, on the one connection that it holds."""
+"""The reads and writes of a preparation, on its one connection."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from worker.db import deliveries
 from worker.domain.audience import Cause, Target
-from worker.domain.schedule import deal
+from worker.domain.schedule import wave_ends
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from worker.domain.delivery_file import DeliveryFile
 
 _COPY_ROWS: Final = 20_000
-"""Rows of one COPY: each is a statement with its own timeout."""
+"""Rows of one COPY. Each COPY is a statement with its own timeout."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What a preparation came to."""
+    """The counts of a preparation."""
 
     preparation: int
     to_deliver: int
@@ -46,7 +46,7 @@ async def stage(session: Transaction, rows: Iterator[Target]) -> None:
 
 
 async def lock_preparation(session: Transaction, delivery_id: int) -> bool:
-    """Takes the one right to prepare a delivery until the session ends; False if another session has it."""
+    """Takes the lock to prepare a delivery until the session ends; False if another session has it."""
     return bool(await session.fetchval("lock_preparation", delivery_id=delivery_id))
 
 
@@ -60,7 +60,7 @@ async def create_delivery(tx: Transaction, definition: DeliveryFile, operator: s
 
 
 async def read_span(session: Transaction) -> tuple[datetime | None, datetime | None]:
-    """Returns when the first and the last staged row are due, of those with a time of their own."""
+    """Returns the first and the last due time of the staged rows that have their own times."""
     row = await session.fetchrow("read_span")
     return (row["first"], row["last"]) if row else (None, None)
 
@@ -68,13 +68,13 @@ async def read_span(session: Transaction) -> tuple[datetime | None, datetime | N
 async def replace_audience(
     tx: Transaction, delivery_id: int, definition: DeliveryFile, *, by_row: bool
 ) -> Counts:
-    """Makes the staged rows the delivery's audience, and the definition its content and schedule.
+    """Replaces the delivery's audience by the staged rows, and its content and schedule by the file's.
 
     Args:
         tx: The transaction.
         delivery_id: The delivery.
-        definition: Its file.
-        by_row: Whether staged rows have times of their own.
+        definition: The delivery file.
+        by_row: Whether the staged rows have their own times.
     """
     await tx.execute("drop_audience", delivery_id=delivery_id)
     await tx.execute("exclude_duplicates", cause=Cause.DUPLICATE)
@@ -104,12 +104,12 @@ async def replace_audience(
 
 
 async def _number(tx: Transaction, delivery_id: int, definition: DeliveryFile, *, by_row: bool) -> None:
-    """Numbers those who are left, so that every wave is a range of recipients."""
+    """Numbers the remaining rows, so that every wave is a range of recipients."""
     if by_row:
         await tx.execute("insert_recipients_by_time", delivery_id=delivery_id)
         await tx.execute("insert_waves_by_time", delivery_id=delivery_id)
     elif definition.waves:
-        ends = deal(await tx.fetchval("count_staged"), definition.waves)
+        ends = wave_ends(await tx.fetchval("count_staged"), definition.waves)
         firsts = [end + 1 for end in (0, *ends[:-1])]
         await tx.execute("insert_recipients_by_share", delivery_id=delivery_id, starts=firsts[1:])
         delays = [wave.after for wave in definition.waves]
@@ -121,7 +121,7 @@ async def _number(tx: Transaction, delivery_id: int, definition: DeliveryFile, *
 
 
 async def read_counts(tx: Transaction, delivery_id: int) -> Counts:
-    """Returns what the standing preparation of a delivery came to."""
+    """Returns the counts of a delivery's current preparation."""
     row = await tx.fetchrow("read_preparation", delivery_id=delivery_id)
     if row is None:
         raise LookupError(f"There is no delivery {delivery_id}.")

@@ -1,4 +1,4 @@
-"""Profiles: what is held of one, page by page, and its erasure."""
+"""Profiles: reads the stored data of one, page by page, and erases it."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ if TYPE_CHECKING:
     from worker.db.pool import Database, Transaction
 
 _PAGE: Final = 500
-"""Rows of one statement."""
+"""The most rows of one statement."""
 
 _BEFORE_ALL: Final = (2**63 - 1, 2**31 - 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """How much is held of a profile."""
+    """How much data is stored about a profile."""
 
     messages: int
     deliveries: int
     tracking_events: int
     exclusions: int
     denylisted: int
-    """Entries of the denylist, one a channel; they stay."""
+    """Entries of the denylist, one for each channel. They are kept."""
 
     @property
     def erasable(self) -> bool:
-        """Whether there is anything to erase."""
+        """Whether there is data to erase."""
         return bool(self.messages or self.exclusions)
 
 
 async def held(db: Database | Transaction, profile_id: str) -> Held:
-    """Counts what is held of a profile; all zero for one that is not known."""
+    """Counts the stored data about a profile; all zero for an unknown one."""
     row = await db.fetchrow("read_held", profile_id=profile_id)
     if row is None:
         raise AssertionError("an aggregate has a row")
@@ -51,7 +51,7 @@ async def history(db: Database, profile_id: str) -> AsyncIterator[Mapping[str, A
 
 
 async def messages(db: Database, profile_id: str) -> AsyncIterator[dict[str, Any]]:
-    """Yields all that is held of each message: with its variables, tracking events and quarantine."""
+    """Yields all stored data of each message, with its variables, tracking events and quarantine."""
     async for row in _pages(db, "read_profile_messages", profile_id, "recipient"):
         number = row["delivery_id"]
         events = await db.fetch("read_profile_events", delivery_id=number, recipient=row["recipient"])
@@ -62,13 +62,13 @@ async def messages(db: Database, profile_id: str) -> AsyncIterator[dict[str, Any
 
 
 async def exclusions(db: Database, profile_id: str) -> AsyncIterator[Mapping[str, Any]]:
-    """Yields the preparations that left the profile out, the newest first."""
+    """Yields the exclusions of the profile, the newest first."""
     async for row in _pages(db, "read_profile_exclusions", profile_id, "line"):
         yield row
 
 
 async def denylist(db: Database, profile_id: str) -> list[dict[str, Any]]:
-    """Returns the channels on which the profile is not written to."""
+    """Returns the denylist entries of the profile."""
     return [dict(row) for row in await db.fetch("read_profile_denylist", profile_id=profile_id)]
 
 
@@ -83,7 +83,7 @@ async def _pages(db: Database, query: str, profile_id: str, number: str) -> Asyn
 
 
 async def erasable(db: Database, profile_id: str) -> dict[int, list[int]]:
-    """Returns the next recipients to erase, by delivery; none where all are."""
+    """Returns the next recipients to erase, by delivery; empty if all are erased."""
     return {
         r["delivery_id"]: r["recipients"]
         for r in await db.fetch("read_erasable", profile_id=profile_id, rows=_PAGE)
@@ -93,10 +93,10 @@ async def erasable(db: Database, profile_id: str) -> dict[int, list[int]]:
 async def erase_messages(
     db: Database, profile_id: str, delivery_id: int, recipients: list[int]
 ) -> tuple[int, int] | None:
-    """Overwrites what is personal of a profile's recipients of one delivery, who are not sent to any more.
+    """Overwrites the personal data of a profile's recipients of one delivery; nothing more is sent to them.
 
     Returns:
-        How many were erased, and how many of them were still to be sent to; None while the delivery is being
+        How many were erased, and how many of them had not been sent to. None while the delivery is being
         prepared: nothing has changed.
     """
     async with db.transaction() as tx:
@@ -108,6 +108,6 @@ async def erase_messages(
 
 
 async def erase_exclusions(db: Database, profile_id: str) -> int:
-    """Overwrites some of a profile's exclusions; returns how many, 0 where none are left."""
+    """Overwrites some of a profile's exclusions; returns how many, 0 if none is left."""
     count: int = await db.fetchval("erase_exclusions", profile_id=profile_id, rows=_PAGE)
     return count

@@ -1,4 +1,4 @@
-"""What people read: the live deployment and the sending log."""
+"""Reads the live deployment and the sending log, for people."""
 
 from __future__ import annotations
 
@@ -13,40 +13,40 @@ if TYPE_CHECKING:
     from worker.db.pool import Database
 
 _RANGE: Final = 2_000
-"""Recipients that one statement looks at: some hundred kilobytes."""
+"""Recipients that one statement reads: some hundred kilobytes."""
 
 
 class Only(NamedTuple):
-    """Whom of a sending log; None for whomever."""
+    """Filters of the sending log; None does not filter."""
 
     status: str | None = None
     bounce_kind: str | None = None
     reason: str | None = None
     domain: str | None = None
-    """Of the address, in any case."""
+    """A part of the address, in upper or lower case."""
     since: datetime | None = None
-    """Whose time, that of what stands of them, is this or later; with a time zone."""
+    """The earliest time of the status, with a time zone."""
     until: datetime | None = None
-    """Whose time is earlier."""
+    """The time of the status must be earlier than this."""
 
 
 EVERYBODY: Final = Only()
 
 
 async def deployment(db: Database, delivery_id: int) -> dict[str, Any] | None:
-    """Returns the row of the view `deployment`; None where there is no such delivery."""
+    """Returns the row of the view `deployment`; None if there is no such delivery."""
     row = await db.fetchrow("read_deployment", delivery_id=delivery_id)
     return dict(row) if row else None
 
 
 async def audience(db: Database, delivery_id: int) -> tuple[int, datetime | None] | None:
-    """Returns how many recipients a delivery has, and when they left by retention; None for no delivery."""
+    """Returns a delivery's number of recipients and when retention removed them; None for no delivery."""
     row = await db.fetchrow("read_audience", delivery_id=delivery_id)
     return (row["to_deliver"], row["purged_at"]) if row else None
 
 
 async def unknown(db: Database, delivery_id: int, size: int) -> AsyncIterator[list[int]]:
-    """Yields the recipients whose outcome is unknown, by ranges of `size` recipients; none for none."""
+    """Yields recipients whose outcome is unknown, by ranges of `size` recipients; skips empty ranges."""
     recipients, _ = await audience(db, delivery_id) or (0, None)
     for first in range(1, recipients + 1, size):
         rows = await db.fetch("read_unknown", delivery_id=delivery_id, first=first, last=first + size - 1)
@@ -59,13 +59,13 @@ async def sending_log(
 ) -> AsyncIterator[asyncpg.Record]:
     """Yields the rows of the view `sending_log` by recipient, in constant memory.
 
-    A row is as it stood when its range of recipients was read; nobody is left out or comes twice.
+    A row has the values of the moment when its range was read. Each recipient comes once.
 
     Args:
         db: The database.
         delivery_id: The delivery.
-        recipients: How many it has.
-        only: Whom of them.
+        recipients: The number of its recipients.
+        only: The filters.
     """
     for first in range(1, recipients + 1, _RANGE):
         rows = await db.fetch(

@@ -1,4 +1,4 @@
-"""Sets of partitions that leave: which, what holds them back, and the steps that take them away."""
+"""Retention of sets of partitions: which may be removed, which deliveries prevent it, and the steps."""
 
 from __future__ import annotations
 
@@ -14,51 +14,52 @@ if TYPE_CHECKING:
     from worker.db.pool import Transaction
 
 _IDS_AT_ONCE: Final = 1_000
-"""Delivery ids whose pages are deleted in one statement: up to some thousand rows each."""
+"""Delivery ids whose pages are deleted in one statement. Each has up to some thousand rows."""
 
 _PATIENCE: Final = "5s"
-"""How long a step may wait for a lock; then it is tried again, so that whoever queues behind it gets on."""
+"""How long a step may wait for a lock. Then it is tried again later, so that those that wait behind it can go
+on."""
 
 _TRIES: Final = 60
-"""How often steps are tried again: a preparation of some million recipients ends meanwhile."""
+"""How often steps are tried again: enough for a preparation of some million recipients to end."""
 
 
 class StillInUse(Exception):  # noqa: N818 - the name is the sentence
-    """A partition is being read or written for longer than we wait; what is done so far stays done."""
+    """A partition is used for longer than we wait. Finished steps stay done."""
 
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A delivery that holds its set back."""
+    """A delivery that prevents the removal of its set."""
 
     delivery_id: int
     state: str
     since: datetime | None
-    """When it ended or, never confirmed, was last touched; None where it is under way."""
+    """When it ended or, if it was never confirmed, was last changed; None if it is under way."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionSet:
-    """A set, and whether it may leave."""
+    """A set, and whether it may be removed."""
 
     first_id: int
     last_id: int
     opened_at: datetime
     leaving: bool
-    """It was marked before, and not removed wholly."""
+    """It was marked earlier, and not removed completely."""
     newest: bool
     """New deliveries go into it."""
     deliveries: int
     recipients: int
     bytes: int
     held: int
-    """How many deliveries hold it back."""
+    """How many deliveries prevent its removal."""
     held_by: tuple[Holder, ...]
-    """The first of them."""
+    """The first of these deliveries."""
 
     @property
     def leaves(self) -> bool:
-        """Whether it may leave now."""
+        """Whether it may be removed now."""
         return self.leaving or not (self.newest or self.held)
 
 
@@ -66,7 +67,7 @@ async def survey(session: Transaction, older_than: timedelta) -> list[PartitionS
     """Returns every set, the oldest first.
 
     Args:
-        session: The connection.
+        session: The connection to use.
         older_than: How long ago a delivery must have ended.
     """
     found = []
@@ -77,12 +78,12 @@ async def survey(session: Transaction, older_than: timedelta) -> list[PartitionS
 
 
 async def lock(session: Transaction) -> bool:
-    """Takes the one right to remove sets until the session ends; False if another session has it."""
+    """Takes the lock to remove sets until the session ends; False if another session has it."""
     return bool(await session.fetchval("lock_retention"))
 
 
 async def mark(session: Transaction, one: PartitionSet, older_than: timedelta) -> bool:
-    """Marks a set and its deliveries as leaving, judged again with their rows locked; False if it is held."""
+    """Locks a set's deliveries, checks them again, and marks all for removal; False if one prevents it."""
     async with session.connection.transaction():
         await session.execute("lock_set", first_id=one.first_id, last_id=one.last_id)
         now = next((s for s in await survey(session, older_than) if s.first_id == one.first_id), None)
@@ -94,7 +95,7 @@ async def mark(session: Transaction, one: PartitionSet, older_than: timedelta) -
 
 
 async def remove(session: Transaction, one: PartitionSet) -> None:
-    """Removes a marked set; may be repeated after it broke off anywhere.
+    """Removes a marked set. It may be repeated after it was interrupted.
 
     Raises:
         StillInUse: a transaction holds a partition for too long.

@@ -1,4 +1,4 @@
-"""Carrying transactions out: a database that is away is waited for, a busy one is asked a few times."""
+"""Repeats transactions: waits for a database that is away, and asks a busy one a few times."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import structlog
 
 from worker.db.failures import ERRORS, classify, is_about_the_data
 from worker.domain.failures import Broken, Busy, Failure, Stopped
-from worker.lifecycle import pause, unless
+from worker.lifecycle import pause, unless_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -27,56 +27,56 @@ _LONGEST_PAUSE: Final = 5.0
 
 _BUSY_TRIES: Final = 3
 _BUSY_SECONDS: Final = 10.0
-"""A busy database gets so many tries at least, and as many as fit into so many seconds: three statement
+"""A busy database gets at least so many tries, and tries for at least so many seconds: three statement
 timeouts, or some eight collisions and refused connections."""
 
 
 class Unstorable(Exception):  # noqa: N818 - the name is the sentence
-    """The database refuses the values themselves: one of the rows, or the message, is to blame."""
+    """The database refuses the values themselves: a row or the message is the cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Idempotent(Generic[T]):
-    """A whole transaction that may be carried out more than once, since it does the same every time.
+    """A whole transaction that may be executed more than once with the same effect.
 
-    An attempt that was cut off may have been committed, and is repeated all the same. The wrapper is the
-    caller's word that this does no harm; it must be given explicitly.
+    An attempt that was interrupted may have been committed, and is repeated. With this wrapper the caller
+    states explicitly that a repeat is harmless.
     """
 
     action: Callable[[], Coroutine[Any, Any, T]]
 
 
 class Retrying(Protocol):
-    """Carries transactions out: the database does, and in unit tests a fake that needs none."""
+    """Executes transactions: the database does, and a fake in unit tests."""
 
     async def until_done(self, transaction: Idempotent[T], doing: str) -> T:
-        """Carries a transaction out, and returns what it returns; as `Retrier.until_done`."""
+        """Executes a transaction and returns its result, as `Retrier.until_done`."""
 
 
 class Retrier:
-    """Repeats transactions until they are done, given up, or the process stops."""
+    """Repeats transactions until they are done or given up, or the process stops."""
 
     def __init__(self, stop: asyncio.Event, on_busy: Callable[[str], None]) -> None:
         """Takes its parts.
 
         Args:
-            stop: Once it is set, nobody waits for a database that is away.
-            on_busy: Called with what was being done whenever it is given up.
+            stop: After it is set, nothing waits for a database that is away.
+            on_busy: Called with the name of the work whenever it is given up.
         """
         self._stop = stop
         self._on_busy = on_busy
 
     async def until_done(self, transaction: Idempotent[T], doing: str) -> T:
-        """Carries a transaction out; `worker.db.failures` says what an error means.
+        """Executes a transaction; `worker.db.failures` classifies its errors.
 
-        An outage is waited for, and logged when it begins and when it ends.
+        It waits during an outage, and logs when the outage begins and ends.
 
         Args:
-            transaction: It may run more than once.
-            doing: What is being done, for the log and the metric.
+            transaction: The transaction. It may run more than once.
+            doing: The name of the work, for the log and the metric.
 
         Raises:
-            Busy: the database was there and too busy for it, at least three times in at least ten seconds.
+            Busy: the database was too busy, at least three times in at least ten seconds.
             Unstorable: the values are refused (SQLSTATE classes 22 and 23).
             Broken: the database refuses it for another reason.
             Stopped: `stop` was set while the database is away. An attempt may have been committed.
@@ -85,7 +85,7 @@ class Retrier:
         for tries in itertools.count():
             try:
                 result = await (
-                    unless(self._stop, transaction.action()) if trouble.away else transaction.action()
+                    unless_stopped(self._stop, transaction.action()) if trouble.away else transaction.action()
                 )
             except ERRORS as error:
                 failure, because = classify(error), str(error) or type(error).__name__
@@ -99,7 +99,7 @@ class Retrier:
             else:
                 trouble.over()
                 return result
-            # Jitter, lest every worker comes back at the same moment.
+            # Jitter, so that the workers do not all come back at the same moment.
             longest = min(_SHORTEST_PAUSE * 2 ** min(tries, 7), _LONGEST_PAUSE)
             seconds = longest * random.uniform(0.5, 1)  # noqa: S311
             if not trouble.away:
@@ -110,7 +110,7 @@ class Retrier:
 
 
 class _Trouble:
-    """What went wrong with one transaction so far; says so in the log, once for an outage."""
+    """The failures of one transaction so far. It logs an outage once."""
 
     def __init__(self, doing: str) -> None:
         self._doing = doing

@@ -1,4 +1,4 @@
-"""What the server says of itself and of us: who we are to it, and when a commit counts."""
+"""Reads facts about the server: our role, and when it answers a commit."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """The role that we are logged in as, and what it may do."""
+    """Our role at the server, and what it may do."""
 
     name: str
     superuser: bool
     owner: bool
-    """Whether it owns the schema, by itself or as a member of the owner."""
+    """Whether it owns the schema, or is a member of the owner."""
     writes: bool
     """Whether it may write rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Durability:
-    """When a commit is answered."""
+    """When the server answers a commit."""
 
     commits: str
     """Postgres's `synchronous_commit`: on, remote_apply, remote_write, local or off."""
@@ -34,12 +34,12 @@ class Durability:
 async def role(db: Database) -> Role:
     """Returns the role of the connection."""
     row = await db.fetchrow("read_role")
-    assert row is not None  # noqa: S101 - the schema is there, or the version could not be read
+    assert row is not None  # noqa: S101 - the version was read, so the schema exists
     return Role(**row)
 
 
 async def durability(db: Database) -> Durability:
-    """Returns what a commit waits for."""
+    """Returns the settings that say what a commit waits for."""
     row = await db.fetchrow("read_durability")
-    assert row is not None  # noqa: S101 - one row by its form
+    assert row is not None  # noqa: S101 - the query always has one row
     return Durability(**row)

@@ -1,4 +1,4 @@
-"""The start of a confirmed delivery: one transaction over its claims, its row, its pages and its operator."""
+"""Starts a confirmed delivery: one transaction for its claims, its row, its pages and its operator."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Starts:
 
     @asynccontextmanager
     async def begin(self, delivery_id: int) -> AsyncIterator[Start]:
-        """Opens a transaction about one delivery; commits when the block ends, rolls back when it raises."""
+        """Opens a transaction for one delivery; commits when the block ends, rolls back when it raises."""
         async with self._db.transaction() as tx:
             yield Start(tx, delivery_id)
 
 
 class Start:
-    """What is read and written of one delivery within the transaction."""
+    """The reads and writes of one delivery's start, in one transaction."""
 
     def __init__(self, tx: Transaction, delivery_id: int) -> None:
         """Takes the transaction and the delivery's number."""
@@ -40,15 +40,15 @@ class Start:
         self._delivery_id = delivery_id
 
     async def close_claims(self) -> None:
-        """Waits for the claims under way and lets no other in until the transaction ends."""
+        """Waits for the claims under way, and blocks new ones until the transaction ends."""
         await accounts.close_claims(self._tx, self._delivery_id)
 
     async def delivery(self) -> Delivery | None:
-        """Reads and locks the delivery's row; None where there is none."""
+        """Reads and locks the delivery's row; None if there is none."""
         return await deliveries.read_for_update(self._tx, self._delivery_id)
 
     async def now(self) -> datetime:
-        """Returns the database's time, aware."""
+        """Returns the database's time, with its time zone."""
         return await deliveries.now(self._tx)
 
     async def authority(self) -> tuple[str, bool]:
@@ -68,9 +68,9 @@ class Start:
         await deliveries.move(self._tx, self._delivery_id, by, reason=reason)
 
     async def cancel_remaining(self) -> None:
-        """Counts what was not tried as cancelled; call `close_claims` first."""
+        """Counts recipients that were not tried as cancelled; call `close_claims` first."""
         await accounts.cancel_remaining(self._tx, self._delivery_id)
 
     async def open_pages(self) -> None:
-        """Has the waves follow the start, which is now; the fan-out is woken when the transaction commits."""
+        """Sets the waves' times from the start, which is now, and wakes the fan-out at the commit."""
         await pages.start(self._tx, self._delivery_id)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _SNAPSHOTS: Final = 3
 
 _LARGE: Final = 200_000
-"""Recipients from which on a recount is worth the server's parallel workers and a second connection."""
+"""Recipients above which a recount uses the server's parallel workers and a second connection."""
 
 
 class TookTooLong(Exception):  # noqa: N818 - the name is the sentence
@@ -29,14 +29,14 @@ class TookTooLong(Exception):  # noqa: N818 - the name is the sentence
 
 @dataclass(frozen=True, slots=True)
 class Recount:
-    """What a recount came to.
+    """The result of a recount.
 
     Attributes:
         deployment: The row of the view `deployment`.
         excluded_by_cause: What the preparation left out.
-        as_of: The moment of both.
-        drift: By counter, the recounted number less the counter's, where they differed before the repair.
-        exact: Whether it was recounted; else these are the live counters.
+        as_of: The time of the snapshot.
+        drift: For each counter that differed before the repair, the recounted number minus the counter.
+        exact: Whether it was recounted. If not, these are the live counters.
     """
 
     deployment: dict[str, Any]
@@ -58,13 +58,13 @@ class Statistics:
 
         Args:
             delivery_id: The delivery.
-            deadline: Seconds for everything, the wait for another's recount of the same delivery among them.
+            deadline: Seconds for everything, with the wait for another recount of the same delivery.
 
         Returns:
-            None where there is no such delivery.
+            None if there is no such delivery.
 
         Raises:
-            TookTooLong: the deadline passed, or somebody cancelled the statement. Nothing was repaired.
+            TookTooLong: the deadline passed, or the statement was cancelled. Nothing was repaired.
         """
         async with self._db.session() as session:
             try:
@@ -78,7 +78,7 @@ class Statistics:
                 raise TookTooLong from error
 
     async def live(self, delivery_id: int) -> Recount | None:
-        """Reads the counters as they are, without a recount; None where there is no such delivery."""
+        """Reads the counters as they are, without a recount; None if there is no such delivery."""
         async with self._db.transaction(isolation="repeatable_read", readonly=True) as tx:
             return await _live(tx, delivery_id)
 
@@ -92,8 +92,8 @@ async def _live(tx: Transaction, delivery_id: int) -> Recount | None:
 
 
 async def _recount(db: Database, session: Transaction, delivery_id: int) -> Recount | None:
-    # What happens between a snapshot and its repair leaves the difference as it is, or is one of the two
-    # things that the repair looks for, each of which happens once.
+    # Changes between a snapshot and its repair do not change the difference, except two changes that the
+    # repair checks for. Each of these happens only once.
     for _ in range(_SNAPSHOTS):
         async with session.connection.transaction(isolation="repeatable_read", readonly=True):
             deployment = await session.fetchrow("read_deployment", delivery_id=delivery_id)
@@ -102,7 +102,7 @@ async def _recount(db: Database, session: Transaction, delivery_id: int) -> Reco
             large = deployment["to_deliver"] >= _LARGE
             counted, tracked, causes = await _count(db, session, delivery_id, large=large)
         found = Recount(dict(deployment), causes, counted["as_of"], {}, exact=not counted["purged"])
-        if counted["purged"]:  # its outcomes have left by retention: the counters are all that is known
+        if counted["purged"]:  # retention removed its outcomes: only the counters are left
             return found
         exact = {**counted, **tracked}
         drift = {k: exact[k] - live for k, live in deployment.items() if k in exact and exact[k] != live}
@@ -120,18 +120,18 @@ async def _count(
 ) -> tuple[asyncpg.Record, asyncpg.Record, dict[str, int]]:
     """Counts outcomes, tracked recipients and exclusions in the snapshot of the session's transaction.
 
-    Of a large delivery the two last on a second connection: one after the other, each count would wait 5 to
-    10 ms for workers of the server to come up.
+    For a large delivery, a second connection counts the last two. In sequence, each count would wait 5 to 10
+    ms until the server's workers have started.
     """
     if not large:
-        rest = await _count_rest(session, delivery_id)  # and with its plan for the rest of the transaction
+        rest = await _count_rest(session, delivery_id)  # its plan is used for the rest of the transaction too
         (counted,) = await session.fetch("recount", delivery_id=delivery_id)
         return counted, *rest
     snapshot = await session.fetchval("export_snapshot")
 
     async def count_beside() -> tuple[asyncpg.Record, dict[str, int]]:
         async with db.transaction(isolation="repeatable_read", readonly=True) as tx:
-            # A literal of the server's own making: the statement takes no parameter.
+            # The server made this literal. The statement accepts no parameter.
             await tx.connection.execute(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
             return await _count_rest(tx, delivery_id)
 
@@ -152,6 +152,7 @@ async def _repair(
     session: Transaction, delivery_id: int, cancelled_at: datetime | None, drift: Mapping[str, int]
 ) -> bool:
     async with session.connection.transaction():
-        # A stop computes "the rest" from the counters, with this lock alone: all of the repair, or nothing.
+        # A stop computes "the rest" from the counters and holds this lock exclusively, so it sees the whole
+        # repair or none.
         await accounts.share_claims(session, delivery_id)
         return await accounts.repair(session, delivery_id, cancelled_at, drift)

@@ -1,4 +1,4 @@
-"""Tracking events: recorded with what they change, in one transaction."""
+"""Records tracking events and the changes that they cause, in one transaction."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class TrackingChanges:
     """What a batch changed.
 
     Attributes:
-        events: How many events were not there yet.
-        machines: Of these, a machine's.
-        opted_out: Recipients whose opt-out was heeded.
+        events: How many events were new.
+        machines: Of these, how many came from machines.
+        opted_out: Recipients whose opt-out was applied.
     """
 
     events: int
@@ -37,20 +37,20 @@ class TrackingLog:
         """Takes the database."""
         self._db = db
 
-    async def record(self, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> Recorded:
-        """Records events of a delivery's recipients, moves the counters, and puts who opted out on the lists.
+    async def record(self, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> TrackingChanges:
+        """Records events of a delivery's recipients, moves the counters, and adds opt-outs to the denylist.
 
         Args:
             delivery_id: The delivery.
-            tracked: The events, each event_id once.
-            rules: The version of the rules that judged them.
+            tracked: The events. Each event_id comes once.
+            rules: The version of the rules that classified them.
 
         Returns:
             What it changed.
         """
         events = [t.event for t in tracked]
         async with self._db.transaction() as tx:
-            # Nobody is erased meanwhile, to whom this would give an address of the web again.
+            # Blocks erasures meanwhile: otherwise this could store a web address of an erased profile.
             await accounts.share_claims(tx, delivery_id)
             (row,) = await tx.fetch(
                 "record_tracking",
@@ -67,11 +67,11 @@ class TrackingLog:
             new = set(row["optouts"] or ())
             opted_out = {t.event.recipient for t in tracked if t.heeded and t.event.event_id in new}
             if opted_out:
-                await _write_to_them_no_more(tx, delivery_id, sorted(opted_out))
-        return Recorded(row["recorded"], row["machines"], len(opted_out))
+                await _add_to_denylist(tx, delivery_id, sorted(opted_out))
+        return TrackingChanges(row["recorded"], row["machines"], len(opted_out))
 
 
-async def _write_to_them_no_more(tx: Transaction, delivery_id: int, recipients: Sequence[int]) -> None:
+async def _add_to_denylist(tx: Transaction, delivery_id: int, recipients: Sequence[int]) -> None:
     rows = await tx.fetch("read_opted_out", delivery_id=delivery_id, recipients=recipients)
     profiles = {r["profile_id"] for r in rows} - {None}
     if profiles:

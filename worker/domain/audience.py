@@ -1,4 +1,4 @@
-"""Who is written to and who is left out: addresses, and the rows of a recipients file as targets."""
+"""Checks addresses, and turns the rows of a recipients file into targets."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from worker.domain.recipients_file import RecipientsFile
 
 _LONGEST_ADDRESS: Final = 1_000
-"""Characters of what stands in the address column that are looked at and kept: about four addresses."""
+"""Characters of the address column that are checked and kept: about four addresses."""
 _LABEL = r"(?!..--)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _ATEXT = r"[a-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _PLAIN: Final = re.compile(rf"({_ATEXT}(?:\.{_ATEXT})*)@(?:{_LABEL}\.)+([a-z]{{2,63}})")
 _LONGEST_MAIL_ADDRESS: Final = 254
 _LONGEST_LOCAL_PART: Final = 64
-"""Octets before the @ (RFC 5321, 4.5.3.1.1): relays refuse more."""
+"""Octets before the @ (RFC 5321, 4.5.3.1.1). Relays refuse more."""
 _RESERVED: Final = frozenset(name.rpartition(".")[2] for name in SPECIAL_USE_DOMAIN_NAMES)
 _ONE_CASE: Final = frozenset(CASE_INSENSITIVE_MAILBOX_NAMES)
 
@@ -36,17 +36,17 @@ class Cause(StrEnum):
     EMPTY = "empty"
     """Its address is empty."""
     INVALID = "invalid"
-    """Its address is none."""
+    """Its address is not valid."""
     DUPLICATE = "duplicate"
     """A row before it has the same address."""
     QUARANTINED = "quarantined"
     """Its address is in quarantine on the channel."""
     DENYLISTED = "denylisted"
-    """Its profile is on the channel's denylist: they opted out, say."""
+    """Its profile is on the channel's denylist, for example after an opt-out."""
     MALFORMED = "malformed"
     """Its row does not fit the header, or cannot be read."""
     MISTIMED = "mistimed"
-    """When it is to be sent to cannot be read, or its time zone is not known."""
+    """Its time cannot be read, or its time zone is not known."""
 
 
 class AddressInvalid(ValueError):  # noqa: N818 - the name is the sentence
@@ -54,33 +54,33 @@ class AddressInvalid(ValueError):  # noqa: N818 - the name is the sentence
 
 
 class Target(NamedTuple):
-    """A row of the recipients file, judged by itself alone."""
+    """A row of the recipients file, checked without looking at other rows."""
 
     line: int
     """The row's first line in the file, from 1."""
     address: str | None
-    """In its normal form, or as it was written where it is left out; None for a malformed row."""
+    """The address in its normal form, or as written if the row is left out; None for a malformed row."""
     address_key: str | None
-    """What duplicates and quarantine go by; None where it is left out."""
+    """The key for duplicates and quarantine; None if the row is left out."""
     profile_id: str | None
     variables: str | None
-    """The values of all columns but the address, as a JSON object; None where it is left out."""
+    """The values of all columns but the address, as a JSON object; None if the row is left out."""
     cause: Cause | None
     detail: str | None
     due_at: datetime | None
-    """When it may be sent to, in UTC; None for from the start on, and where it is left out."""
+    """When it may be sent, in UTC; None if that is the start, or if the row is left out."""
 
 
 def address_key(address: str) -> str:
-    """Returns what two addresses share that reach the same mailbox in practice: they differ in case alone."""
+    """Returns the same key for addresses that differ only in upper and lower case: they reach one mailbox."""
     return address.lower()
 
 
 def mail_address(text: str) -> str:
     """Returns a mail address in its normal form: Unicode composed (NFC), the domain in lower case, U-labels.
 
-    Addresses in plain ASCII, which are nearly all, are checked by one expression; it accepts less than
-    email-validator and gives the same form, at 1 µs instead of 30.
+    Nearly all addresses are plain ASCII. One expression checks them: it accepts fewer than email-validator
+    and gives the same form, in 1 µs instead of 30.
 
     Raises:
         AddressInvalid: It is not one address of the public internet.
@@ -98,22 +98,22 @@ def mail_address(text: str) -> str:
 
 
 def any_address(text: str) -> str:
-    """Returns the address of a channel whose addresses only its sender knows to judge: as it is."""
+    """Returns an address unchanged: only the foreign sender of its channel can check it."""
     return text
 
 
 def targets(
     file: RecipientsFile, rule: Callable[[str], str], due: Callable[[Mapping[str, str]], datetime | None]
 ) -> Iterator[Target]:
-    """Judges each row of a recipients file by itself.
+    """Checks each row of a recipients file without looking at other rows.
 
-    Every column but the address becomes a variable, `profile_id` too; one whose name is not an identifier
-    reaches the senders, but a template cannot name it.
+    Every column but the address becomes a variable, `profile_id` too. If the name of a column is not an
+    identifier, senders get the variable, but a template cannot name it.
 
     Args:
-        file: The file, its header read.
+        file: The file, after its header was read.
         rule: Returns an address in its normal form, or raises AddressInvalid.
-        due: Returns when a row, by its columns, may be sent to, or raises ValueError.
+        due: Returns when a row may be sent, by its columns, or raises ValueError.
     """
     columns = file.columns
     encode = JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode

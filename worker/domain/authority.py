@@ -1,4 +1,4 @@
-"""Who may speak: which broker users may publish commands, and whom a signed token lets speak. Pure."""
+"""Which broker users may publish commands, and which operator a signed token authorises. Pure."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from worker.domain.refusals import Refused
 
 @dataclass(frozen=True, slots=True)
 class Bearer:
-    """Whom a verified token names, and the roles that it gives them."""
+    """The operator of a verified token, and the token's roles."""
 
     operator: str
     roles: frozenset[Role]
 
 
 def check_publisher(user: str | None, allowed: frozenset[str]) -> Refused | None:
-    """Refuses a command of a broker user who may not publish any.
+    """Refuses a command of a broker user who may not publish commands.
 
     Args:
-        user: The message's `user_id`, which the broker has compared with the connection's user; None where
+        user: The message's `user_id`, which the broker has compared with the connection's user; None if
             the publisher left it out.
-        allowed: The broker users who may; none at all means everybody.
+        allowed: The broker users who may; empty for everybody.
     """
     if not allowed or user in allowed:
         return None
@@ -37,21 +37,21 @@ def check_publisher(user: str | None, allowed: frozenset[str]) -> Refused | None
 
 
 def check_bearer(bearer: Bearer, operator: str) -> Refused | None:
-    """Refuses a command that names another operator than its token does."""
+    """Refuses a command if its token names another operator."""
     if bearer.operator == operator:
         return None
     return not_allowed(f"The token is for “{bearer.operator}”, and the command names “{operator}”.")
 
 
 def acting_operator(listed: Operator | None, bearer: Bearer | None) -> Operator | None:
-    """Returns the operator whom the rules go by.
+    """Returns the operator whose roles the rules check.
 
-    With a token, the roles are the token's alone and nobody needs to be in the directory; who was deactivated
-    there stays so, because a token cannot be taken back before it expires.
+    With a token, only the token's roles count, and the operator need not be in the directory. An operator who
+    is deactivated in the directory stays inactive, because a token cannot be revoked before it expires.
 
     Args:
         listed: The directory's entry, read in the transaction that moves the state.
-        bearer: Whom the command's token names; None where tokens are not asked for.
+        bearer: The bearer of the command's token; None if tokens are not required.
     """
     if bearer is None:
         return listed
@@ -59,12 +59,13 @@ def acting_operator(listed: Operator | None, bearer: Bearer | None) -> Operator 
 
 
 def check_start(listed: Operator | None, name: str, *, by_token: bool) -> str | None:
-    """Says why a scheduled delivery must not start under the authority that it was confirmed with, or None.
+    """Returns why a scheduled delivery must not start under its recorded authority, or None.
 
     Args:
         listed: The directory's entry for `name`, read in the transaction that starts the delivery.
-        name: Who confirmed the delivery, or resumed it last.
-        by_token: Whether a token gave them their roles then; the directory can but have deactivated them.
+        name: The operator who confirmed the delivery, or resumed it last.
+        by_token: Whether a token gave the roles then. In this case only a deactivation in the directory
+            counts.
     """
     if listed is not None and not listed.active:
         why = "has been deactivated"
@@ -76,5 +77,5 @@ def check_start(listed: Operator | None, name: str, *, by_token: bool) -> str | 
 
 
 def not_allowed(sentence: str) -> Refused:
-    """Refuses to listen to whoever published a command."""
+    """Returns the refusal for a publisher that may not publish commands."""
     return Refused(Reason.PUBLISHER_NOT_ALLOWED, sentence)

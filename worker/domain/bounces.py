@@ -1,15 +1,15 @@
-"""What an SMTP refusal means: how it weighs, why it came, and whose fault it is.
+"""What an SMTP refusal means: whether it is permanent, why it came, and whose fault it is.
 
-Three questions are kept apart, because the answers are independent: whether trying again can help (the first
-digit of `status`), whose fault it is, and whether the address is at fault for good (`hard`). Only that last
-one may keep an address from being mailed again, so it is said only where the reply blames the recipient
-beyond doubt; a refusal of our own reputation is never held against the recipient's address.
+There are three questions with independent answers. Can another attempt help (the first digit of `status`)?
+Whose fault is it? Is the address permanently at fault (`hard`)? Only `hard` may stop later messages to an
+address. So a refusal is hard only if the reply clearly blames the recipient. A refusal of our own reputation
+is never the fault of the recipient's address.
 
-The rules are data, asked in this order:
+The rules are data. They are applied in this order:
 
-1. words that blame the sender's reputation, authentication or set-up, whatever the code beside them says;
+1. words that blame the sender's reputation, authentication or set-up: they win over the code;
 2. the enhanced status code (RFC 3463 and the registry of RFC 5248), where it is a specific one;
-3. words for the rest, as many servers give vague codes with exact words;
+3. words for the rest, since many servers give vague codes with exact words;
 4. the enhanced status code where it is a vague one, and last the basic code (RFC 5321 section 4.2.3).
 """
 
@@ -22,7 +22,7 @@ from typing import Final
 from contracts.results import BounceKind, BounceReason, Fault
 
 LONGEST_REPLY: Final = 1000
-"""Characters of a reply that are kept: real ones are far shorter, and a server may send any amount."""
+"""Characters of a reply that are kept. Real replies are far shorter, but a server may send any amount."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class _Rule:
     reason: BounceReason
     fault: Fault
     hard: bool = False
-    """A permanent refusal by this rule says that the address does not work."""
+    """Whether a permanent refusal by this rule means that the address does not work."""
     vague: bool = False
-    """Words beside the code say more than the code."""
+    """Whether the words of the reply say more than the code."""
 
 
 _R, _F = BounceReason, Fault
@@ -63,7 +63,7 @@ _ENHANCED: Final[dict[str, _Rule]] = {
     # X.2: the mailbox (3.3)
     "2.0": _Rule(_R.REFUSED, _F.RECIPIENT, vague=True),
     "2.1": _Rule(_R.ACCOUNT_DISABLED, _F.RECIPIENT, hard=True, vague=True),
-    "2.2": _Rule(_R.MAILBOX_FULL, _F.RECIPIENT),  # "a persistent transient failure": not for good
+    "2.2": _Rule(_R.MAILBOX_FULL, _F.RECIPIENT),  # "a persistent transient failure": not permanently
     "2.3": _Rule(_R.TOO_LARGE, _F.CONTENT),
     "2.4": _Rule(_R.REFUSED, _F.RECIPIENT),
     # X.3: the mail system (3.4)
@@ -193,7 +193,7 @@ _SENDER_WORDS: Final[tuple[_Words, ...]] = (
         r"\b(spam|unsolicited|junk mail|bulk mail|phish\w*|virus|malware|malicious)\b",
     ),
 )
-"""Asked before anything else: a reply that says such a thing never condemns the recipient's address."""
+"""The first rules: a reply with these words is never the fault of the recipient's address."""
 
 _OTHER_WORDS: Final[tuple[_Words, ...]] = (
     _words(_Rule(_R.GREYLISTED, _F.INFRASTRUCTURE), r"gr[ea]y[ -]?list"),
@@ -223,7 +223,7 @@ _OTHER_WORDS: Final[tuple[_Words, ...]] = (
         r"(unknown|invalid|no such|bad|non-?existent) (local )?"
         r"(user|mailbox|recipient|account|address|person)",
         r"mailbox unavailable|no mailbox|not our customer|undeliverable address",
-        # So Exchange Online says that there is no such recipient; with 5.7.1 it is a policy of Postfix's.
+        # Exchange Online writes this for an unknown recipient. With 5.7.1 it is a policy of Postfix.
         r"\b4\.1 recipient address rejected: access denied",
     ),
     _words(
@@ -234,17 +234,17 @@ _OTHER_WORDS: Final[tuple[_Words, ...]] = (
         _Rule(_R.POLICY, _F.SENDER), r"policy|policies|not permitted|not allowed|administrative prohibition"
     ),
 )
-"""Asked where the enhanced code is missing or vague."""
+"""The rules for replies without an enhanced code, or with a vague one."""
 
 _ADDRESS: Final = re.compile(r"\S+@\S+")
-"""Taken out before words are looked for: a mailbox named spam@ says nothing about the refusal."""
+"""Removed before the search for words: a mailbox named spam@ says nothing about the refusal."""
 
 _STATUS: Final = re.compile(r"(?:^\s*|#)([245])\.(\d{1,3})\.(\d{1,3})(?![\d.])")
-"""At the beginning of the text (RFC 2034 section 4), or as `#5.1.1`, which some servers put at its end."""
+"""At the beginning of the text (RFC 2034 section 4), or as `#5.1.1`, which some servers write at its end."""
 
 
 def enhanced_status(text: str) -> str | None:
-    """Finds the enhanced status code in a reply's text; an IP address is none."""
+    """Finds the enhanced status code in a reply's text. An IP address is not one."""
     found = _STATUS.search(text)
     return f"{found[1]}.{int(found[2])}.{int(found[3])}" if found else None
 
@@ -264,15 +264,15 @@ def reply_line(code: int, text: str) -> str:
 
 
 def classify(code: int, text: str, *, status: str | None = None, recipient_named: bool = True) -> Classified:
-    """Says what a refusal means.
+    """Returns what a refusal means.
 
     Args:
-        code: The basic code, 400 to 599; its first digit alone says whether it is for good (RFC 5321 section
+        code: The basic code, 400 to 599; its first digit alone says whether it is permanent (RFC 5321 section
             4.2.1).
         text: The words beside it.
         status: The enhanced code; read from the text if not given.
-        recipient_named: Whether the server had been told the recipient. A refusal of MAIL comes before that,
-            and so never blames the recipient.
+        recipient_named: Whether the server knew the recipient. A refusal of MAIL comes before RCPT, so it
+            never blames the recipient.
 
     Returns:
         The meaning. `hard` comes only with a permanent code and the recipient's fault.

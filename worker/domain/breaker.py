@@ -1,4 +1,4 @@
-"""The circuit breaker: when too many of a delivery's recipients bounce or fail, it is paused. Pure."""
+"""The circuit breaker pauses a delivery with too many bounces or errors. Pure."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from contracts.events import Figures
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """When the breaker trips; 0 turns off what it stands for."""
+class BreakerLimits:
+    """When the breaker trips; 0 turns a limit off."""
 
     minimum: int
-    """Recipients that must have been attempted before any share counts; 0 turns the breaker off."""
+    """Recipients that must have been attempted before the breaker can trip; 0 turns the breaker off."""
     hard_bounce_pct: float
-    """The share of hard bounces that is still borne, in percent of the attempted."""
+    """The allowed share of hard bounces, in percent of the attempted."""
     error_pct: float
-    """The share of errors that is still borne, in percent of the attempted."""
+    """The allowed share of errors, in percent of the attempted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Recipients by their standing outcome."""
+    """The number of recipients by their current outcome."""
 
     attempted: int
     """Sent, bounced or errors."""
@@ -37,15 +37,15 @@ class Tripped:
     figures: Figures
 
 
-def judge(tally: Tally, limits: Limits) -> Tripped | None:
-    """Says whether a share is above its limit: at the limit it is still borne.
+def judge(tally: Tally, limits: BreakerLimits) -> Tripped | None:
+    """Returns whether a share is above its limit. A share at the limit is allowed.
 
     Args:
         tally: The outcomes so far.
         limits: The delivery's limits.
 
     Returns:
-        None where it does not trip.
+        None if it does not trip.
     """
     if not limits.minimum or tally.attempted < limits.minimum:
         return None

@@ -1,4 +1,4 @@
-"""The rules of a confirm: may this operator start this delivery now? Pure: rows in, a verdict out."""
+"""The rules of a confirm: whether this operator may start this delivery now. Pure."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 def check_confirm(  # noqa: PLR0911 - one return for each rule, in their order
     command: Confirm, operator: Operator | None, delivery: Delivery | None, now: datetime
 ) -> Refused | None:
-    """Says why a confirm must be refused, or None where it may go on.
+    """Returns why a confirm must be refused, or None if it may go on.
 
     Args:
         command: The confirm, definitive or not.
         operator: The directory's entry for `command.operator`, read in the transaction that moves the state.
         delivery: The delivery, read and locked in the same transaction.
-        now: The time, aware.
+        now: The time, with its time zone.
     """
     refused = refuse_operator(operator, command.operator, Role.START_DELIVERIES, "confirm a send")
     if refused is not None:
@@ -76,7 +76,7 @@ def summary(delivery: Delivery, excluded: dict[str, int], waves: Waves, now: dat
     Args:
         delivery: The delivery.
         excluded: Targets left out by the preparation, by cause.
-        waves: How it is dealt out over time.
+        waves: The first waves, and the number of all.
         now: The time, aware; the validity is counted from it where there is no contact date.
     """
     return Summary(

@@ -15,7 +15,7 @@ _FIELD_NAME: Final = re.compile(r"[!-9;-~]+")
 _BUILT: Final = frozenset(
     {"bcc", "cc", "date", "from", "message-id", "mime-version", "reply-to", "sender", "subject", "to"}
 )
-"""Headers that the message building writes itself, or that would name further recipients."""
+"""Headers that the message builder writes, or that would name further recipients."""
 
 _TRANSIT: Final = (
     "content-",
@@ -26,10 +26,10 @@ _TRANSIT: Final = (
     "return-path",
     "authentication-results",
 )
-"""Beginnings of the names of headers that describe the body, or that only servers on the way may write."""
+"""Prefixes of the names of headers that describe the body, or that only mail servers may write."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-"""Whatever some program on the way may take for the end of a header line."""
+"""Characters that some program may read as the end of a header line."""
 
 
 def _one_mailbox(value: str) -> str:
@@ -47,7 +47,7 @@ def _not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError("it must not be blank")
     if "\0" in value:
-        raise ValueError("it holds a NUL character")  # which Postgres does not store
+        raise ValueError("it holds a NUL character")  # Postgres does not store it
     return value
 
 
@@ -60,24 +60,23 @@ Address = Annotated[str, AfterValidator(_one_mailbox)]
 
 
 class ContentInvalid(ValueError):  # noqa: N818 - named for what it is, as a verdict is
-    """A content cannot be sent to anybody; the message says why."""
+    """A content cannot be sent to any recipient; the message says why."""
 
 
 class EmailContent(BaseModel):
-    """What an email delivery says, and in whose name.
+    """The content and the sender of an email delivery.
 
     `subject`, `text`, `html`, `to_name` and the values of `headers` are templates. `from` and `reply_to` are
-    not: who speaks is checked once, when the delivery is prepared, and must not hang on a value in the
-    recipients file, which would put the sender's name and domain (SPF, DKIM, DMARC) into the hands of whoever
-    filled that in.
+    not: the sender is checked once, at the preparation. It must not depend on a value of the recipients file:
+    otherwise the author of that file could choose the sender's name and domain (SPF, DKIM, DMARC).
 
-    An unknown field is refused: a misspelt `htlm` would otherwise be left out without a word.
+    An unknown field is refused: otherwise a misspelt `htlm` would be ignored without a message.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True, validate_by_name=True)
 
     sender: Address = Field(alias="from")
-    """The author's mailbox; also the envelope sender, to which returned mail goes."""
+    """The author's mailbox. It is the envelope sender too, so returned mail goes there."""
     subject: Line
     """The subject, as a template."""
     text: Body | None = None
@@ -85,9 +84,9 @@ class EmailContent(BaseModel):
     html: Body | None = None
     """The HTML, as a template whose values are escaped."""
     to_name: Line | None = None
-    """The display name beside the recipient's address, as a template; without it the address stands alone."""
+    """The recipient's display name, as a template; without it the header has only the address."""
     reply_to: Address | None = None
-    """Where answers go, if not to the author."""
+    """The address for answers, if it is not the author's."""
     headers: dict[str, Line] = Field(default_factory=dict)
     """Further headers by name, such as `List-Unsubscribe` (RFC 2369); their values are templates."""
 
@@ -114,13 +113,13 @@ class EmailContent(BaseModel):
 
     @property
     def parts(self) -> dict[str, str]:
-        """Every template by the name that people know it by: `subject`, or `headers.List-Unsubscribe`."""
+        """Every template by its name for people, such as `subject` or `headers.List-Unsubscribe`."""
         parts = {"subject": self.subject, "to_name": self.to_name, "text": self.text, "html": self.html}
         parts |= {f"headers.{name}": value for name, value in self.headers.items()}
         return {name: source for name, source in parts.items() if source is not None}
 
 
 def control_character(value: str) -> str | None:
-    """Finds a line break or another control character, which may not stand in a header."""
+    """Finds a line break or another control character, which a header must not contain."""
     found = None if value.isprintable() else _CONTROL.search(value)
     return found.group() if found else None

@@ -1,4 +1,4 @@
-"""A delivery as the rules know it. Pure."""
+"""The facts of a delivery that the rules use. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from contracts.commands import Reason
 from worker.domain.refusals import Refused
-from worker.domain.schedule import written
+from worker.domain.schedule import duration_text
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """What the rules need to know of a delivery."""
+    """The facts of a delivery that the rules use."""
 
     delivery_id: int
     label: str
@@ -32,35 +32,35 @@ class Delivery:
     valid_until: datetime | None
     confirmed_at: datetime | None
     late_limit: timedelta | None = None
-    """How late it may start; None for however late."""
+    """How late it may start; None for no limit."""
     messages_per_hour: int | None = None
     last_due_at: datetime | None = None
-    """When the last recipients with a time of their own are due; None where there are none."""
+    """When the last recipients with their own times are due; None if there are none."""
     purged_at: datetime | None = None
-    """When its recipients left by retention; None where they are there."""
+    """When retention removed its recipients; None if it did not."""
 
     def too_late(self, now: datetime) -> str | None:
-        """Says why it may not start any more, or None where it may.
+        """Returns why it may not start any more, or None if it may.
 
         Args:
-            now: The time, aware.
+            now: The time, with its time zone.
         """
         if self.contact_date is None or self.late_limit is None or now <= self.contact_date + self.late_limit:
             return None
         return (
-            f"it was due at {shown(self.contact_date)} and may start {written(self.late_limit)} late at"
+            f"it was due at {shown(self.contact_date)} and may start {duration_text(self.late_limit)} late at"
             f" most, and it is {shown(now)} now"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class Waves:
-    """How a delivery is dealt out over time, as far as a person is shown it."""
+    """The waves of a delivery, as people see them."""
 
     count: int
-    """How many waves there are."""
+    """The number of all waves."""
     shown: tuple[Wave, ...]
-    """The first of them."""
+    """The first waves."""
 
 
 def validity_end(delivery: Delivery, now: datetime) -> datetime:
@@ -76,7 +76,7 @@ def unknown_delivery(delivery_id: int) -> Refused:
 
 
 def left_by_retention(delivery_id: int, purged_at: datetime) -> str:
-    """Says that nothing can be done with a delivery any more, nor its log be read."""
+    """Returns the sentence for a delivery whose recipients retention removed."""
     return (
         f"The recipients and the log of delivery {delivery_id} left by retention at {shown(purged_at)};"
         " its KPIs are kept."
@@ -84,10 +84,10 @@ def left_by_retention(delivery_id: int, purged_at: datetime) -> str:
 
 
 def shown(moment: datetime) -> str:
-    """Returns a moment as a person reads it: ISO 8601, to the second."""
+    """Returns a moment as text for people: ISO 8601, to the second."""
     return moment.isoformat(timespec="seconds")
 
 
 def words(state: State) -> str:
-    """Returns a state as a person says it."""
+    """Returns a state as text for people."""
     return state.value.replace("_", " ")

@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from worker.domain.schedule import Duration, Limits, Schedule, Wave, check_waves
+from worker.domain.schedule import Duration, Schedule, SendingLimits, WaveDefinition, check_waves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
@@ -36,39 +36,39 @@ def _printable(value: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class ContentTable:
-    """What a delivery file says to recipients: a table of its own, of the channel's own model."""
+    """The content table of a channel's delivery files, with the channel's model."""
 
     name: str
     """The table's name in the file."""
     model: type[BaseModel]
-    """What it must look like."""
+    """Its model."""
     required: bool
-    """Whether a delivery over the channel needs it."""
+    """Whether a delivery over the channel must have it."""
     problems: Callable[[Any, Collection[str]], list[str]]
-    """Says, of a content and the columns of the recipients file, why nobody can be sent it; in sentences."""
+    """Returns sentences that say why a content, with the columns of the file, can be sent to nobody."""
     try_out: Callable[[Any, Iterable[tuple[int, Mapping[str, Any]]]], list[str]]
-    """Says, of such a content, what fails with these recipients, each by line and values; in sentences."""
+    """Returns sentences that say what fails for some recipients, given by line and values."""
 
 
 class DeliveryFile(BaseModel):
-    """A delivery as its file describes it. An unknown key is refused, as it is a misspelt one."""
+    """A delivery as its file describes it. An unknown key is refused, since it is probably misspelt."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     label: Annotated[str, Field(max_length=200), AfterValidator(_printable)]
-    """What people call the delivery."""
+    """The delivery's name for people."""
     channel: str
     """One of the channels of this installation."""
     valid_for: Duration = timedelta(days=3)
-    """For how long after the contact date, or else the confirmation, sending and retrying may go on."""
+    """How long sending and retrying may go on, from the contact date or, without one, the confirmation."""
     schedule: Schedule = Schedule()
     """When sending may start."""
-    waves: Annotated[tuple[Wave, ...], Field(strict=False, max_length=100)] = ()
-    """Shares of the audience that are due one after the other; none for all at the start."""
-    limits: Limits = Limits()
-    """How fast and how often it may try, and when it must pause itself."""
+    waves: Annotated[tuple[WaveDefinition, ...], Field(strict=False, max_length=100)] = ()
+    """Shares of the audience that are due one after the other; empty if all are due at the start."""
+    limits: SendingLimits = SendingLimits()
+    """The delivery's limits."""
     content: BaseModel | None = None
-    """What it says, as the channel's own model; None where the channel needs none."""
+    """The content, in the channel's model; None if the channel needs none."""
 
     @field_validator("channel")
     @classmethod
@@ -81,7 +81,7 @@ class DeliveryFile(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _deals_everybody(self) -> Self:
+    def _waves_take_everybody(self) -> Self:
         check_waves(self.waves, self.valid_for)
         if self.waves and self.schedule.local_time:
             raise ValueError("waves: they cannot be joined with schedule.local_time; leave out one of them")
@@ -89,7 +89,7 @@ class DeliveryFile(BaseModel):
 
     @property
     def content_json(self) -> str:
-        """The content as JSON; an empty object where there is none."""
+        """The content as JSON; an empty object if there is none."""
         return self.content.model_dump_json(exclude_none=True) if self.content else "{}"
 
 
@@ -124,7 +124,7 @@ def parse_delivery_file(data: bytes, channels: Mapping[str, ContentTable]) -> De
 def _read_content(
     keys: dict[str, Any], channels: Mapping[str, ContentTable], faults: list[str]
 ) -> BaseModel | None:
-    """Takes the content out of a file's keys, and adds what is wrong with it to `faults`."""
+    """Removes the content from a file's keys and reads it; adds its faults to `faults`."""
     if "content" in keys:
         faults.append("there is no key “content”")
         del keys["content"]
@@ -132,7 +132,7 @@ def _read_content(
     table = channels.get(channel) if isinstance(channel, str) else None
     if table is None:
         for other in channels.values():
-            keys.pop(other.name, None)  # the channel is at fault, not its table
+            keys.pop(other.name, None)  # the channel is wrong, not its table
         return None
     found = keys.pop(table.name, None)
     if found is None:

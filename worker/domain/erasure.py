@@ -1,4 +1,4 @@
-"""Who may erase what is held of a profile, and how an erasure is recorded without it. Pure."""
+"""Who may erase a profile, and how an erasure is recorded without the profile's id. Pure."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def check_erasure(operator: Operator | None, name: str) -> Refused | None:
 
 
 def fingerprint(profile_id: str, key: str) -> str:
-    """Returns the HMAC-SHA256 of a profile's id, in hex: only who has id and key can tell that it was erased.
+    """Returns the HMAC-SHA256 of a profile's id, in hex. Only with id and key one can see the erasure.
 
-    A hash without a key would tell it to everybody: ids are few, and can be tried one after the other.
+    A hash without a key would show it to everybody: there are few ids, and all can be tried.
 
     Args:
         profile_id: The id, as the recipients files had it.
-        key: The installation's secret, `SENDOFF_FINGERPRINT_KEY`.
+        key: The installation's secret key, `SENDOFF_FINGERPRINT_KEY`.
     """
     return hmac.new(key.encode(), profile_id.encode(), sha256).hexdigest()

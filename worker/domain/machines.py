@@ -1,7 +1,7 @@
-"""Who is behind a tracking event, a person or a machine: rules about user agents, data with a version.
+"""Tells machines from persons in tracking events, by rules about user agents that have a version.
 
-Only what the event itself says is looked at, so that the verdict hangs neither on the order of the events nor
-on when they come. How soon an event follows *sent* would tell more scanners, but *sent* may come after it.
+Only the event itself is read, so that the result does not depend on the order or the time of events. The time
+between *sent* and an event would show more scanners, but *sent* may be recorded after it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from contracts.base import explain
 
 _USER_AGENTS_KEPT: Final = 4_096
-"""Verdicts that are remembered: most events share a few hundred user agents."""
+"""Results that are kept: most events share a few hundred user agents."""
 
 
 class Sort(StrEnum):
-    """What a machine does."""
+    """The kind of a machine."""
 
     PREFETCH = "prefetch"
-    """Loads images or looks at links on behalf of a mailbox, before or without a person."""
+    """Loads images or links for a mailbox, before a person reads the message or without one."""
     SCANNER = "scanner"
-    """Follows every link of a message, looking for harm."""
+    """Follows every link of a message, to find malware."""
     PROGRAM = "program"
-    """Is no mail client and no browser."""
+    """A program that is neither a mail client nor a browser."""
 
 
 class RulesInvalid(Exception):  # noqa: N818 - the name is the sentence
@@ -68,7 +68,7 @@ class Machines:
     """A version of the rules."""
 
     def __init__(self, version: str, rules: tuple[Rule, ...]) -> None:
-        """Takes the version's name, and the rules in the order in which they are asked."""
+        """Takes the version's name, and the rules in the order in which they are applied."""
         self.version = version
         self.rules = rules
         expressions = [(rule, re.compile("|".join(rule.patterns), re.IGNORECASE)) for rule in rules]
@@ -80,9 +80,9 @@ class Machines:
         self._judge = judge
 
     def judge(self, user_agent: str | None) -> Rule | None:
-        """Returns the first rule that a user agent falls under; None for a person.
+        """Returns the first rule that matches a user agent; None for a person.
 
-        Who says nothing of themselves counts as a person: some trackers pass no user agent on.
+        An event without a user agent counts as a person's: some trackers do not pass it on.
         """
         return self._judge(user_agent) if user_agent else None
 
@@ -91,7 +91,7 @@ def read_rules(text: str) -> Machines:
     """Reads a file of rules, in TOML.
 
     Raises:
-        RulesInvalid: It is none.
+        RulesInvalid: It is not a file of rules.
     """
     try:
         read = _File.model_validate(tomllib.loads(text))

@@ -1,4 +1,4 @@
-"""Mail addresses in the form in which they go on the wire."""
+"""Mail addresses in the form that SMTP uses."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from email_validator import EmailNotValidError, validate_email
 _ATEXT = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
 _PLAIN: Final = re.compile(rf"{_ATEXT}(?:\.{_ATEXT})*@{_LABEL}(?:\.{_LABEL})*")
-"""A dot-atom address in ASCII (RFC 5321 section 4.1.2): nearly all of them, and in need of no rewriting."""
+"""A dot-atom address in ASCII (RFC 5321 section 4.1.2). Nearly all addresses are such; they need no
+change."""
 _LONGEST: Final = 254
-"""Octets of an address; a path has 256 with its brackets (RFC 5321 section 4.5.3.1.3)."""
+"""The most octets of an address; a path has 256 with its brackets (RFC 5321 section 4.5.3.1.3)."""
 
 
 class MailboxInvalid(ValueError):  # noqa: N818 - named for what happened, as `RenderFailed` is
@@ -30,7 +31,7 @@ class Mailbox:
     address: str
     """ASCII, its domain in A-labels (RFC 5891), unless `smtputf8`."""
     smtputf8: bool = False
-    """The local part is not ASCII, so that every server on the way needs SMTPUTF8 (RFC 6531)."""
+    """Whether the local part is not ASCII, so that every server needs SMTPUTF8 (RFC 6531)."""
 
     @property
     def domain(self) -> str:
@@ -41,8 +42,8 @@ class Mailbox:
 def mailbox(address: str, name: str = "") -> Mailbox:
     """Reads a bare address.
 
-    A domain that is not ASCII is written in A-labels, which every server takes; only a local part that is not
-    ASCII asks for SMTPUTF8.
+    A domain that is not ASCII is written in A-labels, which every server accepts. Only a local part that is
+    not ASCII needs SMTPUTF8.
 
     Raises:
         MailboxInvalid: It is not an address that an SMTP command may carry.
@@ -68,7 +69,7 @@ def named_mailbox(text: str) -> Mailbox:
     """Reads one address with or without a display name: `News <news@example.org>` or `news@example.org`.
 
     Raises:
-        MailboxInvalid: It is none, or more than one, or carries a control character.
+        MailboxInvalid: It is not exactly one address, or contains a control character.
     """
     if not text.isprintable():
         raise MailboxInvalid(f"{text!r} holds a line break or another control character.")

@@ -17,12 +17,12 @@ class Role(StrEnum):
     START_DELIVERIES = "start_deliveries"
     """May prepare, confirm, pause, resume and stop them."""
     ADMINISTRATION = "administration"
-    """May manage operators; starts nothing by itself."""
+    """May manage operators. It does not include the right to start deliveries."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """An operator as the directory knows it."""
+    """An operator of the directory."""
 
     name: str
     active: bool
@@ -43,7 +43,7 @@ def refuse_operator(operator: Operator | None, name: str, role: Role, action: st
         operator: The directory's entry, or None.
         name: The name that was given.
         role: The role that the action needs.
-        action: What is asked, to end the sentence: "confirm a send".
+        action: The action, as the end of the sentence: "confirm a send".
     """
     if operator is None or not operator.active:
         why = "is not known" if operator is None else "has been deactivated"

@@ -1,12 +1,12 @@
-"""What is known of a recipient: facts set once, and the one that stands, by precedence and not by arrival.
+"""The facts about a recipient. Each is set once; precedence, not arrival, decides which one wins.
 
-Facts of one recipient form a join semilattice: folding is commutative, associative and idempotent, so that
-results may come late, twice and in any order and end in the same status. The order of precedence: a hard
-bounce stands for good; otherwise the later attempt stands; within one attempt a bounce wins over *sent*,
-*sent* over *error*, an error for good over a retryable one, and any of them over *unknown* and the claim.
+The facts of one recipient form a join semilattice: folding is commutative, associative and idempotent. So
+results may come late, twice and in any order, and the status is the same. The order of precedence: a hard
+bounce always wins. Otherwise the later attempt wins. Within one attempt a bounce wins over *sent*, *sent*
+over *error*, a permanent error over a retryable one, and each of them over *unknown* and the claim.
 
-A retry hangs on the fact that stands: a soft bounce or a retryable error is *retrying* while its next attempt
-is planned, with the same precedence, so that what wins over the fact ends the retry, and nothing else does.
+A retry belongs to the winning fact. A soft bounce or a retryable error is *retrying* while its next attempt
+is planned, with the same precedence. So only a fact that wins over it ends the retry.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 REPLY_LIMIT: Final = 1_000
-"""Characters of a server's reply that are kept: an over-long reply must never break the record."""
+"""Characters of a server's reply that are kept, so that a long reply can always be recorded."""
 
 
 class OutcomeStatus(StrEnum):
-    """The status of a recipient that was claimed; none yet is *pending*."""
+    """The status of a claimed recipient. A recipient without a status is *pending*."""
 
     SENDING = "sending"
     """Claimed: an attempt is under way."""
     SENT = "sent"
     """The channel took the message."""
     BOUNCED_HARD = "bounced_hard"
-    """Refused, or returned, for good."""
+    """Refused or returned permanently."""
     BOUNCED_SOFT = "bounced_soft"
-    """Refused, or returned, for now."""
+    """Refused or returned for now."""
     BOUNCED_IGNORED = "bounced_ignored"
-    """Something came back that says nothing about the address."""
+    """An answer came back that says nothing about the address."""
     ERROR = "error"
     """The message could not be handed to the channel."""
     UNKNOWN = "unknown"
-    """The claim ran out without a result: it may have been sent."""
+    """The claim expired without a result. The message may have been sent."""
     EXCLUDED = "excluded"
     """Left out at send time."""
     RETRYING = "retrying"
@@ -67,17 +67,17 @@ _BOUNCED: Final = {
 
 
 def precedence(status: OutcomeStatus, attempt: int, *, retryable: bool = False) -> int:
-    """Weighs a fact: the greatest of a recipient's facts is the one that stands.
+    """Returns the weight of a fact: the fact with the greatest weight wins.
 
     Args:
         status: One of the statuses that a claim or a result gives.
         attempt: The attempt it belongs to, 1..32767.
-        retryable: Whether a later try may work, where it is an error.
+        retryable: Whether a later attempt may work, for an error.
 
     Returns:
-        `attempt * 16 + rank`, and above all of these for a hard bounce. 16 leaves room for further ranks;
-        claims and expired claims write the same arithmetic in SQL (`attempt * 16`, `attempt * 16 + 1`), and
-        `cancel_remaining` reads it back.
+        `attempt * 16 + rank`, and a greater number for a hard bounce. 16 leaves room for further ranks.
+        Claims and expired claims use the same arithmetic in SQL (`attempt * 16`, `attempt * 16 + 1`), and
+        `cancel_remaining` reverses it.
     """
     rank = _RETRYABLE_ERROR if status is OutcomeStatus.ERROR and retryable else _RANK[status]
     weight = attempt * 16 + rank
@@ -85,9 +85,9 @@ def precedence(status: OutcomeStatus, attempt: int, *, retryable: bool = False) 
 
 
 class Facts(NamedTuple):
-    """All that results say of one recipient: each fact's time, and the details of the one that stands.
+    """The results of one recipient: the time of each fact, and the details of the winning fact.
 
-    A tuple, since there is one per recipient: a frozen dataclass takes 1 µs to make, a tuple 0.3.
+    It is a tuple, since there is one per recipient: a frozen dataclass takes 1 µs to make, a tuple 0.3.
     """
 
     attempt: int
@@ -103,14 +103,14 @@ class Facts(NamedTuple):
     reply: str | None = None
     provider_id: str | None = None
     retryable: bool = False
-    """Whether the one that stands is a soft bounce or a retryable error."""
+    """Whether the winning fact is a soft bounce or a retryable error."""
 
 
 def facts(result: Sent | Bounce | Error) -> Facts:
     """Reads one result as facts. Reply texts are cut to `REPLY_LIMIT` characters."""
     at, attempt = result.at, result.attempt
     if isinstance(result, Sent):
-        # As precedence() does, without its two look-ups: nearly every result comes this way.
+        # The same as precedence(), without its two look-ups: nearly every result is a `Sent`.
         weight = attempt * 16 + _SENT
         reply, provider_id = _short(result.reply), _short(result.provider_id)
         return Facts(
@@ -144,27 +144,27 @@ def facts(result: Sent | Bounce | Error) -> Facts:
 
 
 def join(one: Facts, other: Facts) -> Facts:
-    """Joins the facts of one recipient: the earliest time of each, the details of the one that stands."""
-    standing = max(one, other, key=_weight)
+    """Joins the facts of one recipient: the earliest time of each, and the details of the winning fact."""
+    strongest = max(one, other, key=_weight)
     return Facts(
-        standing.attempt,
-        standing.status,
-        standing.precedence,
-        standing.at,
+        strongest.attempt,
+        strongest.status,
+        strongest.precedence,
+        strongest.at,
         _earliest(one.sent_at, other.sent_at),
         _earliest(one.bounced_at, other.bounced_at),
         _earliest(one.error_at, other.error_at),
-        standing.reason,
-        standing.code,
-        standing.fault,
-        standing.reply,
-        standing.provider_id,
-        standing.retryable,
+        strongest.reason,
+        strongest.code,
+        strongest.fault,
+        strongest.reply,
+        strongest.provider_id,
+        strongest.retryable,
     )
 
 
 def fold(results: Iterable[Sent | Bounce | Error]) -> dict[tuple[int, int], Facts]:
-    """Folds results, in any order and however often repeated, into facts by (delivery_id, recipient)."""
+    """Folds results, in any order and with any repeats, into facts by (delivery_id, recipient)."""
     folded: dict[tuple[int, int], Facts] = {}
     for result in results:
         key = (result.delivery_id, result.recipient)
@@ -174,8 +174,8 @@ def fold(results: Iterable[Sent | Bounce | Error]) -> dict[tuple[int, int], Fact
 
 
 def _weight(f: Facts) -> tuple[int, float, tuple[str, ...]]:
-    # Two facts of one weight (a bounce reported twice in different words) need one order too: the earlier
-    # stands, and at the same moment the lesser text does, whatever it is.
+    # Two facts of one weight (a bounce reported twice in different words) need an order too: the earlier
+    # wins, and of two with the same time the lesser text.
     texts = (f.reason, f.code, f.fault, f.reply, f.provider_id)
     return f.precedence, -f.at.timestamp(), tuple(text or "" for text in texts)
 

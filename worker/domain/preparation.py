@@ -1,4 +1,4 @@
-"""The rules of a preparation: who may prepare, and from which state. Pure: a sentence, or None to go on."""
+"""The rules of a preparation: who may prepare, and from which state. Pure."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def refuse_operator(operator: Operator | None, name: str) -> str | None:
 
 
 def refuse_state(delivery_id: int, state: State, purged_at: datetime | None = None) -> str | None:
-    """Refuses a delivery that was confirmed, has ended, or has left by retention.
+    """Refuses a delivery that was confirmed, has ended, or was removed by retention.
 
-    A delivery that is being prepared passes: whether somebody is at it is told by a lock, not by the state.
+    A delivery in *preparing* is not refused: a lock, not the state, shows whether a process prepares it.
     """
     if purged_at is not None:
         return f"{left_by_retention(delivery_id, purged_at)} Leave out --delivery to prepare it as a new one."

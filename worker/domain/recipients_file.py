@@ -1,4 +1,4 @@
-"""The recipients file: CSV (RFC 4180) with a header, read row by row; a bad row never costs another one."""
+"""Reads the recipients file, CSV (RFC 4180) with a header, row by row. A bad row never loses another."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 LONGEST_ROW: Final = 131_072
-"""Characters that a row may have, over all its lines: the csv module's own limit for one field."""
+"""The most characters of a row, over all its lines: the csv module's limit for one field."""
 
 _SEPARATOR: Final = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)
-"""The line with which a spreadsheet is told the separator of the lines that follow."""
+"""The line that names the separator for a spreadsheet."""
 _SEPARATORS: Final = (",", ";", "\t")
-"""The first of these that the header has separates the columns."""
+"""The separators. The first of them that the header contains separates the columns."""
 
 TRIMMED: Final = (
     "".join(filter(str.isspace, map(chr, range(0x3001)))) + "\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 )
-"""Cut off at both ends of names and addresses: white space, the no-break and zero-width kinds, and the marks
-of writing direction that spreadsheets leave behind."""
+"""Characters that are removed at both ends of names and addresses: white space, no-break and zero-width
+spaces, and the marks of writing direction that spreadsheets add."""
 
 
 class RecipientsFileInvalid(Exception):  # noqa: N818 - the name is the sentence
@@ -31,14 +31,14 @@ class RecipientsFileInvalid(Exception):  # noqa: N818 - the name is the sentence
 
 
 class _RowTooLong(Exception):  # noqa: N818 - the name is the sentence
-    """A row goes on beyond `LONGEST_ROW`."""
+    """A row is longer than `LONGEST_ROW`."""
 
 
 class _Lines:
-    """Feeds lines to a csv reader and remembers those of the present row, to be read again.
+    """Gives lines to a csv reader and keeps those of the current row, to read them again.
 
-    A quote that is never closed makes a reader take in everything that follows. Its first line is what is
-    wrong; the others are given back, so that they count as the rows that they are.
+    If a quote is never closed, a reader takes all lines that follow into one row. Only the first of them is
+    wrong. The others are read again, as rows of their own.
     """
 
     def __init__(self, readline: Callable[[int], str]) -> None:
@@ -47,7 +47,7 @@ class _Lines:
         self._row: list[str] = []
         self._length = 0
         self.number = 0
-        """Lines given out so far."""
+        """The number of lines given so far."""
 
     def __iter__(self) -> _Lines:
         return self
@@ -64,7 +64,7 @@ class _Lines:
         return line
 
     def peek(self) -> str:
-        """Returns the next line without giving it out."""
+        """Returns the next line without consuming it."""
         if not self._again:
             self._again.append(self._readline(LONGEST_ROW))
         return self._again[0]
@@ -75,11 +75,13 @@ class _Lines:
         self._length = 0
 
     def drop_first(self) -> None:
-        """Leaves out the first line of the present row and gives the others back."""
+        """Drops the first line of the current row, and gives the others again."""
         first, *others = self._row
         self.number -= len(others)
         self._again.extendleft(reversed(others))
-        while not self._again and first and first[-1] not in "\r\n":  # its end was beyond the limit
+        while (
+            not self._again and first and first[-1] not in "\r\n"
+        ):  # the end of the line was beyond the limit
             first = self._readline(LONGEST_ROW)
 
 
@@ -123,7 +125,7 @@ class RecipientsFile:
         """The names of the columns, trimmed."""
 
     def _first_line(self) -> str:
-        """Returns the next line that is not blank, without giving it out; "" at the end."""
+        """Returns the next line that is not blank, without consuming it; "" at the end."""
         while (line := self._lines.peek()) and not line.strip():
             next(self._lines)
         return line
@@ -131,7 +133,7 @@ class RecipientsFile:
     def __iter__(self) -> Iterator[tuple[int, list[str], str | None]]:
         """Yields each row: the number of its first line, its fields, and what is wrong with it, if anything.
 
-        A row that has something wrong with it has no fields.
+        A wrong row has no fields.
         """
         width = len(self.columns)
         while True:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The rules forbid it: why, and a sentence for the person who asked."""
+    """A refusal: its reason, and a sentence for the person who asked."""
 
     reason: Reason
     message: str

@@ -1,4 +1,4 @@
-"""How long deliveries are kept, as a person writes it. Pure."""
+"""Reads how long deliveries are kept. Pure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _WRITTEN: Final = re.compile(r"([1-9][0-9]{0,4})d")
 def read_age(text: str) -> timedelta:
     """Reads an age in days, such as "400d".
 
-    Days alone: of "12m", half the people who write it mean months, and the other half would lose a year.
+    Only days: some people who write "12m" mean minutes and others months, and a mistake would lose a year.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such an age.
     """
     match = _WRITTEN.fullmatch(text.strip())
     if match is None:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from worker.domain.outcomes import Facts
 
 SPREAD: Final = 0.2
-"""By which share a delay is shortened or lengthened at most: who failed together comes back one by one."""
+"""The largest share by which a delay is shortened or lengthened, so that recipients that failed together are
+not retried together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Retries:
     """The retries of an installation."""
 
     delays: tuple[float, ...]
-    """Seconds after the first, second, … attempt; the last holds for all further ones. At least one."""
+    """Seconds after the first, second, … attempt; the last is used for all later ones. At least one."""
     max_attempts: int
     """Attempts for one recipient of a delivery that has no limit of its own; 1 for no retries."""
 
@@ -34,10 +35,10 @@ class Retries:
         Args:
             delivery_id: The delivery.
             recipient: The recipient.
-            known: What stands for them.
+            known: The recipient's facts.
 
         Returns:
-            None where what stands is final.
+            None if the winning fact is final.
         """
         if not known.retryable:
             return None
@@ -49,9 +50,9 @@ def backoff(delays: tuple[float, ...], attempt: int, place: float) -> timedelta:
     """Returns how long to wait after an attempt.
 
     Args:
-        delays: Seconds after the first, second, … attempt; the last holds for all further ones.
+        delays: Seconds after the first, second, … attempt; the last is used for all later ones.
         attempt: The attempt that failed, from 1.
-        place: Where in the spread, from 0 for the shortest wait to 1 for the longest.
+        place: The place in the spread, from 0 for the shortest wait to 1 for the longest.
     """
     delay = delays[min(attempt, len(delays)) - 1]
     return timedelta(seconds=delay * (1 + SPREAD * (2 * place - 1)))

@@ -1,4 +1,4 @@
-"""Some recipients of a file to try a content with: the first, some from all over it, and the longest."""
+"""Picks recipients of a file to try a content with: the first, some of the whole file, and the longest."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
 
 _FIRST: Final = 20
 _SPREAD: Final = 100
-"""From all over the file; twice as many while it is read."""
+"""Recipients from the whole file; twice as many while it is read."""
 _LONGEST: Final = 20
-"""Those whose values are the longest together: they are the first to reach a limit."""
+"""Recipients with the longest values: they reach a limit first."""
 
 
 class Sample:
     """Picks recipients while a file is read, in constant memory."""
 
     def __init__(self) -> None:
-        """Starts with nobody."""
+        """Starts empty."""
         self._first: list[Target] = []
         self._spread: list[Target] = []
         self._longest: list[tuple[int, int, Target]] = []
         """A heap: the length of the values, the line, and the target."""
 
     def pick(self, rows: Iterator[Target]) -> Iterator[Target]:
-        """Yields the rows as they come, and keeps some of those that are not left out."""
+        """Yields all rows, and keeps some of those that are not left out."""
         apart, due, number = 1, 0, 0
         enough = -1
         for row in rows:
@@ -48,7 +48,7 @@ class Sample:
             yield row
 
     def _keep_long(self, row: Target) -> int:
-        """Returns what length a row must go beyond to be kept next time."""
+        """Returns the length above which the next row is kept."""
         entry = (len(row.variables or ""), row.line, row)
         if len(self._longest) < _LONGEST:
             heapq.heappush(self._longest, entry)
@@ -57,7 +57,7 @@ class Sample:
         return self._longest[0][0]
 
     def recipients(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yields those who were kept, each once and by line: the line, and the values of its columns."""
+        """Yields each kept recipient once, by line: the line, and the values of its columns."""
         rows = {row.line: row for row in (*self._first, *self._spread, *(row for *_, row in self._longest))}
         for line in sorted(rows):
             yield line, json.loads(rows[line].variables or "{}") | {"address": rows[line].address}

@@ -20,7 +20,7 @@ _MINUTE: Final = timedelta(minutes=1)
 _MOST_PAGES: Final = 10_000
 """Full pages of a delivery at most: the confirming transaction creates them, and must be short."""
 _YEARS: Final = range(2000, 2100)
-"""Years that a time may be in: what lies outside is a slip of the keyboard."""
+"""Years that a time may be in: any other year is a typing mistake."""
 
 _STRICT: Final = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -31,7 +31,9 @@ def _read(value: object, shortest: timedelta) -> timedelta:
         raise ValueError('give a number with m, h or d for minutes, hours or days, such as "90m" or "3d"')
     duration = int(match[1]) * _UNITS[match[2]]
     if not shortest <= duration <= _LONGEST:
-        raise ValueError(f"it must be at least {written(shortest)} and at most {written(_LONGEST)}")
+        raise ValueError(
+            f"it must be at least {duration_text(shortest)} and at most {duration_text(_LONGEST)}"
+        )
     return duration
 
 
@@ -43,8 +45,8 @@ def _delay(value: object) -> timedelta:
     return _read(value, timedelta())
 
 
-def written(duration: timedelta) -> str:
-    """Returns a duration as a delivery file has it: "90m", "2h", "3d"; a part of a minute is left out."""
+def duration_text(duration: timedelta) -> str:
+    """Returns a duration as delivery files write it: "90m", "2h", "3d". A part of a minute is left out."""
     unit = next((u for u, length in _UNITS.items() if duration and not duration % length), "m")
     return f"{duration // _UNITS[unit]}{unit}"
 
@@ -92,15 +94,15 @@ class Schedule(BaseModel):
     model_config = _STRICT
 
     contact_date: Moment | None = None
-    """As it is written: with an offset from UTC, or local to `time_zone`; none means as soon as confirmed."""
+    """As written: with an offset from UTC, or local to `time_zone`; None starts it at the confirmation."""
     time_zone: Annotated[str, AfterValidator(known_zone)] | None = None
     """The zone's name in the IANA database; UTC if there is none."""
     local_time: bool = False
-    """Whether each recipient's clock must show the contact date, in the zone of the column `time_zone`."""
+    """Whether the contact date is local to each recipient, in the zone of the column `time_zone`."""
     late: Literal["send", "skip"] = "send"
-    """What becomes of a delivery that could not start in time: sent all the same, or skipped."""
+    """Whether a delivery that could not start in time is sent or skipped."""
     late_limit: Duration | None = None
-    """How late a delivery may start that is skipped otherwise."""
+    """How late a delivery may start before it is skipped."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -123,47 +125,48 @@ class Schedule(BaseModel):
 
     @property
     def zone(self) -> str | None:
-        """The zone's name, to show the contact date in; None where there is neither a zone nor a date."""
+        """The name of the zone for the contact date; None if there is neither a zone nor a date."""
         return self.time_zone or ("UTC" if self.contact_date else None)
 
 
-class Wave(BaseModel):
+class WaveDefinition(BaseModel):
     """A share of the audience: one of `[[waves]]`."""
 
     model_config = _STRICT
 
     share: Annotated[Fraction | None, BeforeValidator(_share)]
-    """Of the whole audience; None for what the waves before have left."""
+    """The share of the whole audience; None for all that the earlier waves leave."""
     after: Annotated[timedelta, BeforeValidator(_delay)] = timedelta()
-    """How long after the start it is due."""
+    """How long after the start the wave is due."""
 
 
-class Limits(BaseModel):
-    """How fast and how often it may try, and when it must pause itself: the `[limits]` table."""
+class SendingLimits(BaseModel):
+    """The limits of one delivery's sending: the `[limits]` table."""
 
     model_config = _STRICT
 
     messages_per_hour: Annotated[int, Field(ge=1, le=1_000_000_000)] | None = None
-    """Messages of this delivery in an hour, retries among them; None for as fast as the relay takes them."""
+    """Messages of this delivery in an hour, with retries; None for no limit."""
     breaker_minimum: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
-    """Recipients attempted before it may pause itself; 0 for never; None, as below, for the settings' own."""
+    """Recipients attempted before it may pause itself; 0 for never; None, here and below, for the setting."""
     hard_bounce_pct: Annotated[float, Field(ge=0, le=100)] | None = None
     """It pauses itself when more percent of the attempted are hard bounces; 0 for no limit."""
     error_pct: Annotated[float, Field(ge=0, le=100)] | None = None
     """It pauses itself when more percent of the attempted are errors; 0 for no limit."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
-    """Attempts for one recipient; 1 for no retries; None for the settings' own."""
+    """Attempts for one recipient; 1 for no retries; None for the setting."""
 
 
-def check_waves(waves: tuple[Wave, ...], valid_for: timedelta) -> None:
-    """Checks what one wave alone does not show.
+def check_waves(waves: tuple[WaveDefinition, ...], valid_for: timedelta) -> None:
+    """Checks the waves together.
 
     Args:
         waves: The waves in the order of the file.
         valid_for: How long after the start the delivery may be sent.
 
     Raises:
-        ValueError: They do not add up to the whole, are not in the order of time, or end too late.
+        ValueError: Their shares do not add up to the whole, their times are not in order, or they end too
+            late.
     """
     if not waves:
         return
@@ -171,8 +174,8 @@ def check_waves(waves: tuple[Wave, ...], valid_for: timedelta) -> None:
         raise ValueError("waves: each must come after the one before; give it a longer “after”")
     if waves[-1].after >= valid_for:
         raise ValueError(
-            f"waves: the last is due {written(waves[-1].after)} after the start, when the delivery is no"
-            f" longer valid; make valid_for, now {written(valid_for)}, longer"
+            f"waves: the last is due {duration_text(waves[-1].after)} after the start, when the delivery is"
+            f" no longer valid; make valid_for, now {duration_text(valid_for)}, longer"
         )
     if any(w.share is None for w in waves[:-1]):
         raise ValueError("waves: only the last share may be “rest”")
@@ -183,17 +186,17 @@ def check_waves(waves: tuple[Wave, ...], valid_for: timedelta) -> None:
         raise ValueError(f"waves: the shares come to {float(total * 100):g}%; {advice}")
 
 
-def deal(total: int, waves: tuple[Wave, ...]) -> list[int]:
-    """Deals an audience into waves.
+def wave_ends(total: int, waves: tuple[WaveDefinition, ...]) -> list[int]:
+    """Divides an audience into waves.
 
-    Each share is rounded so that the first waves get the more: a trial wave of a small audience is not empty.
+    Shares are rounded in favour of the first waves, so that a trial wave of a small audience is not empty.
 
     Args:
         total: How many recipients there are.
-        waves: Waves that `check_waves` lets pass.
+        waves: Waves that passed `check_waves`.
 
     Returns:
-        For each wave, how many recipients are in it and in those before; the last number is `total`.
+        For each wave, how many recipients are in it and in the earlier ones; the last number is `total`.
     """
     ends, dealt = [], Fraction()
     for wave in waves:
@@ -221,10 +224,10 @@ def page_size(recipients: int, messages_per_hour: int | None, usual: int) -> int
 
 
 def instant_of(moment: datetime, zone: str) -> datetime:
-    """Returns a moment in UTC, one without an offset being local to a zone.
+    """Returns a moment in UTC. A moment without an offset is local to the zone.
 
-    A local time that the clocks skip in spring is taken as much later as they are put forward; of one that
-    comes twice in autumn, the first is meant (PEP 495, fold 0).
+    A local time that the clocks skip in spring is moved later by the skipped time. For a local time that
+    comes twice in autumn, the first is used (PEP 495, fold 0).
 
     Args:
         moment: From the year 2000 to 2099.
@@ -244,10 +247,10 @@ def due_of(send_at: str, time_zone: str, default_zone: str) -> datetime | None:
         default_zone: The delivery's zone.
 
     Returns:
-        None where the row names no time.
+        None if the row names no time.
 
     Raises:
-        ValueError: One of them cannot be understood; the message says why.
+        ValueError: One of them cannot be read; the message says why.
     """
     zone = known_zone(time_zone) if time_zone else default_zone
     if not send_at:
@@ -264,6 +267,6 @@ def due_of(send_at: str, time_zone: str, default_zone: str) -> datetime | None:
 
 
 def round_up(moment: datetime) -> datetime:
-    """Returns the full minute at or after a moment, so that those who are due together make one wave."""
+    """Returns the full minute at or after a moment, so that recipients due in one minute make one wave."""
     minute = moment.replace(second=0, microsecond=0)
     return minute if minute == moment else minute + _MINUTE

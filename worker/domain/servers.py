@@ -1,4 +1,4 @@
-"""What the address of a server says of where it is. Pure."""
+"""Reads hosts and passwords from the addresses of servers. Pure."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _MODES: Final = (*_UNVERIFIED, "verify-ca", "verify-full")
 
 
 def postgres_hosts(url: str) -> list[str]:
-    """Returns the hosts of a database's address as libpq reads it, of which one is enough.
+    """Returns the hosts of a database's address as libpq reads them. One of them is enough.
 
     Args:
         url: `postgresql://user:password@host:port,host:port/database?option=value`. A host that is empty or a
-            folder, also as the option `host`, is a socket of the own machine.
+            folder, also in the option `host`, is a socket of this machine.
 
     Raises:
-        ValueError: it is no such address.
+        ValueError: it is not such an address.
     """
     parts = urlsplit(url)
     if parts.scheme not in _POSTGRES:
@@ -79,7 +79,7 @@ def unprotected(database_url: str, amqp_url: str) -> dict[str, str]:
 
 
 def passwords(url: str) -> list[str]:
-    """Returns the password of a server's address, as it is written and as it is meant, where there is one."""
+    """Returns the password of a server's address, as it is written and as it is meant, if there is one."""
     parts = urlsplit(url)
     written = [parts.password or "", *(v for k, v in parse_qsl(parts.query) if k == "password")]
     return [word for one in written for word in dict.fromkeys((one, unquote(one))) if word]

@@ -1,4 +1,4 @@
-"""Unknown outcomes: what an operator may settle them as, and when. Pure."""
+"""The rules for settling unknown outcomes: what they may become, and when. Pure."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from worker.domain.operators import Operator
 
 REASON: Final = "settled_by_operator"
-"""The reason of an outcome that no result gave."""
+"""The reason of an outcome that an operator settled."""
 
 
 class Settlement(StrEnum):
     """What an unknown outcome becomes."""
 
     RESEND = "resend"
-    """The message did not go out, or may go out twice: one more attempt, whatever the limit."""
+    """The message was not sent, or may be sent twice: one more attempt, even above the limit."""
     SENT = "sent"
-    """It went out."""
+    """The message was sent."""
     ERROR = "error"
-    """It did not go out, and is not to."""
+    """The message was not sent, and must not be sent."""
 
 
 def check_settlement(  # noqa: PLR0911 - one return for each rule, in their order
@@ -40,15 +40,15 @@ def check_settlement(  # noqa: PLR0911 - one return for each rule, in their orde
     delivery_id: int,
     now: datetime,
 ) -> Refused | None:
-    """Says why unknown outcomes must not be settled so, or None where they may.
+    """Returns why unknown outcomes must not be settled so, or None if they may.
 
     Args:
-        how: What they are to become.
+        how: What they must become.
         operator: The directory's entry, or None.
         name: The name that was given.
         delivery: The delivery, read and locked in the transaction that settles them; None for none.
         delivery_id: The number that was given.
-        now: The time, aware.
+        now: The time, with its time zone.
     """
     refused = refuse_operator(operator, name, Role.START_DELIVERIES, "settle unknown outcomes")
     if refused is not None:

@@ -27,15 +27,15 @@ class Move(StrEnum):
     FINISH = "finish"
     """Nothing is left open."""
     PAUSE = "pause"
-    """An operator, the circuit breaker or a revoked role holds it."""
+    """An operator, the circuit breaker or a revoked role pauses it."""
     RESUME = "resume"
-    """An operator lets it go on; the state it goes back to is the one it was paused in."""
+    """An operator lets it go on, in the state in which it was paused."""
     STOP = "stop"
-    """An operator ends it for good."""
+    """An operator stops it permanently."""
     FAIL = "fail"
     """It cannot go on for any recipient."""
     RESEND = "resend"
-    """An operator has unknown outcomes sent again."""
+    """An operator settles unknown outcomes as *resend*."""
 
 
 RUNNING: Final = (State.IN_PROGRESS, State.RETRY_PENDING)
@@ -44,10 +44,10 @@ RUNNING: Final = (State.IN_PROGRESS, State.RETRY_PENDING)
 _GOING: Final = (State.START_PENDING, *RUNNING)
 
 UNDER_WAY: Final = (*_GOING, State.PAUSED)
-"""The states in which a retry may be planned: a delivery that has ended is not taken up again by a result."""
+"""The states in which a retry may be planned: a result must not start an ended delivery again."""
 
 OVER: Final = (State.FINISHED, State.STOPPED, State.FAILED)
-"""The states in which nothing more happens by itself."""
+"""The states in which Sendoff does nothing more by itself."""
 
 CONFIRMED: Final = (*UNDER_WAY, *OVER)
 """The states after the definitive OK (*stopped* also without it)."""
@@ -78,16 +78,16 @@ EVENTS: Final = {
     Move.FINISH: Event.FINISHED,
     Move.FAIL: Event.FAILED,
 }
-"""What is told of a move; of those that are not here, which belong to the preparation, nothing is."""
+"""The event of each move. The moves of a preparation have no event."""
 
 
 def sources(move: Move) -> tuple[State, ...]:
-    """Returns the states that a move may start from: what its guarded update names."""
+    """Returns the states that a move may start from. Its guarded update expects them."""
     return MOVES[move][0]
 
 
 def targets(move: Move) -> tuple[State, ...]:
-    """Returns the states that a move may lead to: where it was made before, or is not needed."""
+    """Returns the states that a move may lead to. In these the move was made before, or is not needed."""
     return MOVES[move][1]
 
 

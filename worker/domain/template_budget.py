@@ -1,8 +1,8 @@
-"""What one message may take while its templates are filled in: steps, sizes, and characters of output.
+"""Limits what one message may use while its templates are rendered: steps, sizes, characters of output.
 
-Every operation counts the size of what it is given and of what it makes, in characters and items, all the way
-down. One that makes much of little works out the size before it begins. So a message takes at most
-`MOST_STEPS`, whatever its templates hold, and time and memory follow from that.
+Every operation counts the size of its input and output, in characters and items, with all nested items. An
+operation with a much larger output computes the size before it begins. So a message uses at most
+`MOST_STEPS`, with any template, and this bounds time and memory.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
 MOST_STEPS: Final = 100_000
-"""For one message. A newsletter with a loop over fifty lines takes about a thousand."""
+"""The most steps of one message. A newsletter with a loop over fifty lines uses about a thousand."""
 LARGEST_VALUE: Final = 200_000
-"""Characters and items of one value; a row of the recipients file has at most 131,072."""
+"""The most characters and items of one value. A row of the recipients file has at most 131,072."""
 _LARGEST_NUMBER: Final = 4096
-"""Bits of a whole number: beyond that, one expression could keep a process busy for hours."""
+"""The most bits of a whole number. With more, one expression could take hours."""
 _PER_OPERATION: Final = 4
-"""Steps of an operation, beside those for the size of its values."""
+"""Steps of an operation, without those for the size of its values."""
 PER_STEP: Final = 8
-"""Characters or items that count as one step: the slowest, `urlencode`, needs 0.1 µs for each."""
+"""Characters or items that count as one step. The slowest operation, `urlencode`, needs 0.1 µs for each."""
 _SEARCHED_PER_STEP: Final = 1_000
-"""Comparisons of characters that count as one step, where one text is looked for in another."""
+"""Comparisons of characters that count as one step in a search for a text."""
 CONTAINERS: Final = (list, tuple, dict, range)
-"""What has items, of all that a template can come by."""
+"""The types of a template's values that have items."""
 NUMBERS: Final = (int, float)
 
 
 class Budget:
-    """What is left for one message."""
+    """The remaining steps and characters of one message."""
 
     __slots__ = ("characters", "steps")
 
     def __init__(self, characters: int) -> None:
-        """Starts with all steps, and so many characters of output."""
+        """Starts with all steps, and takes the characters of output."""
         self.steps = MOST_STEPS
         self.characters = characters
 
@@ -47,7 +47,7 @@ class Budget:
         """Counts steps.
 
         Raises:
-            SecurityError: There are not so many left.
+            SecurityError: Fewer steps are left.
         """
         self.steps -= steps
         if self.steps < 0:
@@ -70,7 +70,7 @@ class Budget:
         return size
 
     def keep(self, result: Any) -> Any:  # noqa: ANN401 - any value of a template
-        """Counts what an operation has made, and returns it.
+        """Counts the result of an operation, and returns it.
 
         Raises:
             SecurityError: It is too large, or the steps are used up.
@@ -81,29 +81,29 @@ class Budget:
         return result
 
     def search(self, text: Any, part: Any) -> None:  # noqa: ANN401 - any value of a template
-        """Counts a search for a part, at the worst: every character against every one."""
+        """Counts a search for a part in the worst case: each character is compared with each."""
         if isinstance(text, str) and isinstance(part, str):
             self.spend(len(text) * len(part) // _SEARCHED_PER_STEP)
 
 
 class BudgetedContext(Context):
-    """The context of parts of a message, with the message's budget."""
+    """Jinja's context for the parts of a message, with the message's budget."""
 
     budget: Budget
 
 
 def check_size(size: int) -> None:
-    """Refuses a value of a size.
+    """Refuses a value that is too large.
 
     Raises:
-        SecurityError: It is beyond `LARGEST_VALUE`.
+        SecurityError: The size is above `LARGEST_VALUE`.
     """
     if size > LARGEST_VALUE:
         raise SecurityError(f"a value is larger than {LARGEST_VALUE:,} characters and items")
 
 
 def measure(value: Any) -> int:  # noqa: ANN401 - any value of a template
-    """Returns the size of a container with all that it holds; counts no further than the limit."""
+    """Returns the size of a container with all nested items; stops counting at the limit."""
     size = 0
     stack = [value]
     while stack and size <= LARGEST_VALUE:
@@ -125,7 +125,7 @@ def calculate(budget: Budget, sign: str, left: Any, right: Any) -> Any:  # noqa:
 
     Raises:
         SecurityError: The result would be too large, or `%` would format a text.
-        Exception: Whatever Python raises for these operands.
+        Exception: Any error that Python raises for these operands.
     """
     if isinstance(left, NUMBERS) and isinstance(right, NUMBERS):
         if sign == "**" and isinstance(left, int) and isinstance(right, int):
@@ -159,4 +159,4 @@ _OPERATORS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "**": operator.pow,
 }
 OPERATORS: Final = frozenset(_OPERATORS)
-"""The arithmetic operators, all of which go through `calculate`."""
+"""The arithmetic operators. All of them use `calculate`."""

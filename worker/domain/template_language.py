@@ -1,10 +1,10 @@
-"""What may stand in a template: a part of Jinja, listed here name by name.
+"""The language of templates: a part of Jinja, listed here name by name.
 
-A template is looked at before it is compiled. What is not listed is refused, with its line; what is, is
-rewritten, so that whatever can take time or memory goes through `worker.domain.template_operations`. All of
-that takes the context of a message, so Jinja cannot work it out at compile time. No attribute or method of a
-Python object is ever reached: a dot reads a mapping's item or a value of `loop`, and a call that is listed
-becomes an operation of ours.
+A template is checked before it is compiled. Nodes that are not listed are refused, with their line. Listed
+nodes that can take time or memory are rewritten as calls of `worker.domain.template_operations`. These take
+the context of a message, so Jinja cannot compute them at compile time. A template never reaches an attribute
+or method of a Python object: a dot reads a mapping's item or a value of `loop`, and a listed call becomes one
+of our operations.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LONGEST_SOURCE: Final = 500_000
-"""Characters of one part as it is written; webmail cuts off what is beyond 100,000."""
+"""The most characters of one part's source. Webmail cuts a message after 100,000."""
 _MOST_TOKENS: Final = 10_000
-"""Words and signs of one part inside its braces: compiling them takes a quarter of a second."""
+"""The most tokens of one part inside its braces: compiling them takes a quarter of a second."""
 _DEEPEST: Final = 40
-"""How deep expressions and statements may stand in each other."""
+"""How deep expressions and statements may be nested."""
 _DEEPEST_BRACKETS: Final = 20
-"""How deep brackets may; each costs Jinja's parser 15 of the 1,000 calls that Python allows to be open."""
+"""How deep brackets may be nested. Each takes 15 nested calls of Jinja's parser, and Python allows 1,000."""
 _DEEPEST_LOOPS: Final = 8
-"""How deep loops may; Python itself allows 20."""
+"""How deep loops may be nested. Python allows 20."""
 _LONGEST_NUMBER: Final = 20
-"""Digits of a number as it is written."""
+"""The most digits of a number."""
 
 _STATEMENTS: Final = (nodes.Template, nodes.Output, nodes.TemplateData, nodes.For, nodes.If, nodes.Assign)
 _VALUES: Final = (nodes.Name, nodes.Const, nodes.Tuple, nodes.List, nodes.Dict, nodes.Pair, nodes.Keyword)
@@ -45,7 +45,7 @@ _ARITHMETIC: Final = (nodes.Add, nodes.Sub, nodes.Mul, nodes.Div, nodes.FloorDiv
 _SIGNS: Final = (nodes.Neg, nodes.Pos, nodes.Concat)
 _ALLOWED: Final = frozenset(_STATEMENTS + _VALUES + _READING + _CHOOSING + _ARITHMETIC + _SIGNS)
 _ELSEWHERE: Final = (nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport)
-"""What reads another template; there is none, as a part stands alone."""
+"""The nodes that read another template. There is no other template."""
 _WORDS: Final = {
     nodes.AssignBlock: "set … endset",
     nodes.CallBlock: "call",
@@ -54,14 +54,14 @@ _WORDS: Final = {
     nodes.NSRef: "set with a dot",
     nodes.Scope: "autoescape",
 }
-"""How templates write a node, where it is not the node's own name."""
+"""How a template writes a node, if that is not the node's name."""
 
-# Names that no template can write as a filter's.
+# Names that no template can write as the name of a filter.
 _EACH, _TAKEN, _JOINED, _CONTAINS, _RANGE = "for", "()", "~", "in", "range()"
 
 
 class Refused(Exception):  # noqa: N818 - named for what happened, as a verdict is
-    """A source is no template, or holds what templates may not; every fault has its line and a sentence."""
+    """A source is not a template, or uses more than it may. Every fault has a line and a sentence."""
 
     def __init__(self, *faults: tuple[int, str]) -> None:
         """Takes the faults, at least one."""
@@ -70,13 +70,13 @@ class Refused(Exception):  # noqa: N818 - named for what happened, as a verdict 
 
 
 class Sandbox(SandboxedEnvironment):
-    """Jinja with nothing but what is listed."""
+    """Jinja with only the listed nodes, filters, tests and methods."""
 
     context_class = BudgetedContext
     intercepted_binops = OPERATORS
 
     def __init__(self, *, autoescape: bool) -> None:
-        """Makes one for parts whose values are escaped as HTML, or not."""
+        """Takes whether values are escaped as HTML."""
         super().__init__(
             undefined=StrictUndefined, autoescape=autoescape, keep_trailing_newline=True, optimized=False
         )
@@ -96,13 +96,13 @@ class Sandbox(SandboxedEnvironment):
         """Parses, checks and compiles a template.
 
         Args:
-            source: The template as it is written.
+            source: The template's source.
 
         Returns:
-            Its nodes, as they were compiled, and the template.
+            The compiled nodes, and the template.
 
         Raises:
-            Refused: It is no template, is too large or too deep, or holds what is not listed.
+            Refused: It is not a template, is too large or too deep, or uses something that is not listed.
         """
         try:
             self._check_tokens(source)
@@ -116,7 +116,7 @@ class Sandbox(SandboxedEnvironment):
         except TemplateSyntaxError as error:
             raise Refused((error.lineno, error.message or "it is not a template")) from error
         except (RecursionError, MemoryError, SyntaxError):
-            # Python's own limits, should they be met before ours.
+            # Python's own limits, if the source reaches them before ours.
             raise Refused((1, "it is nested too deeply")) from None
 
     def _check_tokens(self, source: str) -> None:
@@ -135,17 +135,17 @@ class Sandbox(SandboxedEnvironment):
                 raise Refused((line, f"the number {text[:_LONGEST_NUMBER]} is too long or too large"))
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:  # noqa: ANN401 - Jinja's own
-        """Does arithmetic within the budget."""
+        """Calculates within the budget."""
         return calculate(context.budget, operator, left, right)
 
     def getattr(self, obj: Any, attribute: str) -> Any:  # noqa: ANN401 - Jinja's own
-        """Reads what stands behind a dot: a mapping's item, or a value of `loop`."""
+        """Reads the name after a dot: a mapping's item, or a value of `loop`."""
         if isinstance(obj, dict):
             return self.getitem(obj, attribute)
         if isinstance(obj, LoopContext) and attribute in operations.LOOP_VALUES:
             return getattr(obj, attribute)
         if isinstance(obj, Undefined):
-            str(obj)  # which raises its own error
+            str(obj)  # an undefined value raises its error here
         if attribute.startswith("__"):
             return self.unsafe_undefined(obj, attribute)
         return self.undefined(obj=obj, name=attribute)
@@ -158,7 +158,7 @@ class Sandbox(SandboxedEnvironment):
             return self.undefined(obj=obj, name=argument)
 
     def call(self, *_: Any, **__: Any) -> NoReturn:  # noqa: ANN401 - Jinja's own
-        """Is never reached, as every call that is allowed is rewritten."""
+        """Is never called, since every allowed call is rewritten."""
         raise SecurityError("nothing can be called")
 
 
@@ -181,7 +181,7 @@ def _check_depth(tree: nodes.Template) -> None:
 
 
 class _Rewriter(NodeTransformer):
-    """Collects what is not allowed, and puts operations of ours in place of what has to be counted."""
+    """Collects the faults, and replaces nodes that must be counted by our operations."""
 
     def __init__(self) -> None:
         self.faults: list[tuple[int, str]] = []
@@ -252,7 +252,7 @@ class _Rewriter(NodeTransformer):
         self.generic_visit(node)
         searches = [operand for operand in node.ops if operand.op in {"in", "notin"}]
         if not searches:
-            # The right side alone, as the shorter one is what takes time.
+            # Only the right side is counted: the shorter side decides the time.
             for operand in node.ops:
                 operand.expr = _counted(operand.expr)
             return node

@@ -1,4 +1,4 @@
-"""What a template can do while it is filled in: filters, tests, methods and operators, within the budget."""
+"""The operations of a template: filters, tests, methods and operators, within the budget."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from worker.domain.template_budget import BudgetedContext
 
 _FINEST: Final = 15
-"""Places after the point to which a number is rounded: a float has no more."""
+"""The most places after the point for `round`: a float has no more."""
 _FORMAT: Final = re.compile(r"(?:[^%]|%%|%[-+ 0#]{0,5}\d{0,2}(?:\.\d{0,2})?[sdifeEgGx])*")
-"""A printf format whose fields are at most 99 wide and 99 fine."""
+"""A printf format. The width and the precision of a field are at most 99."""
 _FIELD: Final = 512
-"""Characters that a field of such a format may add to a text: a float may have 309 digits and 99 more."""
+"""Characters that a field of such a format may add: a float may have 309 digits and 99 places."""
 
 
 def _bounded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes a filter of a function of the context and values."""
+    """Makes a filter from a function of the context and values."""
 
     @pass_context
     def bounded(context: BudgetedContext, /, *values: Any, **options: Any) -> Any:  # noqa: ANN401 - Jinja's own
@@ -81,7 +81,7 @@ def _round(_: BudgetedContext, value: Any, precision: int = 0, method: Any = "co
 
 
 def _sort(context: BudgetedContext, items: Any, reverse: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - Jinja's order
-    # Each item is compared once for each time that their number can be halved.
+    # Each item is compared log2(n) times.
     halvings = len(items).bit_length()
     context.budget.spend(len(items) * halvings + measure(items) * halvings // PER_STEP)
     return filters.do_sort(context.environment, items, reverse)
@@ -105,14 +105,14 @@ def _min(context: BudgetedContext, items: Any) -> Any:  # noqa: ANN401 - any val
 
 def _title(context: BudgetedContext, text: Any) -> str:  # noqa: ANN401 - any value of a template
     text = soft_str(text)
-    context.budget.spend(len(text) // 2)  # as every second character may be a word
+    context.budget.spend(len(text) // 2)  # every second character may be a word
     return filters.do_title(text)
 
 
 def _numbers(*values: Any) -> None:  # noqa: ANN401 - any values of a template
     for value in values:
         if isinstance(value, Undefined):
-            str(value)  # which raises its own error
+            str(value)  # an undefined value raises its error here
         if not isinstance(value, NUMBERS):
             raise TypeError(f"{object_type_repr(value)} is not a number; the filters int and float make one")
 
@@ -154,12 +154,12 @@ FILTERS: Final[Mapping[str, Callable[..., Any]]] = {
     "upper": _plain(filters.do_upper),
     "urlencode": _plain(filters.do_urlencode),
 }
-"""The filters that templates may use, as Jinja documents them, less the options that reach into objects."""
+"""The filters that templates may use, as Jinja documents them, without the options that read attributes."""
 
 
 def _number_test(test: Callable[..., bool]) -> Callable[..., bool]:
     def checked(*values: Any) -> bool:  # noqa: ANN401 - any values of a template
-        _numbers(*values)  # with a text, the `%` inside would format it
+        _numbers(*values)  # with a text, `%` would format it
         return test(*values)
 
     return checked
@@ -187,7 +187,7 @@ TESTS: Final[Mapping[str, Callable[..., bool]]] = {
 def _method(kind: type, name: str) -> Callable[..., Any]:
     def call(context: BudgetedContext, value: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - Jinja's own
         if isinstance(value, Undefined):
-            str(value)  # which raises its own error
+            str(value)  # an undefined value raises its error here
         if not isinstance(value, kind):
             raise UndefinedError(f"{object_type_repr(value)} has no method {name!r}")
         for argument in chain(arguments, options.values()):
@@ -210,25 +210,25 @@ METHODS: Final[Mapping[str, Callable[..., Any]]] = (
     | {name: _method(LoopContext, name) for name in ("changed", "cycle")}
     | {"replace": _bounded(_replace)}
 )
-"""The methods that templates may call, of texts, mappings and `loop`; `replace` is the filter."""
+"""The methods of texts, mappings and `loop` that templates may call. `replace` is the filter."""
 
 LOOP_VALUES: Final = frozenset(
     ("index", "index0", "revindex", "revindex0", "first", "last", "length", "previtem", "nextitem")
 )
-"""What a template may read of `loop`."""
+"""The values of `loop` that a template may read."""
 
 
 @pass_context
 def each(context: BudgetedContext, items: Any, weight: int) -> Any:  # noqa: ANN401 - any value of a template
-    """Counts a whole loop as it begins, and returns what it goes over.
+    """Counts a whole loop at its beginning, and returns its items.
 
     Args:
         context: The part's context.
-        items: What the loop goes over.
-        weight: Steps of one turn.
+        items: The items of the loop.
+        weight: The steps of one turn.
     """
     if not isinstance(items, (str, *CONTAINERS)):
-        iter(items)  # Python's own words, where there are any
+        iter(items)  # Python's own words, if there are any
         raise SecurityError(f"{object_type_repr(items)} cannot be looped over")
     context.budget.spend(len(items) * weight)
     return items
@@ -236,7 +236,7 @@ def each(context: BudgetedContext, items: Any, weight: int) -> Any:  # noqa: ANN
 
 @pass_context
 def taken(context: BudgetedContext, value: Any) -> Any:  # noqa: ANN401 - any value of a template
-    """Counts a value that is about to be compared, cut or made an item, and returns it."""
+    """Counts a value that will be compared, sliced or put into a list, and returns it."""
     context.budget.take((value,))
     return value
 
@@ -253,6 +253,6 @@ def _contains(context: BudgetedContext, items: Any, item: Any) -> bool:  # noqa:
 joined: Final = _bounded(_joined)
 """The operator `~`."""
 contains: Final = _bounded(_contains)
-"""The operator `in`, its operands the other way round."""
+"""The operator `in`, with its operands swapped."""
 numbers_to: Final = _bounded(lambda _, *limits: safe_range(*limits))
 """The function `range`."""

@@ -1,7 +1,7 @@
-"""The templates of a delivery: checked when it is prepared, filled in for each recipient.
+"""The templates of a delivery: checked at the preparation, rendered for each recipient.
 
-Values are data and never templates: nothing that a recipients file holds is compiled, the HTML part escapes
-it, and header parts refuse line breaks in it. Templates come from operators and run in a sandbox.
+Values are data and never templates: no value of a recipients file is compiled, the HTML part escapes values,
+and header parts refuse line breaks in them. Templates come from operators and run in a sandbox.
 """
 
 from __future__ import annotations
@@ -26,41 +26,42 @@ if TYPE_CHECKING:
     from worker.domain.content import EmailContent
 
 BUILT_IN: Final = ("address", "recipient", "delivery_id")
-"""Variables that every recipient has; they win over columns of these names."""
+"""Variables that every recipient has. They win over columns with these names."""
 
 LONGEST_MESSAGE: Final = 1_000_000
-"""Characters of all parts of a message together; webmail cuts off what is beyond 100,000."""
+"""The most characters of all parts of a message together. Webmail cuts a message after 100,000."""
 LONGEST_HEADER: Final = 4_000
-"""Characters of one part that goes into a header; folding and encoding it takes 2 ms."""
+"""The most characters of a header part: folding and encoding it takes 2 ms."""
 _MOST_PROBLEMS: Final = 5
-"""Of those found with recipients: more say nothing new."""
+"""The most problems found with recipients: more do not help."""
 _AT_A_TIME: Final = 32
-"""Pieces between two looks at their length; a piece is a value at most, five times as long once escaped."""
+"""Pieces between two checks of their length. A piece has at most one value, five times as long when
+escaped."""
 _LONGEST_SENTENCE: Final = 300
-"""Characters of what Jinja or Python say; a value may stand in it."""
+"""Characters that are kept of an error of Jinja or Python, since it may contain a value."""
 _BODIES: Final = ("text", "html")
 _SOURCE_NAME: Final = "<template>"
-"""The file name that Jinja gives to templates made of strings, in tracebacks."""
+"""The file name of templates in tracebacks, given by Jinja."""
 
 
 class RenderFailed(Exception):  # noqa: N818 - named for what happened, as a verdict is
-    """A template could not be filled in for one recipient; the message names the part and the line."""
+    """A template could not be rendered for one recipient; the message names the part and the line."""
 
 
 class ValueUnfit(RenderFailed):
-    """A recipient's value cannot stand where the template puts it; the template is sound."""
+    """A recipient's value cannot be used in its place. The template has no fault."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A content filled in for one recipient; no header value holds a control character."""
+    """A content rendered for one recipient. No header value contains a control character."""
 
     subject: str
     text_pieces: Sequence[str] | None
-    """The text as the template yields it: what its author wrote in one stretch is a piece of its own."""
+    """The text in the template's pieces: each stretch of the author's text is one piece."""
     html_pieces: Sequence[str] | None
     to_name: str
-    """Empty for none."""
+    """The HTML in pieces; empty for none."""
     headers: dict[str, str]
 
     @property
@@ -84,14 +85,14 @@ def _read(part: str, source: str) -> tuple[nodes.Template, Template]:
 
 
 def check(content: EmailContent, columns: Collection[str]) -> list[str]:
-    """Looks for everything in the templates that would fail for every recipient.
+    """Returns the faults of the templates that would fail for every recipient.
 
-    A variable is known if it is a column, one of `BUILT_IN`, or set by the template itself. One that is not
-    known passes if the part says somewhere what to do without it, by `default` or by `is defined`: its author
-    expects it to be missing.
+    A variable is known if it is a column, one of `BUILT_IN`, or set by the template itself. An unknown
+    variable is allowed if the part uses `default` or `is defined` for it: its author expects that it may be
+    missing.
 
     Args:
-        content: The content as it was written.
+        content: The content, with its templates.
         columns: The names of the recipients file's columns.
 
     Returns:
@@ -127,22 +128,23 @@ def _sentences(part: str, refused: Refused) -> list[str]:
 
 
 def try_out(content: EmailContent, recipients: Iterable[tuple[int, Mapping[str, Any]]]) -> list[str]:
-    """Fills in the templates for some recipients, as they would be filled in when sending.
+    """Renders the templates for some recipients, as for a send.
 
-    A value that cannot stand in a header is no problem: it costs one recipient, and the template is sound.
+    A value that a header cannot carry is not a problem here: it affects one recipient, and the template has
+    no fault.
 
     Args:
         content: A content in which `check` found nothing.
-        recipients: Each one's line in the recipients file, and the values of its columns by name.
+        recipients: The line of each in the recipients file, and the values of its columns by name.
 
     Returns:
-        A sentence for each problem, with part, line and the first who has it; empty if there is none.
+        A sentence for each problem, with part, line and the first recipient; empty if there is none.
     """
     renderer = Renderer(content)
     found: dict[str, int] = {}
     for line, values in recipients:
         try:
-            # Which number the recipient and a new delivery will have is not known yet.
+            # The numbers of the recipient and of a new delivery are not known yet.
             renderer.render({**values, "recipient": line, "delivery_id": 1})
         except ValueUnfit:
             continue
@@ -157,14 +159,14 @@ def try_out(content: EmailContent, recipients: Iterable[tuple[int, Mapping[str, 
 
 
 def _guarded(tree: nodes.Template) -> set[str]:
-    """Names that the template itself expects to be missing."""
+    """Returns the names that the template expects to be missing."""
     guards = [node.node for node in tree.find_all(nodes.Filter) if node.name in {"default", "d"}]
     guards += [node.node for node in tree.find_all(nodes.Test) if node.name in {"defined", "undefined"}]
     return {guard.name for guard in guards if isinstance(guard, nodes.Name)}
 
 
 def _first_lines(tree: nodes.Template) -> list[tuple[str, int]]:
-    """Every name that the template reads, with the line where it is first read, in that order."""
+    """Returns every name that the template reads, with its first line, in this order."""
     lines: dict[str, int] = {}
     for node in tree.find_all(nodes.Name):
         if node.ctx == "load":
@@ -186,7 +188,7 @@ class Renderer:
         """
         self._templates: dict[str, Template] = {}
         self.fixed: Final[dict[str, list[str]]] = {}
-        """What the templates' authors wrote between the places that are filled in, by part: bodies only."""
+        """The author's texts between the values, by part, for bodies only."""
         for part, source in content.parts.items():
             try:
                 tree, self._templates[part] = _read(part, source)
@@ -197,14 +199,14 @@ class Renderer:
         self._headers = {name: f"headers.{name}" for name in content.headers}
 
     def render(self, variables: dict[str, Any]) -> Rendered:
-        """Fills in the templates for one recipient.
+        """Renders the templates for one recipient.
 
         Args:
-            variables: The recipient's values by name, those of `BUILT_IN` among them; they stay as they are.
+            variables: The recipient's values by name, with those of `BUILT_IN`. They are not changed.
 
         Raises:
             ValueUnfit: A header's value holds a control character.
-            RenderFailed: A template failed with these values, or went beyond a limit.
+            RenderFailed: A template failed with these values, or exceeded a limit.
         """
         filling = _Filling(variables)
         return Rendered(
@@ -221,7 +223,7 @@ class Renderer:
             return None
         try:
             return filling.fill_in(template, longest)
-        except Exception as error:  # a template can raise whatever its expressions do
+        except Exception as error:  # a template may raise any error
             raise RenderFailed(f"{part}{_line_of(error)}: {_sentence(_words(error))}") from error
 
     def _line(self, part: str, filling: _Filling) -> str:
@@ -239,7 +241,7 @@ class Renderer:
 
 
 class _Filling:
-    """One message that is being filled in, part by part, within one budget."""
+    """One message that is being rendered, part by part, within one budget."""
 
     __slots__ = ("_budget", "_contexts", "_encodable", "_values")
 
@@ -250,12 +252,12 @@ class _Filling:
         self._contexts: dict[Environment, BudgetedContext] = {}
 
     def fill_in(self, template: Template, longest: int) -> list[str]:
-        """Renders as `Template.render` does, but leaves the pieces apart, and ends at a limit."""
+        """Renders as `Template.render` does, but returns the pieces, and ends at a limit."""
         room = min(longest, self._budget.characters)
         context = self._context(template)
         try:
             stream = template.root_render_func(context)
-            # Looked at a few at a time, which takes a third of the time of one by one.
+            # The length is checked for several pieces at once: this takes a third of the time of one by one.
             pieces = batch = list(islice(stream, _AT_A_TIME))
             size = sum(map(len, batch))
             while size <= room and len(batch) == _AT_A_TIME:
@@ -269,24 +271,24 @@ class _Filling:
             if not self._encodable:
                 for piece in pieces:
                     piece.encode()
-        except Exception:  # noqa: BLE001 - Jinja raises it again, with the template's line in its traceback
+        except Exception:  # noqa: BLE001 - Jinja re-raises it with the template's line
             template.environment.handle_exception()
         self._budget.characters -= size
         return pieces
 
     def _context(self, template: Template) -> BudgetedContext:
-        """One for the parts of each environment, as making one takes as long as a short part does."""
+        """Returns one context for all parts of an environment: making one takes as long as a short part."""
         context = self._contexts.get(template.environment)
         if context is None:
             context = BudgetedContext(template.environment, self._values, None, {})
             context.budget = self._budget
             self._contexts[template.environment] = context
         elif context.vars:
-            context.vars = {}  # what another part has set
+            context.vars = {}  # variables that another part set
         return context
 
     def _tell_where(self, template: Template, room: int, words: str) -> NoReturn:
-        """Fills in once more, piece by piece, and fails in the template's line where it becomes too long."""
+        """Renders again, piece by piece, and fails in the template's line at which it becomes too long."""
         self._budget.steps = MOST_STEPS
         stream = cast("Generator[str, None, None]", template.root_render_func(self._context(template)))
         error = SecurityError(words)
@@ -298,9 +300,9 @@ class _Filling:
 
 
 def _encodable(values: dict[str, Any]) -> bool:
-    """Says whether no value holds a lone surrogate, which JSON can carry, but which is no character.
+    """Returns whether no value contains a lone surrogate: JSON can carry it, but it is not a character.
 
-    Lists and mappings are not looked through: where there are any, every piece is encoded instead.
+    Lists and mappings are not looked through: if there are any, every piece is encoded instead.
     """
     for value in values.values():
         if isinstance(value, str):

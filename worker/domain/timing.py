@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from worker.domain.recipients_file import TRIMMED
-from worker.domain.schedule import due_of, instant_of, known_zone, written
+from worker.domain.schedule import due_of, duration_text, instant_of, known_zone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from worker.domain.schedule import Schedule
 
 _LONGEST: Final = 100
-"""Characters of a time or a time zone that are looked at, and told where they are wrong."""
+"""Characters of a time or a time zone that are read, and quoted in an error."""
 
 
 class TimingInvalid(Exception):  # noqa: N818 - the name is the sentence
-    """The delivery file and the recipients file do not go together; the message says why."""
+    """The delivery file and the recipients file do not fit together; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class Timing:
     """When the rows of a file are due."""
 
     by_row: bool
-    """Whether rows have times of their own."""
+    """Whether rows have their own times."""
     due: Callable[[Mapping[str, str]], datetime | None]
-    """Returns when a row, by its columns, is due, never before the contact date; None for at the start.
+    """Returns when a row is due, by its columns, never before the contact date; None for the start.
 
-    Raises ValueError where that cannot be understood.
+    Raises ValueError if that cannot be read.
     """
 
 
@@ -41,7 +41,7 @@ def timing(definition: DeliveryFile, columns: tuple[str, ...]) -> Timing:
     """Returns when rows are due, by the delivery file and the names of the columns.
 
     Raises:
-        TimingInvalid: They do not go together.
+        TimingInvalid: They do not fit together.
     """
     schedule = definition.schedule
     if "send_at" in columns:
@@ -57,23 +57,23 @@ def timing(definition: DeliveryFile, columns: tuple[str, ...]) -> Timing:
 
 
 def check_span(definition: DeliveryFile, first: datetime | None, last: datetime | None) -> None:
-    """Checks that everybody is due while the delivery is valid, as far as a preparation can tell.
+    """Checks that all recipients are due while the delivery is valid, as far as a preparation can know.
 
-    Without a contact date the validity is counted from the confirmation, which checks it then.
+    Without a contact date the validity is counted from the confirmation, and the confirmation checks it.
 
     Args:
         definition: The delivery file.
-        first: When the first row with a time of its own is due, if there is one.
-        last: When the last one is.
+        first: When the first row with its own time is due, if there is one.
+        last: When the last such row is due.
 
     Raises:
-        TimingInvalid: The last is due too late.
+        TimingInvalid: The last row is due too late.
     """
     start = first if definition.schedule.local_time else definition.schedule.instant
     if start is not None and last is not None and last >= start + definition.valid_for:
         raise TimingInvalid(
             f"somebody is due at {last:%Y-%m-%d %H:%M} UTC, when the delivery is no longer valid; make"
-            f" valid_for, now {written(definition.valid_for)}, longer, or change that time"
+            f" valid_for, now {duration_text(definition.valid_for)}, longer, or change that time"
         )
 
 

@@ -1,4 +1,4 @@
-"""What tracking events say: each counts once, is a person's or a machine's; an opt-out is heeded or not."""
+"""The rules for tracking events: each counts once; who sent it; whether an opt-out is applied."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from worker.domain.machines import Machines
 
 USER_AGENT_LIMIT: Final = 500
-"""Characters of a user agent that are kept, and judged by."""
+"""Characters of a user agent that are kept, and compared with the rules."""
 
 
 class Tracked(NamedTuple):
-    """An event with what was judged of it."""
+    """An event and its classification."""
 
     event: TrackingEvent
     user_agent: str | None
     machine_rule: str | None
-    """The rule by which it is a machine's; None for a person's."""
+    """The rule that matched a machine; None for a person."""
     heeded: bool
-    """Whether it is an opt-out after which nobody is written to again."""
+    """Whether it is an opt-out that adds the profile to the denylist."""
 
 
 def fold(events: Iterable[TrackingEvent]) -> dict[int, dict[str, TrackingEvent]]:
-    """Returns events by delivery and event_id; of those with the same, the first stands."""
+    """Returns events by delivery and event_id. If two have the same event_id, the first is kept."""
     folded: dict[int, dict[str, TrackingEvent]] = {}
     for event in events:
         folded.setdefault(event.delivery_id, {}).setdefault(event.event_id, event)
@@ -37,11 +37,11 @@ def fold(events: Iterable[TrackingEvent]) -> dict[int, dict[str, TrackingEvent]]
 
 
 def judge(event: TrackingEvent, machines: Machines) -> Tracked:
-    """Says who is behind an event, and whether it is an opt-out to be heeded.
+    """Classifies an event: a person or a machine, and whether it is an opt-out to apply.
 
-    An opt-out is heeded whoever sends it, but for scanners, which follow every link. The one-click opt-out of
-    RFC 8058 is a POST that the mailbox's provider sends for a person, so that a program's may well be a
-    person's; and writing to somebody who opted out weighs more than losing somebody who did not.
+    Every opt-out is applied, except those of scanners, which follow every link. The one-click opt-out of RFC
+    8058 is a POST that the mailbox's provider sends for a person. So an opt-out of a program may come from a
+    person. To write to a person who opted out is worse than to lose one who did not.
     """
     user_agent = event.user_agent[:USER_AGENT_LIMIT] if event.user_agent else None
     rule = machines.judge(user_agent)

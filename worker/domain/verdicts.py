@@ -1,4 +1,4 @@
-"""What a channel says of one attempt: values, so that whoever settles the message decides in one place."""
+"""The results of one attempt, as values, so that one place decides what follows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """The channel took the message and answers for it from here on."""
+    """The channel took the message and is responsible for it from now on."""
 
     reply: str
     """The channel's answer."""
     provider_id: str | None = None
-    """The channel's own identifier of the message, where its answer names one."""
+    """The channel's own identifier of the message, if its answer names one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Bounced:
     kind: BounceKind
     reason: BounceReason
     status: str
-    """RFC 3463; begins with 5 where the channel says that it is for good, with 4 where it may pass."""
+    """RFC 3463. It begins with 5 for a permanent refusal, with 4 for a temporary one."""
     reply: str
     """The channel's answer."""
     fault: Fault
@@ -39,16 +39,16 @@ class Failed:
     reason: str
     """A short name, as in `contracts.results.Error`."""
     retryable: bool
-    """Whether a later try of the same message may work."""
+    """Whether a later attempt with the same message may work."""
     detail: str
     """What went wrong, in a sentence."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unsure:
-    """The message was handed over whole and no answer came: it may or may not have been taken.
+    """The whole message was handed over and no answer came: the channel may or may not have taken it.
 
-    It is never tried again by itself; the recipient becomes `unknown` when its claim runs out.
+    It is never tried again automatically. The recipient becomes `unknown` when its claim expires.
     """
 
     detail: str
@@ -57,8 +57,8 @@ class Unsure:
 
 @dataclass(frozen=True, slots=True)
 class Withheld:
-    """Nothing was sent: the claim was not ours to hand over any more. It goes back, for others to take."""
+    """Nothing was sent, because the claim is no longer ours. It is undone, so that others can take it."""
 
 
 Verdict = Accepted | Bounced | Failed | Unsure | Withheld
-"""What became of one attempt."""
+"""The result of one attempt."""

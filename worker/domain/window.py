@@ -1,9 +1,9 @@
 """How many recipients a sender may have claimed at once.
 
-What is claimed and not sent yet becomes unknown if the process dies, so there should be little of it; but
-claims and results are cheap only by the dozen: with twenty at a time, a recipient cost two to four times the
-processor time. So the window follows the rate: what the channel sends in a tenth of a second, on top of what
-keeps it busy at all.
+If the process dies, recipients that are claimed and not sent wait for their lease or become unknown, so there
+should be few of them. But claims and results are cheap only in large batches: with twenty at a time, a
+recipient cost two to four times the processor time. So the window follows the rate: the number that the
+channel sends in a tenth of a second, and the number that keeps it busy.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from __future__ import annotations
 from typing import Final
 
 _SECONDS_AHEAD: Final = 0.1
-"""Seconds of sending that are claimed ahead, and over which the rate is measured."""
+"""Seconds of sending that are claimed ahead. The rate is measured over the same time."""
 
 
 class ClaimWindow:
-    """The window of one sender; it grows and shrinks with the rate at which sends end."""
+    """The window of one sender. It grows and shrinks with the rate of finished sends."""
 
     def __init__(self, least: int, most: int) -> None:
-        """Begins at its least.
+        """Starts with the smallest window.
 
         Args:
             least: Claims that keep the channel busy.
-            most: Claims that may be open at all; wins over `least`.
+            most: The most open claims; it wins over `least`.
         """
         self._least = min(least, most)
         self._most = most
@@ -31,18 +31,18 @@ class ClaimWindow:
         self._since = float("-inf")
 
     def done(self) -> None:
-        """Counts a send that ended."""
+        """Counts a finished send."""
         self._done += 1
 
     def free(self, claimed: int, now: float) -> int:
-        """Says how many more may be claimed.
+        """Returns how many more recipients may be claimed.
 
         Args:
-            claimed: How many are open.
-            now: Seconds by a clock that never goes back.
+            claimed: The number of open claims.
+            now: Seconds of a monotonic clock.
 
         Returns:
-            0 while more than half of the window is in use, so that claims are made many at a time.
+            0 while more than half of the window is in use, so that claims are made in batches.
         """
         elapsed = now - self._since
         if elapsed >= _SECONDS_AHEAD:

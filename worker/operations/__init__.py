@@ -1,1 +1,1 @@
-"""What is done once at somebody's word: each is called by the command line and ends."""
+"""Operations that run once: the command line calls them."""

@@ -1,4 +1,4 @@
-"""Erases a profile for an operator: what is personal is overwritten, what is counted stays."""
+"""Erases a profile for an operator: overwrites personal data, and keeps the counts."""
 
 from __future__ import annotations
 
@@ -22,50 +22,50 @@ COMMAND: Final = "profile.erase"
 
 
 class ErasureRefused(Exception):  # noqa: N818 - the name is the sentence
-    """The operator may not, nothing is held of the profile, or one of its deliveries is being prepared."""
+    """The operator may not erase, nothing is stored, or one of the deliveries is being prepared."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """Who is to be erased, and who asks."""
+class ErasureRequest:
+    """The profile to erase, and the operator who asks."""
 
     profile_id: str
     operator: str
     bearer: Bearer | None = None
-    """Whom a verified token names, where tokens are asked for."""
+    """The bearer of a verified token, if tokens are required."""
     fingerprint_key: str | None = None
-    """The secret under which the profile's fingerprint is recorded; none for no fingerprint."""
+    """The secret key of the profile's fingerprint; None for no fingerprint."""
 
 
 @dataclass(frozen=True, slots=True)
 class Erased:
-    """What became of it."""
+    """The result of an erasure."""
 
     messages: int
     """Messages whose recipient was erased."""
     exclusions: int
     """Entries of preparations that had left the profile out."""
     kept_from: int
-    """Messages that had yet to be sent, or tried again, and are not any more."""
+    """Messages that were not yet sent, or waited for a retry. They will not be sent."""
 
 
-async def look(db: Database, request: Request) -> profiles.Held:
-    """Says how much would be erased; changes nothing but the command log, where it is refused.
+async def look(db: Database, request: ErasureRequest) -> profiles.Held:
+    """Returns how much would be erased. It changes nothing, except that it logs a refusal.
 
     Raises:
-        ErasureRefused: the operator may not, or nothing is held of the profile.
+        ErasureRefused: the operator may not erase, or nothing is stored about the profile.
     """
     return await _allow(db, request, record=False)
 
 
-async def erase(db: Database, request: Request) -> Erased:
-    """Erases a profile, a delivery at a time; cut off in between, run it again.
+async def erase(db: Database, request: ErasureRequest) -> Erased:
+    """Erases a profile, one delivery at a time. If it is interrupted, run it again.
 
-    The request is recorded before the first row is touched, with the profile as a fingerprint at most.
+    The request is recorded before the first change. It contains the profile only as a fingerprint.
 
     Raises:
-        ErasureRefused: the operator may not, nothing is held of the profile, or a delivery is being prepared;
-            what was erased by then is.
+        ErasureRefused: the operator may not erase, nothing is stored about the profile, or a delivery is
+            being prepared. Data that was erased before stays erased.
     """
     await _allow(db, request, record=True)
     erased = kept_from = exclusions = 0
@@ -86,7 +86,7 @@ async def erase(db: Database, request: Request) -> Erased:
     return Erased(erased, exclusions, kept_from)
 
 
-async def _allow(db: Database, request: Request, *, record: bool) -> profiles.Held:
+async def _allow(db: Database, request: ErasureRequest, *, record: bool) -> profiles.Held:
     async with db.transaction() as tx:
         operator = acting_operator(await commands.read_operator(tx, request.operator), request.bearer)
         refused = check_erasure(operator, request.operator)

@@ -1,13 +1,13 @@
 """Prepares a delivery: from its file and a recipients file to a frozen audience that can be confirmed.
 
-1. Operator and delivery are looked at, so that what cannot be is refused at once.
-2. The recipients file is streamed, row by row, into a temporary table; until it is read to its end without
-   fault, nothing else has changed. Some of the recipients are kept, and the content is tried out with them.
-3. One short transaction moves the delivery, a new one or the given one, to *preparing*.
+1. Check operator and delivery, so that a wrong request is refused at once.
+2. Stream the recipients file, row by row, into a temporary table. Nothing else changes before its end was
+   read without a fault. Some of the recipients are kept, and the content is tried with them.
+3. One short transaction moves the delivery, new or given, to *preparing*.
 4. One transaction replaces audience, content and schedule from the temporary table and ends in *ready*.
 
-A lock that ends with the session covers all of it, so a delivery that is found in *preparing* and can be
-locked was left by a process that died.
+A lock of the session covers all steps. So if a delivery is in *preparing* and can be locked, its process
+died.
 """
 
 from __future__ import annotations
@@ -40,46 +40,46 @@ if TYPE_CHECKING:
 
 
 class PreparationRefused(Exception):  # noqa: N818 - the name is the sentence
-    """It cannot be prepared, and nothing has changed; the message says why."""
+    """The delivery cannot be prepared, and nothing has changed; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be prepared, and for whom."""
+class PreparationRequest:
+    """What to prepare, and the operator who asks."""
 
     file: Path
     """The delivery file."""
     recipients: Path
     """The recipients file."""
     operator: str
-    """Who asks."""
+    """The operator who asks."""
     delivery_id: int | None
     """The delivery to prepare again; None for a new one."""
     channels: tuple[str, ...]
     """The channels of this installation."""
     partition_period: timedelta = timedelta(days=30)
-    """How old the newest set of partitions may be for a new delivery to go into it."""
+    """The greatest age of the newest set of partitions for a new delivery to use it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What became of it."""
+    """The result of a preparation."""
 
     delivery_id: int
     state: State
     """*ready*, or *preparation_failed*."""
     counts: preparation.Counts
-    """Of the snapshot that stands: the new one, or where it failed that of the time before."""
+    """The counts of the current snapshot: the new one or, if the preparation failed, the one before."""
     problems: tuple[str, ...] = ()
-    """Why it failed, in sentences."""
+    """Sentences that say why it failed."""
 
 
-async def prepare(db: Database, request: Request) -> Prepared:
+async def prepare(db: Database, request: PreparationRequest) -> Prepared:
     """Prepares a delivery, or prepares it again.
 
     Raises:
-        PreparationRefused: the operator may not, the delivery is in no state for it or in other hands, or a
-            file is missing or broken. Nothing has changed.
+        PreparationRefused: the operator may not prepare, the delivery's state forbids it, another process
+            prepares it, or a file is missing or broken. Nothing has changed.
     """
     with _refusing(request.file), request.file.open("rb") as file:
         tables = {name: content_table(name) for name in request.channels}
@@ -107,7 +107,7 @@ async def prepare(db: Database, request: Request) -> Prepared:
             return await _complete(session, request, delivery_id, definition, problems, by_row=when.by_row)
 
 
-async def _guard(tx: Transaction, request: Request) -> State:
+async def _guard(tx: Transaction, request: PreparationRequest) -> State:
     operator = await commands.read_operator(tx, request.operator)
     refusal = refuse_operator(operator, request.operator)
     if refusal is not None:
@@ -131,7 +131,7 @@ async def _lock(tx: Transaction, delivery_id: int) -> None:
         )
 
 
-async def _begin(session: Transaction, request: Request, definition: DeliveryFile) -> int:
+async def _begin(session: Transaction, request: PreparationRequest, definition: DeliveryFile) -> int:
     async with session.connection.transaction():
         state = await _guard(session, request)
         delivery_id = request.delivery_id
@@ -148,7 +148,7 @@ async def _begin(session: Transaction, request: Request, definition: DeliveryFil
 
 async def _complete(
     session: Transaction,
-    request: Request,
+    request: PreparationRequest,
     delivery_id: int,
     definition: DeliveryFile,
     problems: list[str],
@@ -156,14 +156,15 @@ async def _complete(
     by_row: bool,
 ) -> Prepared:
     if problems:
-        standing = await _fail(session, request, delivery_id, " ".join(problems))
-        return Prepared(delivery_id, State.PREPARATION_FAILED, standing, tuple(problems))
+        counts = await _fail(session, request, delivery_id, " ".join(problems))
+        return Prepared(delivery_id, State.PREPARATION_FAILED, counts, tuple(problems))
     try:
         async with session.connection.transaction():
             counts = await preparation.replace_audience(session, delivery_id, definition, by_row=by_row)
             await deliveries.move(session, delivery_id, Move.PREPARED, operator=request.operator)
     except BaseException as error:
-        # Interrupted, or the database could not. Where it is gone altogether, the next preparation finds out.
+        # We were interrupted, or the database failed. If the database is away, the next preparation handles
+        # it.
         try:
             await _fail(session, request, delivery_id, f"It broke off: {str(error) or 'it was interrupted'}.")
         except ERRORS as gone:
@@ -173,7 +174,9 @@ async def _complete(
     return Prepared(delivery_id, State.READY, counts)
 
 
-async def _fail(session: Transaction, request: Request, delivery_id: int, reason: str) -> preparation.Counts:
+async def _fail(
+    session: Transaction, request: PreparationRequest, delivery_id: int, reason: str
+) -> preparation.Counts:
     async with session.connection.transaction():
         await deliveries.move(
             session, delivery_id, Move.PREPARATION_FAILED, operator=request.operator, reason=reason
@@ -183,7 +186,7 @@ async def _fail(session: Transaction, request: Request, delivery_id: int, reason
 
 @contextlib.contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Turns what is wrong with a file into a refusal."""
+    """Turns the errors of a file into a refusal."""
     try:
         yield
     except OSError as error:
@@ -197,7 +200,7 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def _fault(path: Path, error: UnicodeDecodeError) -> str:
-    """Says where the first byte is that is not UTF-8; the decoder knows its place in a block only."""
+    """Returns where the first byte is that is not UTF-8: the decoder knows only its place in a block."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:

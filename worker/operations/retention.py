@@ -1,4 +1,4 @@
-"""Retention: sets of old deliveries leave the big tables; what the deliveries came to stays."""
+"""Retention: removes sets of old deliveries from the big tables, and keeps the deliveries' KPIs."""
 
 from __future__ import annotations
 
@@ -15,27 +15,30 @@ if TYPE_CHECKING:
 
 
 class RetentionRefused(Exception):  # noqa: N818 - the name is the sentence
-    """Another process removes sets, or a partition stays in use; what has left by then has left."""
+    """Another process removes sets, or a partition stays in use.
+
+    Sets that were removed before stay removed.
+    """
 
 
 async def survey(db: Database, older_than: timedelta) -> list[PartitionSet]:
-    """Returns every set of partitions and what holds it back, the oldest first; changes nothing."""
+    """Returns every set of partitions and the deliveries that prevent its removal, the oldest first."""
     async with db.session() as session:
         return await retention.survey(session, older_than)
 
 
 async def remove(db: Database, older_than: timedelta) -> AsyncIterator[PartitionSet]:
-    """Removes the sets whose deliveries all ended long enough ago, and yields each once it is gone.
+    """Removes the sets whose deliveries all ended long enough ago, and yields each after its removal.
 
-    A set is marked, with its deliveries, before anything is removed: from then on nothing recounts them, and
-    late results go to the dead queue. Its partitions are detached without shutting out claims or results.
+    A set and its deliveries are marked before anything is removed. From then on nothing recounts them, and
+    late results go to the dead queue. Its partitions are detached without blocking claims or results.
 
     Args:
         db: The database.
         older_than: How long ago each delivery of a set must have ended.
 
     Raises:
-        RetentionRefused: another process is at it, or a partition stays in use.
+        RetentionRefused: another process removes sets, or a partition stays in use.
     """
     async with db.session() as session:
         if not await retention.lock(session):

@@ -1,4 +1,4 @@
-"""Settles unknown outcomes for an operator: in batches, each a transaction with its command log."""
+"""Settles unknown outcomes for an operator, in batches. Each batch is a transaction with its command log."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ COMMAND: Final = "delivery.settle-unknown"
 """The name in the command log."""
 
 _BATCH: Final = 1_000
-"""Recipients that are looked at, and settled, together."""
+"""Recipients in one batch."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What is to be settled, how, and who asks."""
+class SettlementRequest:
+    """What to settle, how, and the operator who asks."""
 
     delivery_id: int
     how: Settlement
     operator: str
     recipients: tuple[int, ...] = ()
-    """None for everybody whose outcome is unknown."""
+    """None for all recipients whose outcome is unknown."""
     bearer: Bearer | None = None
-    """Whom a verified token names, where tokens are asked for."""
+    """The bearer of a verified token, if tokens are required."""
 
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What became of it."""
+    """The result of a settlement."""
 
     refused: Refused | None
-    """Why it ended before its end; None where it did not. What was settled by then stays so."""
+    """Why it ended early; None if it did not. Outcomes that were settled before stay settled."""
     settled: int
-    """How many outcomes were unknown and are so no more."""
+    """How many outcomes were settled."""
     state: State | None
-    """The delivery's, afterwards; None where there is no such delivery."""
+    """The delivery's state afterwards; None if there is no such delivery."""
 
 
-async def settle(db: Database, request: Request) -> Settled:
-    """Settles unknown outcomes; those that a result settles meanwhile are left as they are."""
+async def settle(db: Database, request: SettlementRequest) -> Settled:
+    """Settles unknown outcomes, except those that get a result meanwhile."""
     done = await _batch(db, request, [])
     async for recipients in _batches(db, request):
         if done.refused is not None:
@@ -64,7 +64,7 @@ async def settle(db: Database, request: Request) -> Settled:
     return done
 
 
-async def _batches(db: Database, request: Request) -> AsyncIterator[Sequence[int]]:
+async def _batches(db: Database, request: SettlementRequest) -> AsyncIterator[Sequence[int]]:
     if not request.recipients:
         async for batch in reading.unknown(db, request.delivery_id, _BATCH):
             yield batch
@@ -72,11 +72,11 @@ async def _batches(db: Database, request: Request) -> AsyncIterator[Sequence[int
         yield request.recipients[start : start + _BATCH]
 
 
-async def _batch(db: Database, request: Request, recipients: Sequence[int]) -> Settled:
-    """Settles one batch. An empty one says whether it may be done at all, and records a refusal only."""
+async def _batch(db: Database, request: SettlementRequest, recipients: Sequence[int]) -> Settled:
+    """Settles one batch. An empty batch only checks whether it is allowed, and records a refusal."""
     number, how = request.delivery_id, request.how
     async with db.transaction() as tx:
-        # A stop counts "the rest" with this lock alone, and a finish too.
+        # A stop and a finish count "the rest" and hold this lock exclusively.
         await accounts.share_claims(tx, number)
         operator = acting_operator(await commands.read_operator(tx, request.operator), request.bearer)
         delivery = await deliveries.read_for_update(tx, number)

@@ -1,7 +1,9 @@
-"""The commands of an operator: confirm, pause, resume, stop. Each is carried out once and answered for good.
+"""The commands of an operator: confirm, pause, resume, stop.
 
-The role, the state and the answer are read and written in one transaction, so that a command is either wholly
-done and answered, or not done at all and delivered again.
+Each is executed once, and its answer never changes.
+
+One transaction reads and writes the role, the state and the answer. So a command is either wholly executed
+and answered, or it is not executed, and the broker delivers it again.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
     from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
-    from worker.db.commands import Recorded
+    from worker.db.commands import RecordedCommand
     from worker.db.retrying import Retrying
     from worker.domain.authority import Bearer
     from worker.domain.deliveries import Delivery, Waves
@@ -57,8 +59,8 @@ PREFETCH: Final = 64
 class Execution(Protocol):
     """What one command reads and writes within its transaction: `worker.db.executions.Execution`."""
 
-    async def recorded(self, command_id: str) -> Recorded | None:
-        """Looks an answer up; until the transaction ends, nobody else answers the same command."""
+    async def recorded(self, command_id: str) -> RecordedCommand | None:
+        """Looks up an answer. Until the transaction ends, nobody else answers the same command."""
 
     async def record(
         self, *, command: str, operator: str | None, publisher: str | None, body: str, reply: Reply
@@ -69,19 +71,19 @@ class Execution(Protocol):
         """Reads an operator."""
 
     async def close_claims(self, delivery_id: int) -> None:
-        """Lets no claim in until the transaction ends."""
+        """Waits for the claims under way, and blocks new ones until the transaction ends."""
 
     async def delivery(self, delivery_id: int) -> Delivery | None:
-        """Reads and locks a delivery."""
+        """Reads and locks a delivery's row."""
 
     async def now(self) -> datetime:
         """Returns the database's time, by which everything is decided."""
 
     async def excluded_by_cause(self, delivery_id: int) -> dict[str, int]:
-        """Counts what the preparation left out."""
+        """Counts the targets that the preparation left out, by cause."""
 
     async def waves(self, delivery_id: int) -> Waves:
-        """Reads the first waves, and how many there are."""
+        """Reads the first waves, and the number of all."""
 
     async def authorise(self, delivery_id: int, operator: str, *, by_token: bool) -> None:
         """Records under whose authority the delivery starts."""
@@ -99,7 +101,7 @@ class Execution(Protocol):
         reason: str | None = None,
         command_id: str | None = None,
     ) -> State | None:
-        """Moves the delivery; returns the new state, or None where somebody moved it first."""
+        """Moves the delivery; returns the new state, or None if somebody moved it first."""
 
     async def paused_in(self, delivery_id: int) -> State | None:
         """Returns the state that a paused delivery goes back to."""
@@ -110,10 +112,10 @@ class Execution(Protocol):
         """Creates the pages."""
 
     async def reopen_pages(self, delivery_id: int) -> None:
-        """Has every published page published again."""
+        """Opens every published page, to be published again."""
 
     async def cancel_remaining(self, delivery_id: int) -> None:
-        """Counts what was not tried as cancelled."""
+        """Counts the recipients that were not tried as cancelled."""
 
 
 class Executions(Protocol):
@@ -124,10 +126,10 @@ class Executions(Protocol):
 
 
 class Authority(Protocol):
-    """Says who speaks: `worker.auth.authority.Authority`."""
+    """Identifies the sender of a command: `worker.auth.authority.Authority`."""
 
-    def vouch(self, message: Incoming, operator: str | None) -> Bearer | Refused | None:
-        """Returns whom a command's token names, None where none is asked for, or why nobody listens."""
+    def identify(self, message: Incoming, operator: str | None) -> Bearer | Refused | None:
+        """Returns the bearer of a command's token, None if no token is required, or the refusal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,24 +137,24 @@ class ConfirmParts:
     """What the service works with."""
 
     consumer: Consumer
-    """Of the queue of commands."""
+    """Reads the queue of commands."""
     publisher: Publisher
-    """For the answers."""
+    """Publishes the answers."""
     dead: Burying
-    """For what cannot be answered."""
+    """Takes messages that cannot be answered."""
     executions: Executions
     """The transactions of commands."""
     retrying: Retrying
     """Carries transactions out."""
     authority: Authority
-    """Who may speak."""
+    """Says who may publish commands."""
     metrics: Metrics
-    """Where to count."""
+    """The metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfirmLimits:
-    """The numbers that the service goes by."""
+    """The limits of the service."""
 
     page_size: int
     """Recipients in a page of a delivery that is neither limited nor very large."""
@@ -180,13 +182,13 @@ class ConfirmService:
         await take_each(self._parts.consumer, self._parts.dead, self.handle, self._place, stop)
 
     async def handle(self, message: Incoming) -> Reply:
-        """Executes a command in one transaction, records the answer, and publishes it to who asked.
+        """Executes a command in one transaction, records the answer, and publishes it to `reply_to`.
 
         Args:
-            message: The command; one that was answered before gets the same answer again.
+            message: The command. One that was answered before gets the same answer again.
 
         Returns:
-            The answer. Refused and invalid commands have one too.
+            The answer, also for refused and invalid commands.
 
         Raises:
             Busy, Unstorable, Broken, Stopped: as `worker.db.retrying.Retrier.until_done`.
@@ -228,7 +230,7 @@ class ConfirmService:
                 if known is not None:
                     return _again(known, message, name, body)
                 command, reply = _read(command_id, message)
-                speaker = self._parts.authority.vouch(message, command.operator if command else None)
+                speaker = self._parts.authority.identify(message, command.operator if command else None)
                 if isinstance(speaker, Refused):
                     reply = _refused(command_id, command, speaker, None)
                 elif command is not None:
@@ -360,7 +362,7 @@ def _read(command_id: str, message: Incoming) -> tuple[Confirm | Control | None,
         return None, _malformed(command_id, f"The command could not be read: {explain(error)}")
 
 
-def _again(known: Recorded, message: Incoming, name: str, body: str) -> Reply:
+def _again(known: RecordedCommand, message: Incoming, name: str, body: str) -> Reply:
     if (known.command, known.publisher, known.body) == (name, message.user_id, body):
         return known.reply
     return _malformed(

@@ -1,8 +1,8 @@
-"""Events: what the moves of deliveries put into the outbox is told to whoever listens.
+"""Events: publishes the events that the moves of deliveries put into the outbox.
 
-An event is deleted from the outbox once the broker has confirmed it, and until then nobody takes the next one
-of its delivery. So each is published at least once, and those of a delivery in their order, however many
-processes run and whichever of them die.
+An event is deleted from the outbox after the broker has confirmed it. Until then nobody takes the next event
+of its delivery. So each event is published at least once, and the events of a delivery are published in their
+order, with any number of processes, even if some of them die.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ class Outbox(Protocol):
     """The events that are to be published: `worker.db.events.Outbox`."""
 
     async def take(self, limit: int, lease: float) -> list[DeliveryEvent]:
-        """Takes the oldest event of each delivery that nobody has taken, for `lease` seconds."""
+        """Leases the oldest event of each delivery that nobody has leased, for `lease` seconds."""
 
     async def drop(self, events: Sequence[DeliveryEvent]) -> None:
-        """Deletes events that were published."""
+        """Deletes published events."""
 
     async def release(self, events: Sequence[DeliveryEvent]) -> None:
-        """Gives events that were not published back at once."""
+        """Ends the leases of events that were not published."""
 
 
 class Wakener(Protocol):
-    """Tells when a move put an event into the outbox: `worker.db.listen.Wakener`."""
+    """Wakes when a move put an event into the outbox: `worker.db.listen.Wakener`."""
 
     def listening(self) -> AbstractAsyncContextManager[None]:
         """Listens while the block runs."""
@@ -57,30 +57,30 @@ class Wakener(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EventsParts:
-    """What the service works with."""
+    """The parts of the service."""
 
     outbox: Outbox
-    """Where the events are."""
+    """Holds the events."""
     wakener: Wakener
-    """Ends the wait between two looks."""
+    """Ends the wait between two looks early."""
     retrying: Retrying
-    """Carries transactions out."""
+    """Executes transactions."""
     publisher: Publisher
-    """For the events."""
+    """Publishes the events."""
     names: routing.Names
     """The installation's names."""
     metrics: Metrics
-    """Where to count."""
+    """The metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class EventsLimits:
-    """How long the service waits."""
+    """The times of the service."""
 
     idle: float
-    """Seconds between two looks when nobody wakes us."""
+    """Seconds between two looks without a notification."""
     lease: float
-    """Seconds for which taken events are ours; the broker has half of them to confirm."""
+    """Seconds of a lease. The broker has half of them to confirm."""
 
 
 class EventsService:
@@ -106,8 +106,8 @@ class EventsService:
         """Publishes the oldest event of each delivery, and deletes those that the broker has confirmed.
 
         Returns:
-            How many it published; 0 as well where the broker does not confirm them in time, or the database
-            is too busy: they stay in the outbox.
+            How many it published. It is 0 too if the broker does not confirm them in time, or the database is
+            too busy: then they stay in the outbox.
 
         Raises:
             Broken, Stopped: as `worker.db.retrying.Retrier.until_done`.

@@ -1,6 +1,6 @@
-"""Fan-out: open pages are leased, and one send message per recipient is published with confirms.
+"""Fan-out: leases open pages, and publishes one send message per recipient with confirms.
 
-A page that is published twice, because a lease ran out or a confirm was lost, is harmless: claims decide.
+A page that is published twice, because a lease expired or a confirm was lost, is harmless: claims decide.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _PAGES_AT_ONCE: Final = 4
-"""Pages published side by side: the database reads one while the broker confirms another."""
+"""Pages that are published at the same time: the database reads one while the broker confirms another."""
 
 _LOOK_EVERY: Final = 0.05
-"""Seconds between two looks at how much waits in the send queues: time for a thousand messages."""
+"""Seconds between two looks at the depth of the send queues: time for a thousand messages."""
 
 _RELEASE_SECONDS: Final = 1
-"""Seconds for giving a lease back: another fan-out gets on at once, and otherwise when the lease runs out."""
+"""Seconds to end a lease early. Without this, another fan-out waits until the lease expires."""
 
 _SHORTEST_IDLE: Final = 0.01
-"""Seconds: a turn that another fan-out is about to take must not be asked for without a pause."""
+"""Seconds to wait at least: another fan-out may take the turn, and we must not ask in a tight loop."""
 
 
 class Pages(Protocol):
@@ -52,35 +52,35 @@ class Pages(Protocol):
     async def lease(
         self, *, after: int, limit: int, seconds: float, owner: str, channels: Sequence[str]
     ) -> list[Page]:
-        """Leases one open page of each running delivery, those after the delivery `after` first."""
+        """Leases one open page of each running delivery, first of those after the delivery `after`."""
 
     async def lease_paced(
         self, *, limit: int, seconds: float, owner: str, channels: Sequence[str]
     ) -> list[Page]:
-        """Leases one open page of each delivery with a limit of its throughput that has its turn."""
+        """Leases one open page of each delivery whose throughput limit allows it now."""
 
     async def seconds_to_next_turn(self) -> float | None:
-        """Returns the seconds until a delivery with a limit has its turn; None where none waits."""
+        """Returns the seconds until a delivery with a limit may publish again; None if none waits."""
 
     async def read_sends(self, page: Page) -> Sequence[tuple[int, int, str]]:
         """Reads the recipient, the attempt and the body of each send message of a page."""
 
     async def published(self, page: Page, owner: str, look_after: float) -> bool:
-        """Says that every message of a page is confirmed; False where the lease had been lost."""
+        """Marks a page whose messages are all confirmed as published; returns False if the lease was lost."""
 
     async def release(self, page: Page, owner: str) -> None:
-        """Gives a lease back."""
+        """Ends a lease."""
 
 
 class Depth(Protocol):
-    """Tells how many messages wait in a queue: `worker.amqp.topology.QueueDepth`."""
+    """Returns how many messages wait in a queue: `worker.amqp.topology.QueueDepth`."""
 
     async def ready(self, queue: str) -> int | None:
-        """Returns how many wait in a queue, by its full name; None where nobody can say."""
+        """Returns how many wait in a queue, by its full name; None if it is not known."""
 
 
 class Waking(Protocol):
-    """Tells when a confirmation made new pages: `worker.db.listen.Wakener`."""
+    """Wakes when a confirmation made new pages: `worker.db.listen.Wakener`."""
 
     def listening(self) -> AbstractAsyncContextManager[None]:
         """Listens while the block runs."""
@@ -91,40 +91,40 @@ class Waking(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FanoutParts:
-    """What the service works with."""
+    """The parts of the service."""
 
     publisher: Publisher
-    """For the send messages."""
+    """Publishes the send messages."""
     depth: Depth
-    """Tells which send queues have room."""
+    """Says how many messages the send queues hold."""
     wakener: Waking
-    """Ends the wait between two looks for pages."""
+    """Ends the wait between two looks for pages early."""
     retrying: Retrying
-    """Carries transactions out."""
+    """Executes transactions."""
     pages: Pages
-    """Leased here."""
+    """The pages that are leased here."""
     names: Names
     """The installation's names."""
     metrics: Metrics
-    """Where to count."""
+    """The metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class FanoutLimits:
-    """The numbers and choices that the service goes by."""
+    """The limits of the service."""
 
     channels: Sequence[str]
     """The sending channels."""
     owner: str
-    """Names this process in its leases."""
+    """The name of this process in its leases."""
     lease: float
-    """Seconds that a lease holds."""
+    """Seconds of a lease."""
     look_after: float
-    """Seconds after which the scheduler looks at a published page."""
+    """Seconds after which the scheduler inspects a published page."""
     high_water: int
-    """Messages in a send queue from which on its deliveries wait."""
+    """Messages in a send queue above which its channel's deliveries wait."""
     idle: float
-    """Seconds between two looks for pages when nobody wakes us."""
+    """Seconds between two looks for pages without a notification."""
 
 
 class FanoutService:
@@ -141,7 +141,7 @@ class FanoutService:
         self._open: list[str] = []
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Publishes pages until `stop`; the pages in hand are finished first."""
+        """Publishes pages until `stop`; it finishes the leased pages first."""
         publishing: set[asyncio.Task[None]] = set()
         async with self._parts.wakener.listening(), asyncio.TaskGroup() as group:
             while not stop.is_set():
@@ -155,10 +155,10 @@ class FanoutService:
                     _, publishing = await asyncio.wait(publishing, return_when=asyncio.FIRST_COMPLETED)
 
     async def handle(self, page: Page) -> None:
-        """Publishes a leased page; where that cannot be done now, its lease is given back, or runs out.
+        """Publishes a leased page. If that fails for now, the lease is ended or expires.
 
         Raises:
-            Broken, Stopped, Unroutable: as the database and the publisher.
+            Broken, Stopped, Unroutable: as the database and the publisher raise them.
         """
         try:
             await self._publish(page)
@@ -174,7 +174,7 @@ class FanoutService:
         leasing = partial(parts.pages.lease, seconds=seconds, owner=owner, channels=channels)
         paced: list[Page] = []
         plain: list[Page] = []
-        with contextlib.suppress(Busy):  # what is leased is published, and the rest is leased the next time
+        with contextlib.suppress(Busy):  # publish the leased pages; the others are leased next time
             paced = await parts.retrying.until_done(
                 Idempotent(partial(leasing_paced, limit=room)), "leasing pages with a limit"
             )
@@ -190,7 +190,7 @@ class FanoutService:
     async def _idle_for(self) -> float:
         idle = self._limits.idle
         if len(self._open) < len(self._limits.channels):
-            return _LOOK_EVERY  # a queue that is full now may be empty long before the next look for pages
+            return _LOOK_EVERY  # a full queue may be empty long before the next look for pages
         try:
             asking = Idempotent(self._parts.pages.seconds_to_next_turn)
             turn = await self._parts.retrying.until_done(asking, "reading the next turn")
@@ -202,7 +202,7 @@ class FanoutService:
         try:
             async with asyncio.timeout(_RELEASE_SECONDS):
                 await self._parts.pages.release(page, self._limits.owner)
-        except ERRORS as error:  # the lease runs out by itself too
+        except ERRORS as error:  # the lease expires by itself too
             log.debug(
                 "lease not given back", delivery_id=page.delivery_id, page=page.page, because=str(error)
             )
@@ -223,7 +223,7 @@ class FanoutService:
         log.debug("page published", delivery_id=page.delivery_id, page=page.page, messages=len(messages))
 
     async def _channels_with_room(self) -> list[str]:
-        """Names our channels whose send queue is below its mark, as far as the broker says."""
+        """Returns our channels whose send queue is below its high-water mark, as far as the broker says."""
         now = asyncio.get_running_loop().time()
         if now - self._looked >= _LOOK_EVERY:
             self._open = [channel for channel in self._limits.channels if await self._has_room(channel)]

@@ -1,6 +1,7 @@
-"""Recording: results are gathered by size and age, folded by recipient, and written with their counters.
+"""Recording: gathers results by size and age, folds them by recipient, writes them and their counters.
 
-A batch is acknowledged after its commit. It may come again: facts are set once, so nothing counts twice.
+A batch is acknowledged after its commit. It may be delivered again: facts are set once, so nothing counts
+twice.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from worker.amqp.messages import Consumer, Incoming
     from worker.db.breaker import Progress
     from worker.db.retrying import Retrying
-    from worker.domain.breaker import Limits, Tripped
+    from worker.domain.breaker import BreakerLimits, Tripped
     from worker.domain.outcomes import Facts
     from worker.domain.retry import Retries
     from worker.telemetry.metrics import Metrics
@@ -40,74 +41,74 @@ _Read = tuple["Incoming", list[Any]]
 
 
 class Recorder(Protocol):
-    """Where results are recorded: `worker.db.accounts.Accounts`."""
+    """Records results: `worker.db.accounts.Accounts`."""
 
     async def record(self, delivery_id: int, folded: Mapping[int, Facts], retries: Retries) -> int:
         """Records facts by recipient; returns how many recipients changed their status."""
 
 
 class Sizes(Protocol):
-    """How many recipients deliveries have: `worker.db.audiences.Audiences`."""
+    """Knows the number of a delivery's recipients: `worker.db.audiences.Audiences`."""
 
     async def sizes(self, delivery_ids: Collection[int]) -> dict[int, int | Busy]:
         """Returns them by delivery: 0 for no such delivery, a Busy where it cannot be read now."""
 
 
 class Breaker(Protocol):
-    """Looks how far deliveries are, and pauses them: `worker.db.breaker.Breaker`."""
+    """Reads the progress of deliveries, and pauses them: `worker.db.breaker.Breaker`."""
 
-    async def progress(self, delivery_id: int, defaults: Limits) -> Progress:
-        """Reads how far a delivery is, and whether it may go on."""
+    async def progress(self, delivery_id: int, defaults: BreakerLimits) -> Progress:
+        """Reads the progress of a delivery, and whether it may go on."""
 
-    async def trip(self, delivery_id: int, defaults: Limits) -> Tripped | None:
-        """Pauses a delivery; returns why, and None where it was not paused here."""
+    async def trip(self, delivery_id: int, defaults: BreakerLimits) -> Tripped | None:
+        """Pauses a delivery; returns why, or None if this call did not pause it."""
 
 
 class Finisher(Protocol):
     """Finishes deliveries: `worker.db.deliveries.Deliveries`."""
 
     async def finish(self, delivery_id: int) -> bool:
-        """Finishes a delivery in which nothing is open; returns whether it finished here."""
+        """Finishes a delivery whose recipients all have an outcome; returns whether this call did."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultsParts:
-    """What the service works with."""
+    """The parts of the service."""
 
     consumers: Sequence[Consumer]
-    """Of the queues of results."""
+    """Read the queues of results."""
     dead: Burying
-    """For what cannot be recorded."""
+    """Takes messages that cannot be recorded."""
     retrying: Retrying
-    """Carries transactions out."""
+    """Executes transactions."""
     recorder: Recorder
     """Writes outcomes with their counters."""
     sizes: Sizes
-    """Tells who cannot be a recipient."""
+    """Says which numbers cannot be recipients."""
     breaker: Breaker
-    """Pauses deliveries in which too much goes wrong."""
+    """Pauses deliveries with too many bounces or errors."""
     finisher: Finisher
-    """Finishes deliveries that are done."""
+    """Finishes deliveries whose recipients all have an outcome."""
     metrics: Metrics
-    """Where to count."""
+    """The metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResultsLimits:
-    """The numbers that the service goes by."""
+    """The limits of the service."""
 
     batch: int
     """The most messages of a batch."""
     age: float
-    """How old a batch may become, in seconds."""
-    breaker: Limits
-    """When a delivery is paused that has no limits of its own."""
+    """The greatest age of a batch, in seconds."""
+    breaker: BreakerLimits
+    """The breaker's limits for deliveries without limits of their own."""
     retries: Retries
-    """When recipients are tried again."""
+    """The rules for retries."""
 
 
 class ResultsService:
-    """Consumes the queues of results, each in a loop of its own."""
+    """Consumes the queues of results, each in its own loop."""
 
     name = "results"
 
@@ -124,13 +125,13 @@ class ResultsService:
                 group.create_task(take_batches(consumer, self.handle, stop, size=size, age=age))
 
     async def handle(self, batch: list[Incoming]) -> None:
-        """Records what a batch of messages says, and buries what of it cannot be recorded.
+        """Records the results of a batch of messages, and buries those that cannot be recorded.
 
         Args:
-            batch: Messages of the queues of results; none is acknowledged here.
+            batch: Messages of the queues of results. This method does not acknowledge them.
 
         Raises:
-            Broken, Stopped: as `worker.db.retrying.Retrier.until_done`; a part may be recorded.
+            Broken, Stopped: as `worker.db.retrying.Retrier.until_done`; some of the results may be recorded.
         """
         read: list[_Read] = []
         unread: list[Letter] = []
@@ -173,12 +174,12 @@ class ResultsService:
             moved += await write_by_halves(self._parts.retrying, rows, write, bury, "recording results")
         if moved:
             looking = Idempotent(lambda: self._look(delivery_id))
-            with contextlib.suppress(Busy):  # the next batch looks again, and so does the scheduler
+            with contextlib.suppress(Busy):  # the next batch and the scheduler look again
                 await self._parts.retrying.until_done(looking, "looking how far a delivery is")
         log.debug("results recorded", delivery_id=delivery_id, results=len(facts), moved=moved)
 
     async def _look(self, delivery_id: int) -> None:
-        """Finishes a delivery that is done, and pauses one in which too much goes wrong."""
+        """Finishes a delivery that is done, and pauses one with too many bounces or errors."""
         parts, defaults = self._parts, self._limits.breaker
         seen = await parts.breaker.progress(delivery_id, defaults)
         if seen.complete:

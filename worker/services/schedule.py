@@ -1,4 +1,4 @@
-"""The clock: starts what is due, ends what is over, and repairs what was lost. Any number may run at once.
+"""The scheduler: starts due deliveries, ends expired ones, and repairs losses. Any number may run at once.
 
 Each duty is one guarded statement or transaction for each delivery, and looks for what is older than a limit,
 never at a window of time, so that a duty missed while everything was down is done at the next tick. So is one
@@ -42,37 +42,37 @@ _PAGES_AT_ONCE: Final = 200
 _TURNS: Final = 20
 """Transactions in which retries of one delivery are ended, before the next has its turn."""
 _LONGEST_SLEEP: Final = 0.5
-"""Seconds between two looks for what is to start: within this time of its confirmation a delivery is seen."""
+"""Seconds between two looks for due deliveries: a confirmed delivery is seen within this time."""
 _SHORTEST_SLEEP: Final = 0.02
 
 
 class Deliveries(Protocol):
-    """Which deliveries have something due, and their ends: `worker.db.deliveries.Deliveries`."""
+    """Finds deliveries with due work, and finishes them: `worker.db.deliveries.Deliveries`."""
 
     async def due(self) -> list[int]:
-        """Lists those that are to start."""
+        """Lists deliveries that must start."""
 
     async def seconds_to_next_start(self) -> float | None:
-        """Returns the seconds until the next contact date; None where no delivery waits for one."""
+        """Returns the seconds until the next contact date; None if no delivery waits."""
 
     async def expired(self) -> list[int]:
-        """Lists those whose validity is over and whose rest is not cancelled."""
+        """Lists deliveries whose validity is over and whose rest is not yet cancelled."""
 
     async def complete(self) -> list[int]:
         """Lists the running ones in which nothing is open."""
 
     async def await_retries(self, delivery_id: int) -> None:
-        """Moves one that is in progress to *retry pending*."""
+        """Moves a delivery from *in progress* to *retry pending*."""
 
     async def finish(self, delivery_id: int) -> bool:
-        """Finishes one in which nothing is open; returns whether it finished here."""
+        """Finishes a delivery whose recipients all have an outcome; returns whether this call did."""
 
 
 class Start(Protocol):
-    """What is read and written of one delivery within a transaction: `worker.db.starts.Start`."""
+    """The reads and writes of one delivery's start, in a transaction: `worker.db.starts.Start`."""
 
     async def close_claims(self) -> None:
-        """Lets no claim in until the transaction ends."""
+        """Waits for the claims under way, and blocks new ones until the transaction ends."""
 
     async def delivery(self) -> Delivery | None:
         """Reads and locks the delivery."""
@@ -81,7 +81,7 @@ class Start(Protocol):
         """Returns the database's time."""
 
     async def authority(self) -> tuple[str, bool]:
-        """Returns under whose authority it starts, and whether a token gave it."""
+        """Returns the operator under whose authority it starts, and whether a token gave the authority."""
 
     async def operator(self, name: str) -> Operator | None:
         """Reads an operator."""
@@ -90,27 +90,27 @@ class Start(Protocol):
         """Moves the delivery."""
 
     async def cancel_remaining(self) -> None:
-        """Counts what was not tried as cancelled."""
+        """Counts the recipients that were not tried as cancelled."""
 
     async def open_pages(self) -> None:
-        """Has the fan-out publish the pages."""
+        """Opens the pages for the fan-out."""
 
 
 class Starts(Protocol):
     """Opens the transactions in which deliveries start: `worker.db.starts.Starts`."""
 
     def begin(self, delivery_id: int) -> AbstractAsyncContextManager[Start]:
-        """Opens one about a delivery."""
+        """Opens a transaction for a delivery."""
 
 
 class Accounts(Protocol):
-    """Where claims run out and the rest is cancelled: `worker.db.accounts.Accounts`."""
+    """Ends expired claims and cancels recipients: `worker.db.accounts.Accounts`."""
 
     async def expired(self) -> list[int]:
         """Lists deliveries in which leases of claims have expired."""
 
     async def expire(self, delivery_id: int, *, result_lease: float) -> Expired:
-        """Ends the claims whose lease has expired: undone, or unknown."""
+        """Ends claims with expired leases: they are undone, or become unknown."""
 
     async def ending_retries(self) -> list[int]:
         """Lists cancelled deliveries in which somebody waits for a retry."""
@@ -119,91 +119,91 @@ class Accounts(Protocol):
         """Ends some thousand of these retries; returns whether there may be more."""
 
     async def cancel(self, delivery_id: int) -> None:
-        """Counts what was not tried of a delivery as cancelled."""
+        """Counts the recipients of a delivery that were not tried as cancelled."""
 
 
 class Pages(Protocol):
     """The pages of all deliveries: `worker.db.pages.Pages`."""
 
     async def with_retries(self) -> list[RetriesLeft]:
-        """Lists the deliveries in which somebody waits for a retry."""
+        """Lists the deliveries with recipients that wait for a retry."""
 
     async def open_due_retries(self, delivery_id: int) -> int:
-        """Has pages published again in which retries fell due; returns how many."""
+        """Opens pages with due retries, to be published again; returns how many."""
 
     async def to_inspect(self) -> list[PagesDue]:
-        """Lists the deliveries with pages to look at."""
+        """Lists the deliveries with pages to inspect."""
 
     async def inspect(self, delivery_id: int, again_after: float, limit: int) -> list[Inspected]:
-        """Counts what has become of published pages, and puts off their next look."""
+        """Counts the progress of published pages, and sets the time of their next inspection."""
 
     async def reopen(self, delivery_id: int, pages: Sequence[int]) -> None:
-        """Has pages published again."""
+        """Opens pages, to be published again."""
 
     async def close(self, delivery_id: int, pages: Sequence[int]) -> None:
         """Closes pages."""
 
 
 class Alerts(Protocol):
-    """What is told of deliveries in trouble: `worker.db.alerts.Alerts`."""
+    """Raises alerts about deliveries: `worker.db.alerts.Alerts`."""
 
     async def sample(self) -> None:
-        """Notes how far each delivery is."""
+        """Stores the progress of each delivery."""
 
     async def raise_due(self) -> list[Raised]:
-        """Tells what was not told yet; returns it."""
+        """Raises the alerts that were not raised yet; returns them."""
 
 
 class Depth(Protocol):
-    """Tells how many messages wait in a queue: `worker.amqp.topology.QueueDepth`."""
+    """Returns how many messages wait in a queue: `worker.amqp.topology.QueueDepth`."""
 
     async def ready(self, queue: str) -> int | None:
-        """Returns how many wait in a queue, by its full name; None where nobody can say."""
+        """Returns how many wait in a queue, by its full name; None if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleParts:
-    """What the service works with."""
+    """The parts of the service."""
 
     retrying: Retrying
-    """Carries transactions out."""
+    """Executes transactions."""
     deliveries: Deliveries
-    """Tells what is due, and finishes it."""
+    """Finds due deliveries, and finishes those that are done."""
     starts: Starts
-    """For the start of a delivery, which has several steps."""
+    """The transactions that start deliveries."""
     accounts: Accounts
-    """Where claims run out."""
+    """Ends expired claims."""
     pages: Pages
-    """Looked after here."""
+    """The pages that are inspected here."""
     alerts: Alerts
-    """Tells people of deliveries in trouble."""
+    """Raises alerts."""
     depth: Depth
-    """Tells whether the messages of a page may still be in their queue."""
+    """Says whether the messages of a page may still be in their queue."""
     names: routing.Names
     """The installation's names."""
     metrics: Metrics
-    """Where to count."""
+    """The metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class ScheduleLimits:
-    """What the service goes by; the numbers are seconds."""
+    """The limits of the service. The numbers are seconds."""
 
     tick: float
     """Between two looks at deliveries that have started."""
     result_lease: float
-    """After its hand-over at which a claim without a result is `unknown`."""
+    """From a hand-over until a claim without a result becomes `unknown`."""
     look_after: float
-    """Between two looks at a published page."""
+    """Between two inspections of a published page."""
     redelivery_after: float
-    """After which an unclaimed page is published again in any case."""
+    """From the publish of a page until its unclaimed recipients are published again in any case."""
     alert_interval: float
     """Between two looks for alerts."""
     deadline: float
     """Within which a duty must be done for one delivery, before the next has its turn."""
     own_channels: Collection[str]
-    """The channels that we send over. Of the others, what is not claimed may be in the hands of a sender that
-    does not ask for claims."""
+    """The channels that we send over. In other channels, a foreign sender that does not ask for claims may
+    hold unclaimed recipients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +217,7 @@ class _Duty(Generic[T]):
 
 
 class ScheduleService:
-    """Ticks."""
+    """Does its duties at every tick."""
 
     name = "schedule"
 
@@ -246,7 +246,10 @@ class ScheduleService:
                 group.create_task(self._keep_doing(duty, stop))
 
     async def _keep_starting(self, stop: asyncio.Event) -> None:
-        """Sleeps until the next contact date; not for long, as any moment an earlier one may be confirmed."""
+        """Starts due deliveries, and waits for the next date.
+
+        Not long, since an earlier one may be confirmed.
+        """
         while not stop.is_set():
             await pause(stop, await self.start_due())
 
@@ -261,7 +264,7 @@ class ScheduleService:
             await pause(stop, self._limits.alert_interval)
 
     async def handle(self) -> None:
-        """Does what one tick does for deliveries that were started: ends, reopens, repairs and finishes.
+        """Does one tick for the started deliveries: ends, reopens, repairs and finishes.
 
         Raises:
             Broken, Stopped: as `worker.db.retrying.Retrier.until_done`. So do the other two duties.
@@ -311,10 +314,10 @@ class ScheduleService:
         self._parts.metrics.duty_last_success.labels(duty).set_to_current_time()
 
     async def _unless_busy(self, action: Callable[[], Coroutine[Any, Any, T]], doing: str) -> T | None:
-        """Returns what an action returns; None where the database is too busy for it, until the next tick."""
+        """Returns the action's result; None if the database is too busy: the next tick tries again."""
         try:
             return await self._parts.retrying.until_done(Idempotent(action), doing)
-        except Busy:  # logged and counted where it is given up
+        except Busy:  # already logged and counted
             return None
 
     async def _alert(self) -> bool:
@@ -330,12 +333,12 @@ class ScheduleService:
         return True
 
     async def _start(self, delivery_id: int) -> None:
-        """Starts a delivery, skips it where it is too late, or pauses it where nobody may start it any more.
+        """Starts a delivery, skips it if it is too late, or pauses it if its operator lost the right.
 
-        Of several schedulers, one does.
+        If several schedulers try, one of them does it.
         """
         async with self._parts.starts.begin(delivery_id) as start:
-            # Before the row's lock, as everywhere: a skip counts the rest as cancelled.
+            # Before the lock of the row, as everywhere: a skip counts the rest as cancelled.
             await start.close_claims()
             delivery = await start.delivery()
             if delivery is None or delivery.state is not State.START_PENDING:
@@ -358,7 +361,7 @@ class ScheduleService:
         log.info("delivery started", delivery_id=delivery_id)
 
     async def _expire(self, delivery_id: int) -> None:
-        """Ends claims by their leases alone, whatever their pages say."""
+        """Ends claims by their leases only; the state of their pages does not matter."""
         ended = await self._parts.accounts.expire(delivery_id, result_lease=self._limits.result_lease)
         self._parts.metrics.claims_expired.inc(ended.unknown)
         self._parts.metrics.claims_given_back.inc(ended.given_back)
@@ -395,9 +398,9 @@ class ScheduleService:
     async def _look_after_pages(self, due: PagesDue) -> None:
         look_after = self._limits.look_after
         for page in await self._parts.pages.inspect(due.delivery_id, look_after, _PAGES_AT_ONCE):
-            await self._look_after_page(due, page)
+            await self._act_on_page(due, page)
 
-    async def _look_after_page(self, due: PagesDue, page: Inspected) -> None:
+    async def _act_on_page(self, due: PagesDue, page: Inspected) -> None:
         delivery_id = due.delivery_id
         if due.running and page.unclaimed and await self._is_lost(due.channel, page):
             log.warning(
@@ -412,9 +415,9 @@ class ScheduleService:
             await self._parts.pages.close(delivery_id, [page.page])
 
     async def _is_lost(self, channel: str, page: Inspected) -> bool:
-        """Says whether a page's messages are gone: none waits in the queue, or they have waited too long.
+        """Returns whether a page's messages are lost: the queue is empty, or they have waited too long.
 
-        Published again though they still wait, they are merely refused: claims decide.
+        If they still wait and are published again, the second ones are refused: claims decide.
         """
         too_old = page.age > self._limits.redelivery_after
         if channel not in self._limits.own_channels:

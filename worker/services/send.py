@@ -1,8 +1,9 @@
-"""Sending: claim in micro-batches, call the channel, publish the results, and only then acknowledge.
+"""Sending: claims in micro-batches, calls the channel, publishes the results, and then acknowledges.
 
 A claim is held under a token and a lease. Just before the relay can have a message, the claim is marked as
-handed over. A process that dies leaves claims. Those that it did not hand over are sent by another once the
-lease has expired; those that it did are `unknown`, and are never sent again by themselves.
+handed over. A process that dies leaves claims. If a claim was not handed over, another process sends it after
+the lease has expired. If it was handed over, its recipient becomes `unknown` and is never sent again
+automatically.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from worker.amqp.dead import Letter
 from worker.amqp.reports import Report, Reports
 from worker.channels.contents import Contents
 from worker.channels.protocol import ChannelUnreachable, Granted
-from worker.db.hand_over import Claimed, HandOvers, seconds_awake_or_not
+from worker.db.hand_over import Claimed, HandOvers, seconds_since_boot
 from worker.db.retrying import Idempotent, Unstorable
 from worker.domain.audience import address_key
 from worker.domain.content import ContentInvalid
 from worker.domain.failures import NO_MESSAGES_FAULT, Busy, Failure, Stopped
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure, Withheld
 from worker.domain.window import ClaimWindow
-from worker.lifecycle import pause, unless
+from worker.lifecycle import pause, unless_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -51,13 +52,13 @@ _SHORTEST_PAUSE: Final = 0.25
 _LONGEST_PAUSE: Final = 10.0
 
 _SAFE_SHARE: Final = 0.9
-"""Of a lease: what is not begun by then is left alone. The rest is for what is under way."""
+"""Share of a lease. After this time no send is begun; the rest of the lease is for sends under way."""
 
 _read = TypeAdapter(Send).validator.validate_json
 
 
 class Claims(Protocol):
-    """The claims in the database; `worker.db.accounts.Accounts` says what each does."""
+    """The claims in the database: `worker.db.accounts.Accounts`, which says what each method does."""
 
     async def claim(
         self,
@@ -77,18 +78,18 @@ class Claims(Protocol):
         """Undoes claims that were not handed over."""
 
     async def absent(self, delivery_id: int, recipients: list[int]) -> set[int]:
-        """Returns numbers that are no recipients."""
+        """Returns the numbers that are not recipients."""
 
 
 class ContentStore(Protocol):
-    """Where contents are read."""
+    """Reads contents."""
 
     async def content(self, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
         """Returns a delivery's channel and content."""
 
 
 class Retrying(Protocol):
-    """Carries transactions out, as `worker.db.retrying.Retrier` does."""
+    """Executes transactions, as `worker.db.retrying.Retrier` does."""
 
     async def until_done(self, transaction: Idempotent[Any], doing: str) -> Any:  # noqa: ANN401
         """Returns what the transaction returns."""
@@ -96,15 +97,15 @@ class Retrying(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SendParts:
-    """What a sender works with."""
+    """The parts of a sender."""
 
     channel_name: str
     channel: Channel
-    """What it sends over."""
+    """The channel that it sends over."""
     open_consumer: Callable[[], Consumer]
-    """Makes a consumer of the channel's queue; another one each time that the channel is back."""
+    """Makes a consumer of the channel's queue: a new one each time that the channel is reachable again."""
     publisher: Publisher
-    """For the results."""
+    """Publishes the results."""
     exchange: str
     """The exchange of the results, by its full name."""
     dead: Burying
@@ -116,22 +117,22 @@ class SendParts:
 
 @dataclass(frozen=True, slots=True)
 class SendLimits:
-    """How much a sender takes, and for how long."""
+    """The limits of a sender."""
 
     batch: int
-    """The most messages that are claimed together."""
+    """The most messages in one claim."""
     age: float
-    """Seconds to wait for a batch to fill once its first message is there."""
+    """Seconds to wait for a batch to fill after its first message came."""
     claim_lease: float
     """Seconds for which a claim is held before it is handed over."""
     result_lease: float
-    """Seconds that the result of a message may take from then on."""
+    """Seconds from the hand-over until the result of a message."""
     patience: float
-    """Seconds to wait for a channel that is out of reach before the messages in hand go back to the queue."""
+    """Seconds to wait for an unreachable channel. Then unclaimed messages go back to the queue."""
 
 
 class _Asked(NamedTuple):
-    """A send message, and the message of AMQP that has to be settled."""
+    """A send message, and the AMQP message to acknowledge."""
 
     send: Send
     consumer: Consumer
@@ -156,7 +157,7 @@ class _Right:
 
     @property
     def expired(self) -> bool:
-        return seconds_awake_or_not() >= self._until
+        return seconds_since_boot() >= self._until
 
 
 class SendService:
@@ -169,7 +170,7 @@ class SendService:
         self._limits = limits
         self._metrics = parts.metrics
         self._at_once = parts.channel.concurrency
-        # Twice the channel's own concurrency: the next messages are claimed while the present ones are sent.
+        # Twice the channel's concurrency: the next messages are claimed while the current ones are sent.
         least = limits.batch if self._at_once is None else 2 * self._at_once
         self._window = ClaimWindow(least, limits.batch)
         self._contents = Contents(parts.channel, self._read_content)
@@ -183,15 +184,15 @@ class SendService:
         self._freed = asyncio.Event()
         self._consumer: Consumer | None = None
         self.unreachable = ""
-        """Why nothing can be sent over the channel at the moment; empty where it can."""
+        """Why nothing can be sent over the channel now; empty if the channel works."""
         self._metrics.sends_in_flight.labels(parts.channel_name).set_function(lambda: len(self._sending))
 
     async def consuming(self) -> bool:
-        """Says whether the broker delivers to this sender at the moment."""
+        """Returns whether the broker delivers to this sender now."""
         return self._consumer is not None and await self._consumer.present()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Sends until `stop`; what was claimed is sent and reported first."""
+        """Sends until `stop`; it sends and reports claimed messages first."""
         async with asyncio.TaskGroup() as group:
             background = [group.create_task(self._reports.run()), group.create_task(self._hand_overs.run())]
             with contextlib.suppress(Stopped):
@@ -206,7 +207,7 @@ class SendService:
         await self._parts.channel.close()
 
     async def _consume(self, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
-        """Sends what the queue holds, until `stop` or until the channel is out of reach for too long."""
+        """Sends the queue's messages, until `stop` or until the channel is unreachable for too long."""
         consumer = self._consumer = self._parts.open_consumer()
         async with consuming(consumer, stop):
             try:
@@ -220,7 +221,7 @@ class SendService:
                 )
                 return
             except Stopped:
-                pass  # what is not claimed goes back to the queue, what is claimed is sent
+                pass  # unclaimed messages go back to the queue, claimed ones are sent
             while self._sending:
                 await asyncio.wait(self._sending)
             await self._reports.flush()
@@ -235,11 +236,12 @@ class SendService:
     async def handle(
         self, batch: list[Incoming], consumer: Consumer, stop: asyncio.Event, group: asyncio.TaskGroup
     ) -> None:
-        """Claims what a batch asks for and begins to send it; `group` has the tasks that go on.
+        """Claims the recipients of a batch and begins to send; the tasks that go on belong to `group`.
 
         Raises:
-            ChannelUnreachable: the channel was out of reach for too long; what was not claimed is unsettled.
-            Stopped: `stop` is set, likewise.
+            ChannelUnreachable: the channel was unreachable for too long. Unclaimed messages are not
+                acknowledged.
+            Stopped: `stop` is set. Unclaimed messages are not acknowledged.
         """
         by_delivery: dict[int, dict[int, _Asked]] = {}
         unread: list[Letter] = []
@@ -254,25 +256,25 @@ class SendService:
             if double is not one:
                 earlier, later = sorted((double, one), key=lambda a: a.send.attempt)
                 asked[one.send.recipient] = later
-                consumer.settle([earlier.message])
+                consumer.acknowledge([earlier.message])
         if unread:
             await self._parts.dead.bury(*unread)
-            consumer.settle(letter.message for letter in unread)
+            consumer.acknowledge(letter.message for letter in unread)
         for delivery_id, asked in sorted(by_delivery.items()):
             await self._reach(stop, self._limits.patience)
             await self._send_granted(delivery_id, asked, group)
 
     async def _reach(self, stop: asyncio.Event, patience: float | None = None) -> None:
-        """Waits for the channel before anything is claimed: an outage must not cost recipients an attempt.
+        """Waits for the channel before any claim, so that recipients lose no attempt in an outage.
 
-        A channel that refuses us is waited for like one that is away: the others have nothing to do with it.
+        It also waits for a channel that refuses us: other services do not need this channel.
 
         Args:
             stop: Ends the wait.
-            patience: Seconds to wait at most; None for as long as it takes.
+            patience: The most seconds to wait; None for no limit.
 
         Raises:
-            ChannelUnreachable: the patience is over.
+            ChannelUnreachable: the channel was unreachable for `patience` seconds.
             Stopped: `stop` is set.
         """
         loop = asyncio.get_running_loop()
@@ -280,7 +282,7 @@ class SendService:
         wait = _SHORTEST_PAUSE
         while not stop.is_set():
             try:
-                await unless(stop, self._parts.channel.ready())
+                await unless_stopped(stop, self._parts.channel.ready())
             except ChannelUnreachable as error:
                 if not self.unreachable:
                     log.warning(
@@ -294,7 +296,7 @@ class SendService:
                 if patience is not None and loop.time() - began >= patience:
                     raise
                 wait = min(2 * wait, _LONGEST_PAUSE)
-                await pause(stop, wait * random.uniform(0.5, 1))  # noqa: S311 - lest all come back at once
+                await pause(stop, wait * random.uniform(0.5, 1))  # noqa: S311 - not all at once
             else:
                 if self.unreachable:
                     log.info("channel is back", channel=self._parts.channel_name)
@@ -307,15 +309,15 @@ class SendService:
     ) -> None:
         wanted = {r: (a.send.attempt, address_key(a.send.address)) for r, a in asked.items()}
         token = secrets.randbits(63)
-        begun = seconds_awake_or_not()
+        begun = seconds_since_boot()
         try:
             granted = await self._claim(delivery_id, wanted, token)
         except (Busy, Unstorable) as error:
-            # Refused, so that others get on: the scheduler has the page published again. Of a claim's values
-            # only the key can be refused, where several others claim the same recipient just now.
+            # Refused, so that other messages go on: the scheduler opens the page again. The database can
+            # refuse only the key of a claim, when several senders claim the same recipient now.
             log.warning("claims refused", delivery_id=delivery_id, messages=len(wanted), because=str(error))
             self._metrics.sends_refused.labels(self._parts.channel_name).inc(len(wanted))
-            self._reports.tell([Report(a.consumer, a.message, None) for a in asked.values()])
+            self._reports.add([Report(a.consumer, a.message, None) for a in asked.values()])
             return
         self._metrics.claim_recipients.observe(len(wanted))
         self._metrics.sends_claimed.labels(self._parts.channel_name).inc(len(granted))
@@ -323,16 +325,16 @@ class SendService:
         await self._refuse(delivery_id, [a for r, a in asked.items() if r not in granted])
         if not granted:
             return
-        # After the claim: only a confirmed delivery's content is final.
+        # After the claim, since only the content of a confirmed delivery is final.
         try:
             compiled = await self._contents.compiled(delivery_id)
         except Busy as busy:
-            compiled = busy  # of this batch alone
+            compiled = busy  # for this batch only
         ordered = [asked[recipient] for recipient in sorted(granted)]
         if self._at_once is None:
             now = datetime.now(UTC)
             tried = [(one, await self._try(compiled, one.send, Granted())) for one in ordered]
-            self._reports.tell(
+            self._reports.add(
                 [Report(a.consumer, a.message, _result(a.send, verdict, now)) for a, verdict in tried]
             )
             return
@@ -340,7 +342,7 @@ class SendService:
         for one in ordered:
             claimed = Claimed(delivery_id, one.send.recipient, token)
             task = group.create_task(
-                self._try_and_tell(compiled, one, claimed, until), name=f"send {one.message.message_id}"
+                self._try_and_report(compiled, one, claimed, until), name=f"send {one.message.message_id}"
             )
             self._sending.add(task)
             task.add_done_callback(self._free)
@@ -361,19 +363,19 @@ class SendService:
         self._freed.set()
 
     async def _refuse(self, delivery_id: int, refused: list[_Asked]) -> None:
-        """Settles what was not granted: done, paused, stopped, over; what names nobody is buried."""
+        """Acknowledges messages without a grant; buries those whose recipient does not exist."""
         if not refused:
             return
         numbers = [a.send.recipient for a in refused]
         looking = Idempotent(lambda: self._parts.claims.absent(delivery_id, numbers))
         absent: set[int] = set()
-        with contextlib.suppress(Busy):  # they are refused, and not looked at
+        with contextlib.suppress(Busy):  # they are refused without the check
             absent = await self._parts.database.until_done(looking, "looking for absent recipients")
         reason = "The delivery was never confirmed, or has no recipient of this number."
         await self._parts.dead.bury(
             *(Letter(one.message, reason) for one in refused if one.send.recipient in absent)
         )
-        self._reports.tell([Report(a.consumer, a.message, None) for a in refused])
+        self._reports.add([Report(a.consumer, a.message, None) for a in refused])
         log.debug("not granted", delivery_id=delivery_id, messages=len(refused))
 
     async def _read_content(self, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
@@ -392,7 +394,7 @@ class SendService:
             return set()
         return marked
 
-    async def _try_and_tell(
+    async def _try_and_report(
         self,
         compiled: Any,  # noqa: ANN401 - each channel's own
         one: _Asked,
@@ -403,10 +405,10 @@ class SendService:
         if isinstance(verdict, Withheld):
             await self._give_back(claimed)
         result = _result(one.send, verdict, datetime.now(UTC))
-        self._reports.tell([Report(one.consumer, one.message, result)])
+        self._reports.add([Report(one.consumer, one.message, result)])
 
     async def _give_back(self, claimed: Claimed) -> None:
-        """Undoes a claim, so that another takes it before its lease expires."""
+        """Undoes a claim, so that another sender can take it before its lease expires."""
         claims = {claimed.recipient: claimed.token}
         giving = Idempotent(lambda: self._parts.claims.give_back(claimed.delivery_id, claims))
         with contextlib.suppress(Busy, Stopped):  # the lease expires by itself too
@@ -422,7 +424,7 @@ class SendService:
         except NO_MESSAGES_FAULT:
             raise
         except Exception as error:
-            # A fault of ours with one message must neither stop the others nor leave it without an outcome.
+            # A fault of our code with one message must not stop the others, and the message needs an outcome.
             log.exception("send failed", delivery_id=send.delivery_id, recipient=send.recipient)
             return Failed("internal", retryable=False, detail=repr(error))
         if isinstance(verdict, Unsure):

@@ -1,4 +1,4 @@
-"""Compute stats: the KPIs of a delivery, recounted in one snapshot and answered to whoever asked."""
+"""Compute stats: recounts the KPIs of a delivery in one snapshot, and answers."""
 
 from __future__ import annotations
 
@@ -35,57 +35,57 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _AT_ONCE: Final = 1_000
-"""Requests that are taken together: what the consumer prefetches."""
+"""The most requests that are taken together: the consumer's prefetch."""
 
 
 class Statistics(Protocol):
     """The KPIs of all deliveries: `worker.db.stats.Statistics`."""
 
     async def recount(self, delivery_id: int, *, deadline: float) -> Recount | None:
-        """Recounts a delivery and repairs its counters; None where there is no such delivery.
+        """Recounts a delivery and repairs its counters; None if there is no such delivery.
 
         Raises:
             TookTooLong: it took more than `deadline` seconds.
         """
 
     async def live(self, delivery_id: int) -> Recount | None:
-        """Reads the counters as they are; None where there is no such delivery."""
+        """Reads the counters as they are; None if there is no such delivery."""
 
 
 @dataclass(frozen=True, slots=True)
 class StatsParts:
-    """What the service works with."""
+    """The parts of the service."""
 
     consumer: Consumer
-    """Of the queue of requests; what it prefetches is answered together where it can be."""
+    """Reads the queue of requests. Prefetched requests for the same delivery are answered together."""
     publisher: Publisher
-    """For the answers."""
+    """Publishes the answers."""
     dead: Burying
-    """For what cannot be answered."""
+    """Takes requests that cannot be answered."""
     statistics: Statistics
-    """Where deliveries are counted."""
+    """Counts deliveries."""
     retrying: Retrying
-    """Carries transactions out."""
+    """Executes transactions."""
     metrics: Metrics
-    """Where to count."""
+    """The metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class StatsLimits:
-    """How long a recount may take, and how many there are at once."""
+    """The limits of the service."""
 
     deadline: float
-    """Seconds for one recount; after them the live counters are the answer."""
+    """Seconds for one recount. After that the live counters are the answer."""
     at_once: int
-    """Deliveries that are recounted side by side, each over a connection."""
+    """Deliveries that are recounted at the same time, each over one connection."""
 
 
 class StatsService:
     """Consumes requests for statistics.
 
-    Who asks for the same delivery at the same time gets the same recount, and different deliveries are
-    recounted side by side. Who asks while one is under way waits for the next: no answer is older than its
-    question.
+    Requests for the same delivery at the same time share one recount. Different deliveries are recounted at
+    the same time. A request that comes during a recount waits for the next one: no answer is older than its
+    request.
     """
 
     name = "stats"
@@ -106,19 +106,19 @@ class StatsService:
                     self.handle(message, group)
 
     def handle(self, message: Incoming, group: asyncio.TaskGroup) -> None:
-        """Has a request answered, together with others for the same delivery.
+        """Starts the answer to a request, together with others for the same delivery.
 
-        The task that answers a request settles it as well, because requests are not answered in their order.
-        One that nobody can answer goes to the dead queue first.
+        The task that answers a request acknowledges it too, because requests are not answered in their order.
+        A request that cannot be answered goes to the dead queue first.
 
         Args:
             message: The request.
-            group: Gets the task, unless it has one for this delivery already.
+            group: Gets the task, unless a task for this delivery runs already.
         """
         try:
             number = ComputeStats.model_validate_json(message.body).delivery_id
         except ValidationError as error:
-            group.create_task(self._settle([message], self._refuse(message, error)))
+            group.create_task(self._acknowledge_after([message], self._refuse(message, error)))
             return
         if number in self._asking:
             self._asking[number].append(message)
@@ -127,14 +127,14 @@ class StatsService:
             group.create_task(self._serve(number))
 
     async def _serve(self, number: int) -> None:
-        """Answers whoever asks for a delivery, until nobody does."""
+        """Answers the requests for a delivery until there are no more."""
         while self._asking[number]:
             async with self._room:
                 asking, self._asking[number] = self._asking[number], []
-                await self._settle(asking, self._answer(asking, number))
+                await self._acknowledge_after(asking, self._answer(asking, number))
         del self._asking[number]
 
-    async def _settle(self, asking: list[Incoming], answering: Awaitable[None]) -> None:
+    async def _acknowledge_after(self, asking: list[Incoming], answering: Awaitable[None]) -> None:
         try:
             await answering
         except NO_MESSAGES_FAULT:
@@ -142,11 +142,11 @@ class StatsService:
         except Busy as busy:
             await self._parts.dead.bury(*(Letter(message, str(busy)) for message in asking))
         except Exception as error:
-            # A fault of ours with one delivery must not end the service for all others.
+            # A fault of our code with one delivery must not end the service for all others.
             log.exception("request failed", routing_key=routing.COMPUTE_STATS, requests=len(asking))
             reason = f"It could not be handled: {error!r}"
             await self._parts.dead.bury(*(Letter(message, reason) for message in asking))
-        self._parts.consumer.settle(asking)
+        self._parts.consumer.acknowledge(asking)
 
     async def _refuse(self, message: Incoming, error: ValidationError) -> None:
         sentence = f"The request could not be read: {explain(error)}"
@@ -201,12 +201,12 @@ class StatsService:
 
 
 def _plain(value: object) -> object:
-    # A percentage is a numeric of two decimals in the database.
+    # In the database a percentage is a numeric with two decimals.
     return float(value) if isinstance(value, Decimal) else value
 
 
 async def _all(answers: Iterable[Awaitable[None]]) -> None:
-    """Waits for all of them, and then raises what the first died of: none is left to run by itself."""
+    """Waits for all of them, then raises the first error: no task is left running."""
     for died in await asyncio.gather(*answers, return_exceptions=True):
         if died is not None:
             raise died

@@ -1,6 +1,6 @@
-"""Tracking: opens, clicks, mirror-page views and opt-outs are gathered by size and age, and written.
+"""Tracking: gathers opens, clicks, mirror-page views and opt-outs by size and age, and writes them.
 
-A batch is acknowledged after its commit. It may come again: an event counts once.
+A batch is acknowledged after its commit. It may be delivered again: an event counts once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming
     from worker.db.retrying import Retrying
-    from worker.db.tracking import Recorded
+    from worker.db.tracking import TrackingChanges
     from worker.domain.machines import Machines
     from worker.domain.tracking import Tracked
     from worker.settings import Settings
@@ -39,7 +39,7 @@ log = structlog.get_logger(__name__)
 
 
 def open_machines(settings: Settings) -> Machines:
-    """Returns the rules that tell machines from persons: the settings' file, or those that come along.
+    """Returns the rules that tell machines from persons: those of the settings' file, or Sendoff's own.
 
     Raises:
         SettingsError: The file cannot be read, or holds no rules.
@@ -58,14 +58,14 @@ def open_machines(settings: Settings) -> Machines:
 
 
 class Recorder(Protocol):
-    """Where tracking events are recorded: `worker.db.tracking.TrackingLog`."""
+    """Records tracking events: `worker.db.tracking.TrackingLog`."""
 
-    async def record(self, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> Recorded:
-        """Records events that rules of a version judged, each event_id once; returns what that changed."""
+    async def record(self, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> TrackingChanges:
+        """Records events, each event_id once, classified by a version of the rules; returns the changes."""
 
 
 class Sizes(Protocol):
-    """How many recipients deliveries have: `worker.db.audiences.Audiences`."""
+    """Knows the number of a delivery's recipients: `worker.db.audiences.Audiences`."""
 
     async def sizes(self, delivery_ids: Collection[int]) -> dict[int, int | Busy]:
         """Returns them by delivery: 0 for no such delivery, a Busy where it cannot be read now."""
@@ -73,32 +73,32 @@ class Sizes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TrackingParts:
-    """What the service works with."""
+    """The parts of the service."""
 
     consumer: Consumer
-    """Of the queue of tracking events."""
+    """Reads the queue of tracking events."""
     dead: Burying
-    """For what cannot be recorded."""
+    """Takes messages that cannot be recorded."""
     retrying: Retrying
-    """Carries transactions out."""
+    """Executes transactions."""
     recorder: Recorder
     """Writes events with their counters."""
     sizes: Sizes
-    """Tells who cannot be a recipient."""
+    """Says which numbers cannot be recipients."""
     machines: Machines
     """The rules that tell machines from persons."""
     metrics: Metrics
-    """Where to count."""
+    """The metrics."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrackingLimits:
-    """The numbers that the service goes by."""
+    """The limits of the service."""
 
     batch: int
     """The most messages of a batch."""
     age: float
-    """How old a batch may become, in seconds."""
+    """The greatest age of a batch, in seconds."""
 
 
 class TrackingService:
@@ -117,13 +117,13 @@ class TrackingService:
         await take_batches(self._parts.consumer, self.handle, stop, size=size, age=age)
 
     async def handle(self, batch: list[Incoming]) -> None:
-        """Records the events of a batch of messages, and buries what of it cannot be recorded.
+        """Records the events of a batch of messages, and buries those that cannot be recorded.
 
         Args:
-            batch: Messages of the queue of tracking events; none is acknowledged here.
+            batch: Messages of the queue of tracking events. This method does not acknowledge them.
 
         Raises:
-            Broken, Stopped: as `worker.db.retrying.Retrier.until_done`; a part may be recorded.
+            Broken, Stopped: as `worker.db.retrying.Retrier.until_done`; some of the events may be recorded.
         """
         events: list[TrackingEvent] = []
         sources: dict[tuple[int, str], Incoming] = {}

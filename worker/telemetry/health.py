@@ -1,7 +1,7 @@
-"""Health and metrics over HTTP, from a thread beside the event loop, so that a blocked loop is seen.
+"""Health and metrics over HTTP, from a thread beside the event loop, so that it can report a blocked loop.
 
-`/health/live` fails when the loop does not turn, `/health/ready` when any part cannot do its work now;
-`/metrics` is Prometheus's text format and answers even when the loop is blocked.
+`/health/live` fails when the loop is blocked. `/health/ready` fails when a part cannot work now. `/metrics`
+is Prometheus's text format, and answers even when the loop is blocked.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 PART_SECONDS: Final = 2.0
-"""How long one part may take to say that it is well."""
+"""Seconds that one part may take to answer."""
 _LOOP_SECONDS: Final = 2.0
 _CLIENT_SECONDS: Final = 5
 
 Probe = Callable[[], Awaitable[str]]
-"""Returns what is wrong with a part, as a sentence; empty where nothing is."""
+"""Returns what is wrong with a part, as a sentence; empty if nothing is wrong."""
 
 
 class HealthUnavailable(Exception):  # noqa: N818 - the name is the sentence
-    """The address cannot be listened on."""
+    """We cannot listen on the address."""
 
 
 class Health:
-    """Answers the HTTP requests; `probes` are asked on the event loop, all at once."""
+    """Answers the HTTP requests. The probes run on the event loop, all at the same time."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, registry: CollectorRegistry, probes: Mapping[str, Probe]
@@ -98,12 +98,12 @@ async def serving(
         The port.
 
     Raises:
-        HealthUnavailable: the address is taken, or not this machine's.
+        HealthUnavailable: the address is in use, or is not this machine's.
     """
     health = Health(asyncio.get_running_loop(), registry, probes)
     kind = _Server6 if ":" in host else _Server
     try:
-        # In a thread, since it looks its own name up.
+        # In a thread, since it looks up its own host name.
         server = await asyncio.to_thread(make_server, host, port, health, kind, _Handler)
     except OSError as error:
         raise HealthUnavailable(
@@ -125,7 +125,7 @@ async def _ask(probe: Probe) -> str:
             return await probe()
     except TimeoutError:
         return f"It has not answered within {PART_SECONDS:g} s."
-    except Exception as error:  # noqa: BLE001 - a probe that fails is the answer
+    except Exception as error:  # noqa: BLE001 - the error of a probe is the answer
         return f"It cannot be asked: {error!r}."
 
 
@@ -142,7 +142,7 @@ def _answer(start_response: StartResponse, status: str, body: dict[str, Any]) ->
 
 class _Server(ThreadingWSGIServer):
     def handle_error(self, *_: object) -> None:
-        """Keeps quiet about a client that went away, or fell silent, in the middle."""
+        """Logs nothing about a client that closed or stalled its connection."""
 
 
 class _Server6(_Server):

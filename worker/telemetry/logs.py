@@ -1,4 +1,4 @@
-"""Logs: structlog for ours and for the libraries', a line of text for people and JSON for machines."""
+"""Logs: structlog for our lines and the libraries', as text for people or JSON for machines."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _write_traceback(to: TextIO, fault: Any) -> None:  # noqa: ANN401 - as struc
 
 
 def configure(log_format: Literal["auto", "console", "json"], level: str) -> None:
-    """Sets the logs up, on stderr.
+    """Configures the logs, on stderr.
 
     Args:
         log_format: `auto` is `console` in a terminal and `json` elsewhere.
@@ -79,6 +79,6 @@ def configure(log_format: Literal["auto", "console", "json"], level: str) -> Non
         )
     )
     logging.basicConfig(handlers=[handler], level=least, force=True)
-    # They report every attempt to connect as an error; our own lines say that the broker is away.
+    # They log every attempt to connect as an error. Our own lines say that the broker is away.
     for noisy in ("aiormq", "aio_pika"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""Metrics: every one of them in one place, in a registry that the composition root makes and hands on."""
+"""All metrics, in a registry that the composition root makes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OTHER: Final = "other"
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """What one process counts. Counters begin at 0 with the process; add them up over all of them."""
+    """The metrics of one process. Counters begin at 0 with the process; add those of all processes."""
 
     commands: Counter
     sends_published: Counter

@@ -158,7 +158,7 @@ async def test_commands_are_answered_in_their_order_and_settled() -> None:
         Move.PAUSE,
         Move.STOP,
     ]
-    assert (setup.consumer.settled, setup.dead.buried) == (messages, [])
+    assert (setup.consumer.acknowledged, setup.dead.buried) == (messages, [])
     assert not setup.consumer.consuming
 
 
@@ -178,7 +178,7 @@ async def test_a_command_that_cannot_be_executed_is_buried_and_holds_up_nobody(
     await setup.service.run(asyncio.Event())
     assert [message for message, _, _ in setup.dead.buried] == messages
     assert setup.dead.reasons == [reason] * 2
-    assert (setup.consumer.settled, setup.publisher.published) == (messages, [])
+    assert (setup.consumer.acknowledged, setup.publisher.published) == (messages, [])
     assert counts(setup.metrics.commands) == {}
 
 
@@ -188,4 +188,4 @@ async def test_a_broken_database_ends_the_service_and_settles_nothing() -> None:
     with pytest.raises(ExceptionGroup) as died:
         await setup.service.run(asyncio.Event())
     assert died.group_contains(Broken)
-    assert (setup.consumer.settled, setup.dead.buried) == ([], [])
+    assert (setup.consumer.acknowledged, setup.dead.buried) == ([], [])

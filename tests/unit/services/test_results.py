@@ -23,7 +23,7 @@ from tests.support.fakes import (
 from tests.support.results import bounced, result
 from worker.db.breaker import Progress
 from worker.db.retrying import Unstorable
-from worker.domain.breaker import Limits, Tripped
+from worker.domain.breaker import BreakerLimits, Tripped
 from worker.domain.failures import Broken, Busy
 from worker.domain.outcomes import OutcomeStatus
 from worker.domain.retry import Retries
@@ -36,7 +36,10 @@ if TYPE_CHECKING:
     from worker.domain.outcomes import Facts
 
 LIMITS = ResultsLimits(
-    batch=100, age=0, breaker=Limits(minimum=10, hard_bounce_pct=5, error_pct=5), retries=Retries((60,), 3)
+    batch=100,
+    age=0,
+    breaker=BreakerLimits(minimum=10, hard_bounce_pct=5, error_pct=5),
+    retries=Retries((60,), 3),
 )
 TRIPPED = Tripped(
     "Too many bounce.",
@@ -81,12 +84,12 @@ class FakeBreaker:
         self.tripping = True
         self.paused: list[int] = []
 
-    async def progress(self, delivery_id: int, defaults: Limits) -> Progress:
+    async def progress(self, delivery_id: int, defaults: BreakerLimits) -> Progress:
         assert defaults == LIMITS.breaker
         self.asked.append(delivery_id)
         return self.seen.get(delivery_id, Progress(complete=False, verdict=None))
 
-    async def trip(self, delivery_id: int, defaults: Limits) -> Tripped | None:
+    async def trip(self, delivery_id: int, defaults: BreakerLimits) -> Tripped | None:
         assert defaults == LIMITS.breaker
         if not self.tripping:
             return None
@@ -299,7 +302,7 @@ async def test_messages_are_settled_once_they_are_recorded_or_buried() -> None:
     messages = [sent((1, 3)), incoming(b"{", routing.SENT)]
     setup = Setup(*messages)
     await setup.service.run(asyncio.Event())
-    assert setup.consumer.settled == messages
+    assert setup.consumer.acknowledged == messages
 
 
 async def test_a_broken_database_ends_the_service_and_settles_and_buries_nothing() -> None:
@@ -307,7 +310,7 @@ async def test_a_broken_database_ends_the_service_and_settles_and_buries_nothing
     with pytest.raises(ExceptionGroup) as caught:
         await setup.service.run(asyncio.Event())
     assert caught.group_contains(Broken)
-    left: Any = (setup.consumer.settled, setup.dead.buried)
+    left: Any = (setup.consumer.acknowledged, setup.dead.buried)
     assert left == ([], [])
 
 

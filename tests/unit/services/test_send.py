@@ -45,7 +45,7 @@ async def test_what_is_granted_is_sent_in_the_order_of_deliveries_and_recipients
     assert [tried.text for tried in setup.channel.tried] == ["of 1", "of 1", "of 2", "of 2"]
     assert setup.contents.read == [1, 2]
     assert [(r.delivery_id, r.recipient, r.attempt) for r in setup.results] == setup.tried
-    assert {m.message_id for m in setup.consumer.settled} == {m.message_id for m in messages}
+    assert {m.message_id for m in setup.consumer.acknowledged} == {m.message_id for m in messages}
     assert counts(setup.metrics.sends_claimed) == {("email",): 4}
     assert counts(setup.metrics.sends_refused) == {}
     assert counts(setup.metrics.results_published) == {("email", routing.SENT): 4}
@@ -61,7 +61,7 @@ async def test_a_body_that_cannot_be_read_is_buried_and_settled_and_its_neighbou
     ((message, reason, _),) = setup.dead.buried
     assert message is broken
     assert reason.startswith("The send message could not be read: ")
-    assert broken in setup.consumer.settled
+    assert broken in setup.consumer.acknowledged
     assert setup.tried == [(1, 4, 1)]
 
 
@@ -74,8 +74,8 @@ async def test_of_two_messages_for_a_recipient_the_later_attempt_is_tried_and_bo
     await setup.run()
     assert setup.claims.asked[0].asked == {4: (2, "ana@example.org")}
     assert setup.tried == [(1, 4, 2), (2, 4, 1)]
-    assert all(message in setup.consumer.settled for message in messages)
-    assert len(setup.consumer.settled) == 3
+    assert all(message in setup.consumer.acknowledged for message in messages)
+    assert len(setup.consumer.acknowledged) == 3
     assert not setup.dead.buried
 
 
@@ -88,7 +88,7 @@ async def test_the_earlier_of_two_is_settled_at_once_and_the_later_with_its_resu
 
     async with beside(setup.run(), "send"):
         await until(published)
-        assert setup.consumer.settled == [earlier]
+        assert setup.consumer.acknowledged == [earlier]
 
 
 async def test_who_is_not_granted_is_settled_and_not_sent_to(concurrency: int | None) -> None:
@@ -97,7 +97,7 @@ async def test_who_is_not_granted_is_settled_and_not_sent_to(concurrency: int | 
     setup.claims.held[1, 4] = -1
     await setup.run()
     assert setup.tried == [(1, 5, 1)]
-    assert refused in setup.consumer.settled
+    assert refused in setup.consumer.acknowledged
     assert [r.recipient for r in setup.results] == [5]
     assert not setup.dead.buried
     assert counts(setup.metrics.sends_refused) == {("email",): 1}
@@ -112,7 +112,7 @@ async def test_of_those_not_granted_whoever_does_not_exist_is_buried(concurrency
     await setup.run()
     why = "The delivery was never confirmed, or has no recipient of this number."
     assert setup.dead.buried == [(absent, why, None)]
-    assert setup.consumer.settled == [held, absent]
+    assert setup.consumer.acknowledged == [held, absent]
     assert setup.contents.read == [], "of a delivery that is not confirmed it may still change"
 
 
@@ -120,7 +120,7 @@ async def test_where_nobody_can_look_who_exists_all_are_refused_and_none_is_buri
     setup = Setup(wanted(1, 99), fails={"looking for absent recipients": Busy("too busy")})
     setup.claims.nobody = {(1, 99)}
     await setup.run()
-    assert len(setup.consumer.settled) == 1
+    assert len(setup.consumer.acknowledged) == 1
     assert not setup.dead.buried
 
 
@@ -132,7 +132,7 @@ async def test_claims_that_the_database_refuses_are_settled_with_a_warning_and_o
     setup = Setup(*refused, wanted(2, 4), concurrency=concurrency)
     setup.claims.refusing[1] = error
     await setup.run()
-    assert all(message in setup.consumer.settled for message in refused)
+    assert all(message in setup.consumer.acknowledged for message in refused)
     assert setup.tried == [(2, 4, 1)]
     assert [r.delivery_id for r in setup.results] == [2]
     (line,) = [line for line in logged if line["event"] == "claims refused"]
@@ -175,7 +175,7 @@ async def test_nine_tenths_of_a_lease_count_from_before_the_claim(
     spent: float, monkeypatch: pytest.MonkeyPatch, *, expired: bool
 ) -> None:
     clock = [100.0]
-    monkeypatch.setattr(send, "seconds_awake_or_not", lambda: clock[0])
+    monkeypatch.setattr(send, "seconds_since_boot", lambda: clock[0])
     setup = Setup(wanted(1, 4), concurrency=RELAY)
     claim = setup.claims.claim
 
@@ -233,7 +233,7 @@ async def test_of_an_outcome_that_nobody_knows_nothing_is_said_and_the_message_i
     setup.channel.told[4] = Unsure("no answer")
     await setup.run()
     assert [r.recipient for r in setup.results] == [5]
-    assert len(setup.consumer.settled) == 2
+    assert len(setup.consumer.acknowledged) == 2
     assert setup.claims.given_back == [], "it may have been sent"
     (line,) = [line for line in logged if line["event"] == "outcome unknown"]
     assert (line["log_level"], line["recipient"], line["because"]) == ("warning", 4, "no answer")
@@ -249,7 +249,7 @@ async def test_what_is_withheld_is_given_back_and_settled_and_nothing_is_said(
     (claim,) = setup.claims.asked
     assert setup.claims.given_back == ([] if fails else [(1, {4: claim.token})])
     assert [r.recipient for r in setup.results] == [5]
-    assert len(setup.consumer.settled) == 2
+    assert len(setup.consumer.acknowledged) == 2
 
 
 async def test_a_claim_that_another_took_over_is_not_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +264,7 @@ async def test_a_claim_that_another_took_over_is_not_handed_over(monkeypatch: py
     await setup.run()
     assert setup.tried == [(1, 5, 1)]
     assert [list(claims) for _, claims in setup.claims.given_back] == [[4]]
-    assert len(setup.consumer.settled) == 2
+    assert len(setup.consumer.acknowledged) == 2
 
 
 async def test_where_marks_are_given_up_nothing_is_sent_and_all_is_given_back(logged: list[Any]) -> None:
@@ -272,7 +272,7 @@ async def test_where_marks_are_given_up_nothing_is_sent_and_all_is_given_back(lo
     await setup.run()
     assert (setup.tried, setup.results) == ([], [])
     assert sorted(r for _, claims in setup.claims.given_back for r in claims) == [4, 5]
-    assert len(setup.consumer.settled) == 2
+    assert len(setup.consumer.acknowledged) == 2
     (line,) = [line for line in logged if line["event"] == "not handed over"]
     assert (line["log_level"], line["claims"], line["because"]) == ("warning", 2, "too busy")
 
@@ -309,7 +309,7 @@ async def test_a_fault_of_ours_with_one_message_is_an_error_and_stops_no_other(
     (error,) = [r for r in setup.results if r.recipient == 4]
     assert (error.reason, error.retryable, error.detail) == ("internal", False, "ValueError('a bug')")
     assert [r.recipient for r in setup.results if isinstance(r, results.Sent)] == [5]
-    assert len(setup.consumer.settled) == 2
+    assert len(setup.consumer.acknowledged) == 2
 
 
 async def test_no_message_is_settled_before_its_result_is_confirmed(concurrency: int | None) -> None:
@@ -320,7 +320,7 @@ async def test_no_message_is_settled_before_its_result_is_confirmed(concurrency:
 
     async with beside(setup.run(), "send") as running:
         await until(published)
-        assert setup.consumer.settled == []
+        assert setup.consumer.acknowledged == []
         assert not running.done(), "a stop waits for the broker's word"
 
 
@@ -330,7 +330,7 @@ async def test_a_broken_database_ends_the_service_and_what_is_in_hand_stays_unse
     with pytest.raises(ExceptionGroup) as caught:
         await setup.run()
     assert caught.group_contains(Broken)
-    assert (setup.consumer.settled, setup.tried, setup.dead.buried) == ([], [], [])
+    assert (setup.consumer.acknowledged, setup.tried, setup.dead.buried) == ([], [], [])
 
 
 async def test_what_a_channel_says_is_broken_is_no_messages_fault(concurrency: int | None) -> None:
@@ -339,4 +339,4 @@ async def test_what_a_channel_says_is_broken_is_no_messages_fault(concurrency: i
     with pytest.raises(ExceptionGroup) as caught:
         await setup.run()
     assert caught.group_contains(Broken)
-    assert (setup.consumer.settled, setup.results) == ([], [])
+    assert (setup.consumer.acknowledged, setup.results) == ([], [])

@@ -65,7 +65,7 @@ async def test_a_channel_that_goes_away_is_waited_for_before_anything_is_claimed
     setup.channel.away = [None, AWAY]
     async with beside(setup.run(), "send") as running:
         await until(is_true(lambda: setup.channel.asked >= 4))
-        assert (setup.claims.asked, setup.consumer.settled) == ([], [])
+        assert (setup.claims.asked, setup.consumer.acknowledged) == ([], [])
         assert setup.service.unreachable == str(AWAY)
         assert not running.done()
         setup.channel.away = []
@@ -82,7 +82,7 @@ async def test_beyond_its_patience_nothing_more_of_a_batch_is_claimed_or_settled
         with pytest.raises(ChannelUnreachable, match=r"^The relay does not answer\.$"):
             await setup.service.handle(batch, setup.consumer, setup.stop, group)
     assert [claim.delivery_id for claim in setup.claims.asked] == [1]
-    assert setup.consumer.settled == []
+    assert setup.consumer.acknowledged == []
     assert setup.service.unreachable == str(AWAY)
 
 
@@ -103,8 +103,8 @@ async def test_beyond_its_patience_the_consumer_is_closed_and_another_opened_whe
         await until(is_true(lambda: len(setup.tried) == 2))
         setup.channel.answers.set()
         await running
-    assert first.settled == [sent], "by the consumer that it came from"
-    assert setup.consumer.settled == [unsent]
+    assert first.acknowledged == [sent], "by the consumer that it came from"
+    assert setup.consumer.acknowledged == [unsent]
     assert setup.tried == [(1, 4, 1), (2, 4, 1)]
     assert told(logged) == [
         "channel out of reach, waiting",
@@ -126,7 +126,7 @@ async def test_a_stop_while_the_channel_is_away_waits_for_what_it_has_already() 
         setup.channel.answers.set()
         await running
     assert [(r.delivery_id, r.recipient) for r in setup.results] == [(1, 4)]
-    assert first.settled == [message]
+    assert first.acknowledged == [message]
     assert setup.channel.closed
 
 
@@ -194,7 +194,7 @@ async def test_a_stop_between_two_deliveries_of_a_batch_claims_no_more_and_settl
     setup = Setup(first, wanted(2, 4), concurrency=RELAY, claims=StoppedAtOne())
     await setup.run()
     assert setup.tried == [(1, 4, 1)]
-    assert setup.consumer.settled == [first]
+    assert setup.consumer.acknowledged == [first]
 
 
 async def test_a_stop_while_the_database_is_away_sends_and_reports_what_is_claimed() -> None:
@@ -209,7 +209,7 @@ async def test_a_stop_while_the_database_is_away_sends_and_reports_what_is_claim
     setup = Setup(first, wanted(2, 4), concurrency=RELAY, claims=Away())
     await setup.run()
     assert [(r.delivery_id, r.recipient) for r in setup.results] == [(1, 4)]
-    assert setup.consumer.settled == [first]
+    assert setup.consumer.acknowledged == [first]
 
 
 async def test_what_is_with_the_relay_at_a_stop_is_reported_and_settled() -> None:
@@ -222,11 +222,11 @@ async def test_what_is_with_the_relay_at_a_stop_is_reported_and_settled() -> Non
         await until(is_true(lambda: setup.tried))
         setup.stop.set()
         await until(is_true(lambda: consumer.stopped))
-        assert (setup.results, consumer.settled, setup.channel.closed) == ([], [], False)
+        assert (setup.results, consumer.acknowledged, setup.channel.closed) == ([], [], False)
         setup.channel.answers.set()
         await running
     assert [r.recipient for r in setup.results] == [4]
-    assert consumer.settled == [message]
+    assert consumer.acknowledged == [message]
     assert not consumer.consuming
     assert setup.channel.closed
 
@@ -241,10 +241,10 @@ async def test_a_mark_that_a_stop_cuts_off_costs_nothing_that_is_with_the_relay(
         await until(is_true(lambda: setup.tried))
         setup.retrying.fails = {"marking hand-overs": away, "giving a claim back": away}
         consumer.give(wanted(1, 5))
-        await until(is_true(lambda: len(consumer.settled) == 1))
+        await until(is_true(lambda: len(consumer.acknowledged) == 1))
         setup.stop.set()
         setup.channel.answers.set()
         await running
     assert setup.tried == [(1, 4, 1)]
     assert [r.recipient for r in setup.results] == [4]
-    assert len(consumer.settled) == 2
+    assert len(consumer.acknowledged) == 2

@@ -139,7 +139,7 @@ async def test_the_answer_is_the_recount_to_whoever_asked() -> None:
     assert (stats.delivery_id, stats.to_deliver, stats.sent_pct) == (7, 4, 25)
     assert (stats.preparation, stats.excluded_by_cause, stats.as_of) == (2, {"invalid": 2}, NOON)
     assert (stats.exact, stats.drift) == (True, {})
-    assert setup.consumer.settled == [message]
+    assert setup.consumer.acknowledged == [message]
     assert setup.counted == {(KEY, "accepted", ""): 1}
     assert setup.statistics.deadlines == {5}
 
@@ -163,7 +163,7 @@ async def test_who_asks_at_the_same_time_gets_the_same_recount() -> None:
         "q3": 7,
         "q4": 8,
     }
-    assert sorted(m.message_id for m in setup.consumer.settled) == ["q0", "q1", "q2", "q3", "q4"]
+    assert sorted(m.message_id for m in setup.consumer.acknowledged) == ["q0", "q1", "q2", "q3", "q4"]
     assert setup.counted == {(KEY, "accepted", ""): 5}
 
 
@@ -178,7 +178,7 @@ async def test_who_asks_during_a_recount_gets_the_next_one() -> None:
         setup.statistics.found[7] = recount(7, sent=2, pending=2)
         let_go.set()
     assert setup.statistics.recounted == {7: 2}
-    assert [m.message_id for m in setup.consumer.settled] == ["first", "second", "third"]
+    assert [m.message_id for m in setup.consumer.acknowledged] == ["first", "second", "third"]
     assert (setup.statistics.most_under_way, len(setup.answers)) == (1, 3)
 
 
@@ -207,7 +207,7 @@ async def test_who_wants_no_answer_gets_none_and_the_repair_is_made() -> None:
     setup = Setup(recount(7, drift={"sent": -2, "errors": 1}))
     message = request(7, reply_to=None)
     await setup.handle(message)
-    assert (setup.answers, setup.consumer.settled) == ([], [message])
+    assert (setup.answers, setup.consumer.acknowledged) == ([], [message])
     assert counts(setup.metrics.stats_drift) == {(): 3}
     assert setup.counted == {(KEY, "accepted", ""): 1}
 
@@ -229,7 +229,7 @@ async def test_an_unknown_delivery_is_refused_to_each_by_name() -> None:
         ("refused", "delivery_unknown", "There is no delivery 7.")
     }
     assert {p.message.type for p in setup.publisher.published} == {routing.TYPE_REPLY}
-    assert (setup.consumer.settled, setup.dead.buried) == (messages, [])
+    assert (setup.consumer.acknowledged, setup.dead.buried) == (messages, [])
     assert setup.counted == {(KEY, "refused", "delivery_unknown"): 3}
 
 
@@ -241,7 +241,7 @@ async def test_what_cannot_be_read_is_answered(body: bytes) -> None:
     reply = Reply.model_validate(setup.answers[0])
     assert (reply.command_id, reply.status, reply.reason) == ("q1", "invalid", "malformed")
     assert reply.message.startswith("The request could not be read: ")
-    assert (setup.consumer.settled, setup.dead.buried) == ([message], [])
+    assert (setup.consumer.acknowledged, setup.dead.buried) == ([message], [])
     assert setup.counted == {(KEY, "invalid", "malformed"): 1}
 
 
@@ -252,7 +252,7 @@ async def test_what_cannot_be_read_and_wants_no_answer_is_buried() -> None:
     ((buried, reason, _),) = setup.dead.buried
     assert buried is message
     assert reason.startswith("The request could not be read: ")
-    assert (setup.consumer.settled, setup.answers, setup.counted) == ([message], [], {})
+    assert (setup.consumer.acknowledged, setup.answers, setup.counted) == ([message], [], {})
 
 
 @pytest.mark.parametrize("why", ["it takes too long", "the database is busy"])
@@ -262,7 +262,7 @@ async def test_without_a_recount_the_live_counters_are_the_answer(why: str) -> N
     await setup.handle(request(7))
     (answer,) = setup.answers
     assert (answer["status"], answer["exact"], answer["sent"]) == ("accepted", False, 1)
-    assert (len(setup.consumer.settled), setup.dead.buried) == (1, [])
+    assert (len(setup.consumer.acknowledged), setup.dead.buried) == (1, [])
 
 
 async def test_where_the_counters_cannot_be_read_either_the_requests_are_buried() -> None:
@@ -271,7 +271,7 @@ async def test_where_the_counters_cannot_be_read_either_the_requests_are_buried(
     await setup.handle(*messages)
     assert [message for message, _, _ in setup.dead.buried] == messages
     assert set(setup.dead.reasons) == {str(BUSY)}
-    assert (setup.consumer.settled, setup.answers, setup.counted) == (messages, [], {})
+    assert (setup.consumer.acknowledged, setup.answers, setup.counted) == (messages, [], {})
 
 
 async def test_a_fault_of_ours_buries_the_requests_of_one_delivery_and_no_others() -> None:
@@ -281,7 +281,7 @@ async def test_a_fault_of_ours_buries_the_requests_of_one_delivery_and_no_others
     assert buried.message_id == "q1"
     assert reason.startswith("It could not be handled: 1 validation error for Stats")
     assert [answer["delivery_id"] for answer in setup.answers] == [8]
-    assert {m.message_id for m in setup.consumer.settled} == {"q1", "q2"}
+    assert {m.message_id for m in setup.consumer.acknowledged} == {"q1", "q2"}
 
 
 async def test_who_can_be_answered_is_answered_before_a_fault_is_raised() -> None:
@@ -298,7 +298,7 @@ async def test_who_can_be_answered_is_answered_before_a_fault_is_raised() -> Non
     setup = Setup(recount(7), publisher=Choosy())
     await setup.handle(request(7, "q1", "gone"), request(7, "q2"))
     assert [p.message.correlation_id for p in setup.publisher.published] == ["q2"]
-    assert (buried_before, len(setup.consumer.settled)) == ([], 2)
+    assert (buried_before, len(setup.consumer.acknowledged)) == ([], 2)
     assert setup.dead.reasons == ["It could not be handled: LookupError('gone')"] * 2
 
 
@@ -307,7 +307,7 @@ async def test_a_broken_database_ends_the_service_and_settles_nothing() -> None:
     with pytest.raises(ExceptionGroup) as died:
         await setup.service.run(asyncio.Event())
     assert died.group_contains(Broken)
-    assert (setup.consumer.settled, setup.dead.buried) == ([], [])
+    assert (setup.consumer.acknowledged, setup.dead.buried) == ([], [])
     assert not setup.consumer.consuming
 
 
@@ -315,5 +315,5 @@ async def test_it_answers_all_that_was_delivered_before_the_end() -> None:
     messages = [request(number, f"q{number}") for number in (7, 8, 9)]
     setup = Setup(recount(7), recount(8), messages=messages)
     await setup.service.run(asyncio.Event())
-    assert {m.message_id for m in setup.consumer.settled} == {"q7", "q8", "q9"}
+    assert {m.message_id for m in setup.consumer.acknowledged} == {"q7", "q8", "q9"}
     assert (len(setup.answers), setup.consumer.consuming) == (3, False)

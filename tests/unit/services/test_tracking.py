@@ -21,7 +21,7 @@ from tests.support.fakes import (
 )
 from tests.support.tracking import APPLE, SCANNER, event
 from worker.db.retrying import Unstorable
-from worker.db.tracking import Recorded
+from worker.db.tracking import TrackingChanges
 from worker.domain.failures import Broken, Busy
 from worker.domain.machines import own_rules
 from worker.services.tracking import TrackingLimits, TrackingParts, TrackingService
@@ -43,7 +43,7 @@ class FakeRecorder:
         self.written: list[tuple[int, list[str]]] = []
         self.refused: dict[str, Exception] = {}
 
-    async def record(self, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> Recorded:
+    async def record(self, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> TrackingChanges:
         assert rules == MACHINES.version
         for row in tracked:
             if (error := self.refused.get(row.event.event_id)) is not None:
@@ -52,7 +52,7 @@ class FakeRecorder:
         new = [row for row in tracked if (delivery_id, row.event.event_id) not in self.known]
         self.known |= {(delivery_id, row.event.event_id): row for row in new}
         machines = sum(row.machine_rule is not None for row in new)
-        return Recorded(len(new), machines, len({row.event.recipient for row in new if row.heeded}))
+        return TrackingChanges(len(new), machines, len({row.event.recipient for row in new if row.heeded}))
 
 
 class Setup:
@@ -194,7 +194,7 @@ async def test_messages_are_settled_once_they_are_recorded_or_buried() -> None:
     messages = [tracked(event(1, 1, "open", "a")), incoming(b"{", routing.OPEN)]
     setup = Setup(*messages)
     await setup.service.run(asyncio.Event())
-    assert setup.consumer.settled == messages
+    assert setup.consumer.acknowledged == messages
 
 
 async def test_a_broken_database_ends_the_service_and_settles_and_buries_nothing() -> None:
@@ -203,5 +203,5 @@ async def test_a_broken_database_ends_the_service_and_settles_and_buries_nothing
     with pytest.raises(ExceptionGroup) as caught:
         await setup.service.run(asyncio.Event())
     assert caught.group_contains(Broken)
-    assert setup.consumer.settled == []
+    assert setup.consumer.acknowledged == []
     assert setup.dead.buried == []

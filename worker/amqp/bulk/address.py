@@ -1,4 +1,4 @@
-"""What an AMQP URL says: where the broker is, who we are, and how TLS is to be spoken."""
+"""What an AMQP URL says: where the broker is, which user we are, and how to use TLS."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Address:
     """A broker's address, read as aio-pika reads it.
 
     Attributes:
-        heartbeat: Seconds that we propose; 0 is none.
+        heartbeat: Seconds between heartbeats that we propose; 0 for no heartbeats.
         options: The URL's query: `heartbeat`, and for TLS `cafile`, `capath`, `cadata` (base64), `certfile`,
             `keyfile`, `no_verify_ssl`.
     """
@@ -38,7 +38,7 @@ class Address:
         """Builds the TLS context for `amqps://`. Reads files, so call it in a thread.
 
         Raises:
-            OSError: a file is missing or is no certificate (`ssl.SSLError` is one).
+            OSError: a file is missing or is not a certificate (`ssl.SSLError` is an OSError).
         """
         option = self.options.get
         cadata = base64.b64decode(option("cadata", ""))
@@ -58,7 +58,7 @@ def read_address(url: str) -> Address:
     """Reads `amqp://user:password@host:port/vhost?option=value`, or the same with `amqps`.
 
     Raises:
-        ValueError: it is no such URL.
+        ValueError: it is not such a URL.
     """
     parts = urlsplit(url)
     if parts.scheme not in _PORTS:

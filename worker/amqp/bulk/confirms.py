@@ -1,4 +1,4 @@
-"""The accounts of a publisher: which publishes of a channel the broker has not spoken about yet."""
+"""Counts the publishes of an AMQP channel that the broker has not confirmed or refused yet."""
 
 from __future__ import annotations
 
@@ -18,44 +18,44 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """Publishes that were written together.
+    """Messages that were published together.
 
     Attributes:
-        messages: What was published.
-        first: The tag of the first; the others follow.
+        messages: The messages.
+        first: The delivery tag of the first. The others have the next ones.
         exchange: Their exchange.
         routing_key: Their routing key.
-        written: When, on the loop's clock.
-        returned: Whether the broker gave one of them back, since no queue takes it.
-        refusal: Why the broker closed the channel, if it may have been for one of them.
-        landed: Done when the broker has spoken about each, or the channel is gone; its result is what has to
-            be published again, in its order.
+        written_at: When they were written, by the loop's clock.
+        returned: Whether the broker returned one of them, since no queue takes it.
+        refusal: Why the broker closed the AMQP channel, if one of them may be the cause.
+        finished: Done when the broker has answered for each message, or the channel is closed. Its result is
+            the messages that must be published again, in their order.
     """
 
     messages: Sequence[Outgoing]
     first: int
     exchange: str
     routing_key: str
-    written: float
-    landed: asyncio.Future[list[Outgoing]]
+    written_at: float
+    finished: asyncio.Future[list[Outgoing]]
     returned: bool = False
     refusal: ConnectionLost | None = None
-    _done: int = 0  # how many of the first the broker has spoken about
-    _ahead: set[int] = field(default_factory=set)  # the tags behind those that it has spoken about
+    _done: int = 0  # the broker has answered for so many of the first
+    _ahead: set[int] = field(default_factory=set)  # answered tags behind an open one
     _refused: list[int] = field(default_factory=list)
 
     @property
     def last(self) -> int:
-        """The tag of the last."""
+        """The delivery tag of the last."""
         return self.first + len(self.messages) - 1
 
     @property
     def open(self) -> int:
-        """How many the broker has not spoken about."""
+        """How many messages the broker has not answered for."""
         return len(self.messages) - self._done - len(self._ahead)
 
-    def settle(self, tag: int, *, multiple: bool, positive: bool) -> None:
-        """Notes what the broker said about one, or about all up to it; what it says twice counts once."""
+    def confirmed(self, tag: int, *, multiple: bool, positive: bool) -> None:
+        """Notes the broker's answer for one message, or for all up to it. A repeated answer counts once."""
         low = self.first + self._done
         if multiple:
             upto = min(tag, self.last)
@@ -73,32 +73,32 @@ class Flight:
             low += 1
         self._done = low - self.first
 
-    def land(self, *, lost: bool = False) -> None:
-        """Tells who waits: with what was refused, and where the channel is `lost` with what is in doubt."""
+    def finish(self, *, lost: bool = False) -> None:
+        """Sets `finished` to the refused messages, with the unanswered ones if the channel is `lost`."""
         again = set(self._refused)
         if lost:
             doubtful = range(self.first + self._done, self.last + 1)
             again.update(t for t in doubtful if t not in self._ahead)
-        if not self.landed.done():
-            self.landed.set_result([self.messages[tag - self.first] for tag in sorted(again)])
+        if not self.finished.done():
+            self.finished.set_result([self.messages[tag - self.first] for tag in sorted(again)])
 
 
 class Confirms:
-    """Counts the publishes of one channel, from its first."""
+    """Counts the publishes of one AMQP channel, from its first."""
 
     def __init__(self) -> None:
         self._published = 0
         self._flights: deque[Flight] = deque()
         self.outstanding = 0
-        """How many publishes the broker has not spoken about."""
+        """How many publishes the broker has not answered for."""
 
     @property
     def oldest(self) -> Flight | None:
-        """The flight that has waited longest."""
+        """The flight that has waited for the longest time."""
         return self._flights[0] if self._flights else None
 
-    def take_off(self, messages: Sequence[Outgoing], exchange: str, routing_key: str) -> Flight:
-        """Notes messages that are written at this moment."""
+    def add(self, messages: Sequence[Outgoing], exchange: str, routing_key: str) -> Flight:
+        """Notes messages that are being written."""
         loop = asyncio.get_running_loop()
         flight = Flight(
             messages, self._published + 1, exchange, routing_key, loop.time(), loop.create_future()
@@ -108,8 +108,8 @@ class Confirms:
         self._flights.append(flight)
         return flight
 
-    def settle(self, tag: int, *, multiple: bool, positive: bool) -> None:
-        """Notes what the broker said about one publish, or about all up to it.
+    def confirmed(self, tag: int, *, multiple: bool, positive: bool) -> None:
+        """Notes the broker's answer for one publish, or for all up to it.
 
         Raises:
             ProtocolError: there was no such publish.
@@ -121,30 +121,30 @@ class Confirms:
                 break
             if multiple or tag <= flight.last:
                 before = flight.open
-                flight.settle(tag, multiple=multiple, positive=positive)
+                flight.confirmed(tag, multiple=multiple, positive=positive)
                 self.outstanding -= before - flight.open
                 if not flight.open:
-                    flight.land()
+                    flight.finish()
                 if not multiple:
                     break
         while self._flights and not self._flights[0].open:
             self._flights.popleft()
 
     def returned(self, exchange: str, routing_key: str) -> None:
-        """Notes that no queue takes what is published there.
+        """Notes that no queue takes messages with this exchange and routing key.
 
-        A return does not say which publish it means. That is no loss: all that share exchange and routing key
-        share the fate.
+        A `basic.return` does not say which publish it means. It does not matter: no message with this
+        exchange and routing key reaches a queue.
         """
         for flight in self._flights:
             if flight.exchange == exchange and flight.routing_key == routing_key:
                 flight.returned = True
 
     def abandon(self) -> list[Flight]:
-        """Lands everything, since the channel is gone; returns what had not landed."""
+        """Finishes every flight, since the channel is closed. Returns those that had not finished."""
         flights = [flight for flight in self._flights if flight.open]
         self._flights.clear()
         self.outstanding = 0
         for flight in flights:
-            flight.land(lost=True)
+            flight.finish(lost=True)
         return flights

@@ -1,4 +1,4 @@
-"""One connection to the broker with its one channel, from the handshake to its end."""
+"""One connection to the broker with its one AMQP channel, from the handshake to its end."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from pamqp import commands
 
 from worker.amqp.bulk.address import read_address
 from worker.amqp.bulk.encoding import CHANNEL, WRITE_BYTES, method
-from worker.amqp.bulk.errors import ChannelClosed, ConnectionClosed, ConnectionLost, ProtocolError
+from worker.amqp.bulk.errors import AmqpChannelClosed, ConnectionClosed, ConnectionLost, ProtocolError
 from worker.amqp.bulk.reader import Reader
 from worker.amqp.errors import BrokerUnreachable, no_virtual_host
-from worker.amqp.pika.properties import read_leniently
+from worker.amqp.pika.properties import patch_pamqp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 FRAME_MAX: Final = 131_072
-"""The largest frame that we propose, as RabbitMQ does."""
+"""Bytes of the largest frame that we propose. RabbitMQ proposes the same."""
 
 _FRAME_MIN: Final = 4096
-"""What every peer must accept (AMQP 0-9-1, 4.2.3)."""
+"""Bytes of a frame that every peer must accept (AMQP 0-9-1, 4.2.3)."""
 
 _FAREWELL_SECONDS: Final = 5
-"""How long the end of a connection may take."""
+"""Seconds that the end of a connection may take."""
 
 _TICKS: Final = 2
-"""How often in a heartbeat interval we look whether anything was sent and heard."""
+"""How often in a heartbeat interval we check whether anything was sent and received."""
 _SILENT_TICKS: Final = 2 * _TICKS
-"""After two intervals without a byte the peer is gone (AMQP 0-9-1, 4.2.7)."""
+"""After two intervals without a byte we treat the peer as gone (AMQP 0-9-1, 4.2.7)."""
 
 _CAPABILITIES: Final = {
     "authentication_failure_close": True,
@@ -53,16 +53,16 @@ _OK, _SYNTAX_ERROR, _ACCESS_REFUSED, _NOT_ALLOWED = 200, 502, 403, 530
 
 
 class Events:
-    """What happens on a channel. A publisher and a consumer each override what they asked for.
+    """What happens on an AMQP channel. Publisher and consumer override the methods that they need.
 
     Attributes:
-        connection: The one that this channel lives and dies with.
+        connection: The connection of this channel. Both end together.
     """
 
     connection: Connection
 
     def delivered(self, batch: list[Incoming]) -> None:
-        """Takes deliveries, in their order."""
+        """Takes messages of `basic.deliver`, in their order."""
         raise ProtocolError(
             f"The broker delivers {len(batch)} messages to a connection that consumes nothing."
         )
@@ -72,26 +72,26 @@ class Events:
         raise ProtocolError(f"The broker confirms the publish {tag}, but nothing was published.")
 
     def returned(self, frame: commands.Basic.Return) -> None:
-        """Takes word of a message that no queue took."""
+        """Takes the notice of a message that no queue took."""
         raise ProtocolError(f"The broker returns a message ({frame.reply_text}), but nothing was published.")
 
     def flow(self) -> None:
-        """Is told whenever `Connection.writable` may have changed."""
+        """Called whenever `Connection.writable` may have changed."""
 
     def lost(self, error: ConnectionLost) -> None:
-        """Is told once that the connection is gone."""
+        """Called once, when the connection is lost."""
 
 
 class Connection(asyncio.Protocol):
     """A connection; `connect` makes one.
 
     Attributes:
-        lost: Done when the connection is gone; its result says why.
-        blocked: Whether the broker, short of memory or disk, asked us not to publish.
+        lost: Done when the connection is lost. Its result says why.
+        blocked: Whether the broker asked us not to publish, since it has too little memory or disk.
     """
 
     def __init__(self, address: Address, events: Events) -> None:
-        """Takes where it leads, and who is told what happens."""
+        """Takes the broker's address, and the object whose methods are called."""
         self._loop = asyncio.get_running_loop()
         self._address = address
         self._events = events
@@ -108,7 +108,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def writable(self) -> bool:
-        """Whether publishing makes sense now: not where the broker is short, or slower than we are."""
+        """Whether to publish now: the broker has not blocked us, and it reads as fast as we write."""
         return not (self.blocked or self._paused or self.lost.done())
 
     @property
@@ -117,7 +117,7 @@ class Connection(asyncio.Protocol):
         return self._reader.frame_max
 
     def write(self, data: bytes) -> None:
-        """Sends bytes that are whole frames; on a lost connection it does nothing."""
+        """Sends whole frames; on a lost connection it does nothing."""
         if not self.lost.done():
             self._spoken = True
             self._transport.write(data)
@@ -147,7 +147,7 @@ class Connection(asyncio.Protocol):
         self._reader.frame_max = min(tune.frame_max or FRAME_MAX, FRAME_MAX)
         if self.frame_max < _FRAME_MIN:
             raise ProtocolError(f"The broker wants frames of {self.frame_max} bytes at most.")
-        # Zero from the broker leaves it to us; zero from us, in the URL, is a wish to have none.
+        # 0 from the broker leaves the choice to us. 0 from us, in the URL, means no heartbeats.
         heartbeat = min(tune.heartbeat or address.heartbeat, address.heartbeat)
         self.write(method(commands.Connection.TuneOk(CHANNEL, self.frame_max, heartbeat), 0))
         if heartbeat:
@@ -160,12 +160,12 @@ class Connection(asyncio.Protocol):
         """Sends a method and waits for its answer; one at a time.
 
         Raises:
-            ConnectionLost: the answer was an end.
+            ConnectionLost: the broker ended the connection or the channel.
         """
         return await self._ask(method(frame, channel), frame.valid_responses)
 
     async def close(self) -> None:
-        """Says goodbye after everything that was written, and waits until the broker has read it all."""
+        """Sends `connection.close` behind all that was written, and waits until the broker has read it."""
         if not self.lost.done():
             try:
                 async with asyncio.timeout(_FAREWELL_SECONDS):
@@ -174,17 +174,17 @@ class Connection(asyncio.Protocol):
                 log.debug("the broker did not say goodbye", because=str(error))
             self.end(ConnectionLost("The connection was closed by us."))
 
-    def end(self, error: ConnectionLost, last_words: Frame | None = None) -> None:
+    def end(self, error: ConnectionLost, final_frame: Frame | None = None) -> None:
         """Ends the connection now.
 
         Args:
             error: Why.
-            last_words: What the broker is told, if it can still be told anything.
+            final_frame: A frame to send first, if the connection can still send.
         """
         if self.lost.done():
             return
-        if last_words is not None:
-            self._transport.write(method(last_words, 0))
+        if final_frame is not None:
+            self._transport.write(method(final_frame, 0))
             self._transport.close()
             self._loop.call_later(_FAREWELL_SECONDS, self._transport.abort)
         else:
@@ -223,16 +223,16 @@ class Connection(asyncio.Protocol):
         self._spoken = False
         self._beat = self._loop.call_later(seconds, self._tick, seconds)
 
-    # What asyncio tells us.
+    # Called by asyncio.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keeps the transport."""
-        # A cast, since uvloop's transports are no subclasses.
+        # A cast, since uvloop's transports are not subclasses.
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=WRITE_BYTES)
 
     def data_received(self, data: bytes) -> None:
-        """Reads; whatever is wrong with it ends the connection."""
+        """Reads bytes. Any fault in them ends the connection."""
         if self.lost.done():
             return
         self._silent = 0
@@ -246,22 +246,22 @@ class Connection(asyncio.Protocol):
             self.end(error, commands.Connection.Close(_OK, "bye", 0, 0))
 
     def pause_writing(self) -> None:
-        """Is told that the broker reads more slowly than we write."""
+        """Called when the broker reads more slowly than we write."""
         self._paused = True
 
     def resume_writing(self) -> None:
-        """Is told that it caught up."""
+        """Called when the broker has read enough."""
         self._paused = False
         self._events.flow()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Is told that the socket is gone."""
+        """Called when the socket is closed."""
         self._over(ConnectionLost(f"The connection broke: {exc or 'the broker hung up'}."))
 
-    # What the reader tells us.
+    # Called by the reader.
 
     def delivered(self, batch: list[Incoming]) -> None:
-        """Passes deliveries on."""
+        """Passes messages on."""
         self._events.delivered(batch)
 
     def confirmed(self, tag: int, *, multiple: bool, positive: bool) -> None:
@@ -273,9 +273,9 @@ class Connection(asyncio.Protocol):
         self._events.returned(frame)
 
     def method(self, channel: int, frame: Frame) -> None:
-        """Takes the rare methods: answers, ends, and whether we may publish."""
+        """Takes the rare methods: answers, closes, and those that block or unblock publishing."""
         if self._answers is not None and frame.name in self._answers[0]:
-            # An answer to nobody: whoever asked was cancelled in this very moment.
+            # Nobody waits for this answer: the task that asked was cancelled just now.
             if not self._answers[1].done():
                 self._answers[1].set_result(frame)
         elif isinstance(frame, commands.Connection.Close) and channel == 0:
@@ -289,7 +289,7 @@ class Connection(asyncio.Protocol):
         elif isinstance(frame, commands.Channel.Close) and channel == CHANNEL:
             self.write(method(commands.Channel.CloseOk()))
             refused = frame.class_id or 0, frame.method_id or 0
-            raise ChannelClosed(frame.reply_code or 0, frame.reply_text, refused)
+            raise AmqpChannelClosed(frame.reply_code or 0, frame.reply_text, refused)
         elif isinstance(frame, commands.Basic.Cancel) and channel == CHANNEL:
             raise ConnectionLost("The broker cancelled the consumer: its queue was deleted, or is moving.")
         else:
@@ -304,20 +304,20 @@ async def connect(
     name: str,
     timeout: float,  # noqa: ASYNC109 - for all steps together
 ) -> None:
-    """Opens a connection and its channel; then `events.connection` is there.
+    """Opens a connection and its AMQP channel, and sets `events.connection`.
 
     Args:
         url: `amqp://…` or `amqps://…`.
-        events: Told what happens on it.
-        prepare: Methods to call before it is of use, in order.
+        events: Its methods are called for what happens on the connection.
+        prepare: AMQP methods to call first, in order.
         name: What operators see in the broker's list of connections.
         timeout: Seconds for all of it.
 
     Raises:
-        BrokerUnreachable: there is no broker at the address, or it does not let us in.
-        ChannelClosed: it refused one of `prepare`.
+        BrokerUnreachable: there is no broker at the address, or it refuses our login.
+        AmqpChannelClosed: the broker refused one of `prepare`.
     """
-    read_leniently()
+    patch_pamqp()
     try:
         address = read_address(url)
         async with asyncio.timeout(timeout):
@@ -333,7 +333,7 @@ async def connect(
             except BaseException as error:
                 connection.end(ConnectionLost(f"The connection was not finished: {error!r}"))
                 raise
-    except ChannelClosed:
+    except AmqpChannelClosed:
         raise
     except (OSError, ConnectionLost, ValueError) as error:
         if isinstance(error, ConnectionClosed) and error.code == _ACCESS_REFUSED:

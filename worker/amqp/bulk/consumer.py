@@ -1,7 +1,8 @@
-"""Consuming in bulk: deliveries arrive in batches as they were read, and are acknowledged by range.
+"""Consuming in bulk: messages arrive in batches as they were read, and are acknowledged by range.
 
-A delivery tag dies with its connection. What waits here goes with it, since the broker delivers it again;
-what is settled later is dropped, and every consumer of ours takes a message twice.
+A delivery tag is valid on its connection only. When the connection is lost, the messages that wait here are
+dropped, since the broker delivers them again. A later acknowledgement of them is dropped too. So each of our
+services must accept a message twice.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from worker.amqp.messages import Incoming
 
 _TAG: Final = "sendoff"
-"""The consumer's tag; there is but one on a connection."""
+"""The consumer tag; a connection has only one consumer."""
 
 _CANCEL_SECONDS: Final = 5
 
@@ -40,13 +41,13 @@ class BulkConsumer:
     """Consumes one queue over one connection of its own."""
 
     def __init__(self, url: str, queue: str, *, name: str, prefetch: int, connect_timeout: float) -> None:
-        """Takes what to consume; `start` begins.
+        """Takes the queue; `start` connects and consumes.
 
         Args:
             url: `amqp://…` or `amqps://…`.
             queue: Its full name.
             name: What operators see in the broker's list of connections.
-            prefetch: The most deliveries that are unacknowledged at once; twice a batch is enough.
+            prefetch: The most unacknowledged messages; twice a batch is enough.
             connect_timeout: Seconds for each attempt to connect.
         """
         self._url = url
@@ -55,36 +56,36 @@ class BulkConsumer:
         self._prefetch = prefetch
         self._connect_timeout = connect_timeout
         self._buffer = Buffer()
-        self._keeper: Keeper[_Channel] = Keeper(f"{name} {queue}", self._open)
+        self._keeper: Keeper[_AmqpChannel] = Keeper(f"{name} {queue}", self._open)
 
     async def start(self) -> None:
         """Connects and consumes.
 
         Raises:
-            BrokerUnreachable: there is no broker at the address, or it does not let us in.
-            ChannelClosed: there is no such queue, or it may not be consumed.
+            BrokerUnreachable: there is no broker at the address, or it refuses our login.
+            AmqpChannelClosed: there is no such queue, or we may not consume it.
         """
         await self._keeper.start()
 
     async def present(self) -> bool:
-        """Says whether the broker delivers to this consumer at the moment: for the readiness probe."""
+        """Returns whether the broker delivers to this consumer now, for the readiness probe."""
         return self._keeper.current is not None and not self._buffer.stopped
 
     async def batch(self, size: int, age: float = 0) -> list[Incoming]:
-        """Waits for deliveries, as `worker.amqp.messages.Consumer` says."""
+        """Waits for messages, as `worker.amqp.messages.Consumer` says."""
         return await self._buffer.batch(size, age)
 
-    def settle(self, messages: Iterable[Incoming]) -> None:
-        """Says that messages are dealt with: they are acknowledged soon, in ranges where possible."""
+    def acknowledge(self, messages: Iterable[Incoming]) -> None:
+        """Acknowledges messages soon, in ranges where possible."""
         for channel, group in itertools.groupby(messages, _channel_of):
-            channel.settle([message.tag for message in group])
+            channel.handled([message.tag for message in group])
 
     async def watch(self) -> None:
-        """Returns once it is closed; raises what the task that keeps the connection died of."""
+        """Returns when the consumer is closed; raises the error that ended its connection task."""
         await self._keeper.watch()
 
     async def stop(self) -> None:
-        """Stops consuming. What waits in the buffer goes back to the queue when the connection closes."""
+        """Stops consuming. Messages in the buffer go back to the queue when the connection closes."""
         self._buffer.stop()
         channel = self._keeper.current
         if channel is not None:
@@ -96,11 +97,11 @@ class BulkConsumer:
         """Sends the last acknowledgements and closes the connection."""
         self._buffer.stop()
         if self._keeper.current is not None:
-            self._keeper.current.acknowledge(everything=True)
+            self._keeper.current.send_due(everything=True)
         await self._keeper.close()
 
-    async def _open(self) -> _Channel:
-        channel = _Channel(max(self._prefetch // 4, 1), self._buffer.add, self._buffer.clear)
+    async def _open(self) -> _AmqpChannel:
+        channel = _AmqpChannel(max(self._prefetch // 4, 1), self._buffer.add, self._buffer.clear)
         prepare: list[Frame] = [commands.Basic.Qos(0, self._prefetch)]
         if not self._buffer.stopped:
             prepare.append(commands.Basic.Consume(0, self.queue, _TAG))
@@ -108,8 +109,8 @@ class BulkConsumer:
         return channel
 
 
-class _Channel(Events):
-    """What was delivered on one connection, and is acknowledged there or not at all."""
+class _AmqpChannel(Events):
+    """The messages of one connection. They can be acknowledged on this connection only."""
 
     def __init__(
         self, gap_limit: int, take: Callable[[list[Incoming]], None], forget: Callable[[], None]
@@ -127,14 +128,14 @@ class _Channel(Events):
     def lost(self, error: ConnectionLost) -> None:  # noqa: ARG002
         self._forget()
 
-    def settle(self, tags: list[int]) -> None:
-        self._ledger.settle(tags)
+    def handled(self, tags: list[int]) -> None:
+        self._ledger.handled(tags)
         if not self._due:
             self._due = True
-            # At the end of this turn of the loop, so that whatever settles in it is one range.
-            self._loop.call_soon(self.acknowledge)
+            # At the end of this turn of the loop, so that all acknowledgements of the turn are one range.
+            self._loop.call_soon(self.send_due)
 
-    def acknowledge(self, *, everything: bool = False) -> None:
+    def send_due(self, *, everything: bool = False) -> None:
         self._due = False
         upto, alone = self._ledger.due(everything=everything)
         frames = [acknowledgement(tag, multiple=False) for tag in alone]

@@ -1,4 +1,7 @@
-"""What we say on the wire: rare frames by pamqp, publishes and acknowledgements by bytes made beforehand."""
+"""The bytes that we send.
+
+Pamqp makes the rare frames; we make publishes and acknowledgements from templates.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ if TYPE_CHECKING:
     from worker.amqp.messages import Outgoing
 
 CHANNEL: Final = 1
-"""The one channel of a connection."""
+"""The number of a connection's one AMQP channel."""
 
 WRITE_BYTES: Final = 1 << 20
-"""About how much is written at once."""
+"""About how many bytes are written at once."""
 
 _END: Final = b"\xce"
 _FRAME_OVERHEAD: Final = 8
@@ -48,12 +51,12 @@ _PERSISTENT: Final = b"\x02"
 
 
 def method(frame: Frame, channel: int = CHANNEL) -> bytes:
-    """Encodes a frame that is sent now and then."""
+    """Encodes a rare frame."""
     return pamqp.frame.marshal(frame, channel)
 
 
 def acknowledgement(tag: int, *, multiple: bool) -> bytes:
-    """Encodes an acknowledgement of one delivery, or of all up to it."""
+    """Encodes an acknowledgement of one delivery tag, or of all up to it."""
     return _ACKNOWLEDGE(1, CHANNEL, 13, 60, 80, tag, multiple, 0xCE)
 
 
@@ -61,10 +64,10 @@ class Publishes:
     """Encodes publishes with one routing key, so that what is common to them is encoded once."""
 
     def __init__(self, exchange: str, routing_key: str, *, mandatory: bool) -> None:
-        """Takes what they have in common.
+        """Takes the properties that they share.
 
         Raises:
-            ValueError, TypeError: a name is not one that AMQP can carry.
+            ValueError, TypeError: AMQP cannot carry one of the names.
         """
         self._method = method(commands.Basic.Publish(0, exchange, routing_key, mandatory))
 
@@ -76,11 +79,11 @@ class Publishes:
         Args:
             messages: All of them.
             first: The index of the first to encode.
-            most: How many at most; at least one is encoded.
+            most: The most messages to encode; at least one is encoded.
             frame_max: The largest frame in bytes; longer bodies are split.
 
         Returns:
-            The bytes, and how many messages they are.
+            The bytes, and the number of messages in them.
 
         Raises:
             ValueError: an identifier is over 255 bytes, or the headers do not fit into a frame.
@@ -97,7 +100,7 @@ class Publishes:
             if not message.headers:
                 front = plain
             elif message.headers is not headers:
-                # Messages that are published together mostly share one dict, a trace's.
+                # Messages that are published together mostly share the headers of one trace.
                 headers, front = message.headers, _front(message.headers)
             found = tails.get(message.type)
             if found is None:
@@ -132,7 +135,7 @@ class Publishes:
 
 @lru_cache(maxsize=256)
 def publishes(exchange: str, routing_key: str, *, mandatory: bool) -> Publishes:
-    """Returns the encoder for a place; the common places are few.
+    """Returns the encoder for an exchange and a routing key. Few are in use, so encoders are kept.
 
     Raises:
         ValueError, TypeError: as `Publishes`.
@@ -152,7 +155,7 @@ def _short(text: str, name: str) -> bytes:
 
 
 def _front(headers: Mapping[str, str]) -> bytes:
-    """Returns the properties before the identifiers: content type, headers, delivery mode."""
+    """Returns the properties that come before the identifiers: content type, headers, delivery mode."""
     version = b"" if HEADER_SCHEMA_VERSION in headers else _VERSION
     table = version + b"".join(
         _short(name, "header's name") + b"S" + _LONG(len(encoded := value.encode())) + encoded
@@ -162,7 +165,7 @@ def _front(headers: Mapping[str, str]) -> bytes:
 
 
 def _tail(kind: str) -> tuple[int, bytes]:
-    """Returns the flags without identifiers, and the properties behind these: timestamp, type, app_id."""
+    """Returns the flags without the identifiers', and the properties behind them: timestamp, type, app_id."""
     now = _TIMESTAMP(int(time.time()))
     if not kind:
         return _ALWAYS, now + _APP_ID

@@ -1,21 +1,21 @@
-"""How a connection ends."""
+"""How a connection to the broker ends."""
 
 from __future__ import annotations
 
 
 class ConnectionLost(Exception):  # noqa: N818 - the name is the sentence
-    """The connection is gone; the message says why."""
+    """The connection is lost; the message says why."""
 
 
 class ProtocolError(ConnectionLost):
-    """The broker sent what AMQP 0-9-1 does not allow, or what nobody asked for."""
+    """The broker sent bytes that AMQP 0-9-1 does not allow, or an answer without a question."""
 
 
 class ConnectionClosed(ConnectionLost):
     """The broker closed the connection and said why.
 
     Attributes:
-        code: AMQP's reply code: 403 refused, 530 not allowed (no such virtual host, say).
+        code: AMQP's reply code: 403 refused, 530 not allowed (no such virtual host, for example).
     """
 
     def __init__(self, code: int, text: str) -> None:
@@ -23,13 +23,14 @@ class ConnectionClosed(ConnectionLost):
         self.code = code
 
 
-class ChannelClosed(ConnectionLost):
-    """The broker closed the channel, and with it goes the connection.
+class AmqpChannelClosed(ConnectionLost):
+    """The broker closed the AMQP channel, so we close the connection.
 
     Attributes:
         code: AMQP's reply code: 404 not found, 403 refused, 406 precondition failed.
         text: AMQP's reply text.
-        method: The class and the method that the broker refused; (0, 0) where it was none.
+        method: The numbers of the class and the method that the broker refused; (0, 0) if it refused no
+            method.
     """
 
     def __init__(self, code: int, text: str, method: tuple[int, int]) -> None:

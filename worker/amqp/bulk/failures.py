@@ -1,11 +1,11 @@
-"""The table from the bulk transport's errors to what they mean for us."""
+"""Maps the errors of the bulk transport to a `Failure`."""
 
 from __future__ import annotations
 
 import ssl
 from typing import TYPE_CHECKING, Final
 
-from worker.amqp.bulk.errors import ChannelClosed, ConnectionClosed, ConnectionLost, ProtocolError
+from worker.amqp.bulk.errors import AmqpChannelClosed, ConnectionClosed, ConnectionLost, ProtocolError
 from worker.amqp.errors import BrokerUnreachable
 from worker.domain.failures import Failure
 
@@ -13,25 +13,26 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _BY_CODE: Final[Mapping[int, Failure]] = {
-    # AMQP's reply codes, of a connection or a channel that the broker closed; what is not listed is BROKEN.
+    # AMQP reply codes of a connection or a channel that the broker closed. Codes that are not listed are
+    # BROKEN.
     320: Failure.AWAY,  # forced: the broker shuts down, or an operator closed it
     404: Failure.AWAY,  # a queue is gone; `sendoff migrate` declares it again, and readiness names it
     405: Failure.BUSY,  # another connection has the queue for itself
-    506: Failure.BUSY,  # the broker is short of something
-    530: Failure.AWAY,  # the virtual host is down, as while the broker starts, or there are too many of us
-    541: Failure.AWAY,  # the broker failed within, as while a queue has no leader
+    506: Failure.BUSY,  # the broker lacks a resource
+    530: Failure.AWAY,  # the virtual host is down (the broker starts), or has too many connections
+    541: Failure.AWAY,  # the broker failed, for example while a queue has no leader
 }
 
 
 def classify(error: BaseException) -> Failure:
-    """Says what an error means that ended a connection, or the attempt to open one.
+    """Classifies an error that ended a connection, or an attempt to open one.
 
-    For 403 (the user, the password or a permission) it is BROKEN, and for what is no AMQP, unless there was
-    none at all: a proxy in front of a broker that is away hangs up.
+    403 (the user, the password or a permission) is BROKEN. Bytes that are not AMQP are BROKEN. A connection
+    that ends without any byte is AWAY: a proxy hangs up when its broker is away.
     """
     if isinstance(error, BrokerUnreachable) and error.__cause__ is not None:
         return classify(error.__cause__)
-    if isinstance(error, (ConnectionClosed, ChannelClosed)):
+    if isinstance(error, (ConnectionClosed, AmqpChannelClosed)):
         return _BY_CODE.get(error.code, Failure.BROKEN)
     if isinstance(error, (ProtocolError, ssl.SSLCertVerificationError)):
         return Failure.BROKEN

@@ -1,4 +1,4 @@
-"""Keeps a connection: opens the next when one is lost, and logs its loss once and its return once."""
+"""Keeps a connection open: opens a new one when one is lost, and logs the loss and the return once."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ C = TypeVar("C", bound=Events)
 
 
 class Keeper(Generic[C]):
-    """Keeps one channel open until it is closed.
+    """Keeps one AMQP channel open until `close`.
 
     Attributes:
-        current: The channel that is open now; none during an outage.
+        current: The channel that is open now; None during an outage.
     """
 
     def __init__(self, name: str, open_channel: Callable[[], Awaitable[C]]) -> None:
-        """Takes what opens a channel.
+        """Takes the function that opens a channel.
 
         Args:
-            name: Of the connection, for the log.
-            open_channel: Raises BrokerUnreachable or ConnectionLost where it cannot.
+            name: The connection's name, for the log.
+            open_channel: Opens a channel, or raises BrokerUnreachable or ConnectionLost.
         """
         self._name = name
         self._open_channel = open_channel
@@ -43,15 +43,15 @@ class Keeper(Generic[C]):
         self.current: C | None = None
 
     async def start(self) -> None:
-        """Opens the first; what goes wrong with it is raised."""
+        """Opens the first channel, or raises what `open_channel` raises."""
         self.current = await self._attempt()
         self._keeping = Background(self._keep(self.current), f"keep {self._name}")
 
     async def watch(self) -> None:
-        """Returns once it is closed; raises what keeping died of: what is lost then is not opened again.
+        """Returns when it is closed; raises the error after which no channel is opened again.
 
         Raises:
-            BrokerUnreachable, ConnectionLost: the broker refuses us, whatever we wait for.
+            BrokerUnreachable, ConnectionLost: the broker refuses us permanently.
         """
         if self._keeping is not None:
             await self._keeping.watch()
@@ -76,18 +76,18 @@ class Keeper(Generic[C]):
             current = await self._again()
             self.current = current
             log.info("connection to the broker is back", connection=self._name)
-            # It may have been looked at before it was ours.
+            # Somebody may have read it before we set it.
             current.flow()
 
     async def _again(self) -> C:
-        """Tries until it works: without its broker a worker has nothing else to do.
+        """Tries until it works: a worker can do nothing without its broker.
 
         Raises:
-            BrokerUnreachable, ConnectionLost: trying again is no use.
+            BrokerUnreachable, ConnectionLost: another attempt would fail too.
         """
         while True:
-            # The last attempt may have been the one that opened the connection just lost: a queue that is
-            # gone is no reason to connect without a pause.
+            # The last attempt may have opened the connection that was just lost, for example when a queue was
+            # deleted. Without this pause we would connect in a tight loop.
             now = asyncio.get_running_loop().time()
             await asyncio.sleep(self._attempted + RECONNECT_INTERVAL - now)
             try:

@@ -1,4 +1,4 @@
-"""Publishing in bulk: persistent, mandatory, confirmed, within a window; an outage is waited for."""
+"""Publishing in bulk: persistent, mandatory, confirmed, within a window. It waits during an outage."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pamqp import commands
 from worker.amqp.bulk.confirms import Confirms
 from worker.amqp.bulk.connection import Events, connect
 from worker.amqp.bulk.encoding import publishes
-from worker.amqp.bulk.errors import ChannelClosed, ConnectionLost
+from worker.amqp.bulk.errors import AmqpChannelClosed, ConnectionLost
 from worker.amqp.bulk.keeper import Keeper
 from worker.amqp.errors import RECONNECT_INTERVAL
 from worker.amqp.messages import Unroutable
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger(__name__)
 
 _PUBLISH: Final = (60, 40)
-"""AMQP's class and method of a publish."""
+"""AMQP's numbers of the class and the method of a publish."""
 
 
 class BulkPublisher:
-    """Publishes over one connection of its own with confirms; may be used by any number of tasks."""
+    """Publishes with confirms over a connection of its own. Any number of tasks may use it."""
 
     def __init__(
         self,
@@ -44,16 +44,16 @@ class BulkPublisher:
         connect_timeout: float,
         stop: asyncio.Event | None = None,
     ) -> None:
-        """Takes where to publish; `start` connects.
+        """Takes the broker's address; `start` connects.
 
         Args:
             url: `amqp://…` or `amqps://…`.
             name: What operators see in the broker's list of connections.
-            window: The most publishes that wait for their confirm at once.
-            timeout: Seconds for one confirm; after them the connection is given up and the publish is tried
-                again, since nobody knows. While the broker takes no publishes, the time does not count.
+            window: The most publishes without a confirm.
+            timeout: Seconds for one confirm. After that the connection is closed and the message is published
+                again, since it may be lost. The time does not count while the broker blocks publishing.
             connect_timeout: Seconds for each attempt to connect.
-            stop: Once it is set, a broker that is away is not waited for.
+            stop: After it is set, `publish` does not wait for a broker that is away.
         """
         self._url = url
         self._name = name
@@ -64,11 +64,11 @@ class BulkPublisher:
         self._changed = asyncio.Event()
         self._stop = stop or asyncio.Event()
         self._closed = False
-        self._keeper: Keeper[_Channel] = Keeper(name, self._open)
+        self._keeper: Keeper[_AmqpChannel] = Keeper(name, self._open)
 
     @property
     def connected(self) -> bool:
-        """Whether the connection stands at this moment."""
+        """Whether the connection is open now."""
         return self._keeper.current is not None
 
     @property
@@ -80,12 +80,12 @@ class BulkPublisher:
         """Connects.
 
         Raises:
-            BrokerUnreachable: there is no broker at the address, or it does not let us in.
+            BrokerUnreachable: there is no broker at the address, or it refuses our login.
         """
         await self._keeper.start()
 
     async def watch(self) -> None:
-        """Returns once it is closed; raises what the task that keeps the connection died of."""
+        """Returns when the publisher is closed; raises the error that ended its connection task."""
         await self._keeper.watch()
 
     async def publish(
@@ -101,17 +101,17 @@ class BulkPublisher:
         """
         encoder = publishes(exchange, routing_key, mandatory=mandatory)
         rest = messages
-        # Away or busy, the broker is waited for: there is nothing better to do until the process stops.
+        # We wait for a broker that is away or busy: there is nothing better to do until the process stops.
         while rest:
             flights: list[Flight] = []
             at = 0
             while at < len(rest) and not (mandatory and flights and flights[-1].returned):
-                # In turns, so that a window that opens is filled by one task and not fought for.
+                # One task at a time, so that one task fills a window that opens.
                 async with self._turn:
                     channel = await self._room(len(rest) - at)
                     flights.append(channel.send(encoder, rest, at, exchange, routing_key))
                 at += len(flights[-1].messages)
-            again = [message for flight in flights for message in await flight.landed]
+            again = [message for flight in flights for message in await flight.finished]
             if mandatory and any(flight.returned for flight in flights):
                 raise Unroutable(f"No queue takes {exchange!r} with the key {routing_key!r}.")
             refusals = [flight.refusal for flight in flights if flight.refusal is not None]
@@ -120,17 +120,17 @@ class BulkPublisher:
             if again:
                 log.warning("publishing again", exchange=exchange, messages=len(again))
                 if self.connected:
-                    await asyncio.sleep(RECONNECT_INTERVAL)  # the broker refused them: it has its reasons
+                    await asyncio.sleep(RECONNECT_INTERVAL)  # the broker refused them; it may accept later
             rest = again
 
     async def close(self) -> None:
-        """Closes the connection; who still publishes gets a ConnectionLost."""
+        """Closes the connection. A `publish` under way raises ConnectionLost."""
         self._closed = True
         self._changed.set()
         await self._keeper.close()
 
-    async def _open(self) -> _Channel:
-        channel = _Channel(self._window, self._timeout, self._changed.set)
+    async def _open(self) -> _AmqpChannel:
+        channel = _AmqpChannel(self._window, self._timeout, self._changed.set)
         await connect(
             self._url,
             channel,
@@ -140,8 +140,8 @@ class BulkPublisher:
         )
         return channel
 
-    async def _room(self, wanted: int) -> _Channel:
-        """Waits until the channel takes `wanted` messages, or half of a window: few writes, but large."""
+    async def _room(self, wanted: int) -> _AmqpChannel:
+        """Waits until there is room for `wanted` messages or half of a window: few writes, but large."""
         least = min(wanted, (self._window + 1) // 2)
         while True:
             if self._closed:
@@ -158,8 +158,8 @@ class BulkPublisher:
                 await wait_any(self._changed, self._stop)
 
 
-class _Channel(Events):
-    """What is under way on one connection."""
+class _AmqpChannel(Events):
+    """The publishes of one connection."""
 
     def __init__(self, window: int, timeout: float, changed: Callable[[], None]) -> None:
         self._window = window
@@ -178,14 +178,14 @@ class _Channel(Events):
         self, encoder: Publishes, messages: Sequence[Outgoing], first: int, exchange: str, routing_key: str
     ) -> Flight:
         data, count = encoder.encode(messages, first, self.room, self.connection.frame_max)
-        flight = self._confirms.take_off(messages[first : first + count], exchange, routing_key)
+        flight = self._confirms.add(messages[first : first + count], exchange, routing_key)
         self.connection.write(data)
         if self._watch is None:
             self._watch = self._loop.call_later(self._timeout, self._look)
         return flight
 
     def confirmed(self, tag: int, *, multiple: bool, positive: bool) -> None:
-        self._confirms.settle(tag, multiple=multiple, positive=positive)
+        self._confirms.confirmed(tag, multiple=multiple, positive=positive)
         self._changed()
 
     def returned(self, frame: commands.Basic.Return) -> None:
@@ -200,21 +200,21 @@ class _Channel(Events):
         if self._watch is not None:
             self._watch.cancel()
         flights = self._confirms.abandon()
-        if isinstance(error, ChannelClosed) and error.method == _PUBLISH:
-            # One of them is to blame. The broker names its exchange, if it is the exchange that is wrong;
-            # otherwise all are suspects, and to repeat them would only close the next channel.
+        if isinstance(error, AmqpChannelClosed) and error.method == _PUBLISH:
+            # One of them is the cause. If its exchange is wrong, the broker names the exchange. Otherwise any
+            # of them may be the cause, and to repeat them would close the next channel too.
             named = [f for f in flights if f"'{f.exchange}'" in error.text]
             for flight in named or flights:
                 flight.refusal = error
 
     def _look(self) -> None:
-        """Gives the connection up if its oldest publish has waited too long."""
+        """Ends the connection if its oldest publish has waited too long."""
         self._watch = None
         oldest = self._confirms.oldest
         if oldest is None:
             return
         now = self._loop.time()
-        since = now if self.connection.blocked else max(oldest.written, self._unblocked)
+        since = now if self.connection.blocked else max(oldest.written_at, self._unblocked)
         if now - since >= self._timeout:
             self.connection.end(ConnectionLost(f"The broker has not confirmed within {self._timeout} s."))
         else:

@@ -1,7 +1,7 @@
-"""What the broker says: a stream of bytes, cut anywhere, into deliveries, confirms and rare frames.
+"""Reads the broker's bytes, cut anywhere, as messages, confirms and rare frames.
 
-One state machine, without input or output of its own. What it holds is bounded: one frame that is not
-complete, one message that is not complete, and the deliveries of the bytes that it was just fed.
+It is a state machine without input or output. It holds at most one incomplete frame, one incomplete message,
+and the messages of the bytes that it just got.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 V = TypeVar("V")
 
 MOST_BODY: Final = 512 << 20
-"""RabbitMQ takes no larger message, however it is configured."""
+"""Bytes. RabbitMQ takes no larger message in any configuration."""
 
 _FRAME_HEAD = Struct(">BHI").unpack_from
 _HEAD: Final = 7
@@ -45,13 +45,13 @@ _CONTENT = Struct(">HHQH").unpack_from
 _CONTENT_SIZE: Final = 14
 _BASIC: Final = 60
 
-# The flags of the properties that stand before those that we read, or are those.
+# The flags of the properties that we read, and of those before them.
 _F_CONTENT_TYPE, _F_ENCODING, _F_HEADERS, _F_MODE, _F_PRIORITY = 0x8000, 0x4000, 0x2000, 0x1000, 0x0800
 _F_CORRELATION_ID, _F_REPLY_TO, _F_EXPIRATION, _F_MESSAGE_ID = 0x0400, 0x0200, 0x0100, 0x0080
 _F_TIMESTAMP, _F_TYPE, _F_USER_ID, _F_APP_ID = 0x0040, 0x0020, 0x0010, 0x0008
 _F_CLUSTER_ID: Final = 0x0004
 _DIFFER: Final = _F_CORRELATION_ID | _F_REPLY_TO | _F_EXPIRATION | _F_MESSAGE_ID | _F_TIMESTAMP | _F_USER_ID
-"""Those that may differ within a stream; of these `Shape` knows message_id and timestamp."""
+"""The properties that may differ within a stream. `Shape` handles message_id and timestamp."""
 
 _Properties = tuple[str | None, str | None, str | None, str | None, "Mapping[str, Any]"]
 _NO_HEADERS: Final[Mapping[str, Any]] = MappingProxyType({})
@@ -62,16 +62,16 @@ _KEPT, _KEPT_BYTES = 256, 256
 
 
 class Sink(Protocol):
-    """Who is told what was read. What it raises ends the reading."""
+    """Gets what was read. An error that it raises ends the reading."""
 
     def delivered(self, batch: list[Incoming]) -> None:
-        """Takes deliveries, in their order."""
+        """Takes messages of `basic.deliver`, in their order."""
 
     def confirmed(self, tag: int, *, multiple: bool, positive: bool) -> None:
         """Takes a confirm (`positive`) or a refusal of one publish, or of all up to it."""
 
     def returned(self, frame: commands.Basic.Return) -> None:
-        """Takes word of a message that no queue took."""
+        """Takes the notice of a message that no queue took."""
 
     def method(self, channel: int, frame: Frame) -> None:
         """Takes any other method."""
@@ -85,7 +85,7 @@ class Reader:
     """
 
     def __init__(self, sink: Sink, source: Any) -> None:  # noqa: ANN401 - Incoming.channel names aiormq's
-        """Takes whom to tell, and what `Incoming.channel` is to be."""
+        """Takes the sink, and the value of `Incoming.channel`."""
         self._sink = sink
         self._source = source
         self.frame_max = 131_072
@@ -93,7 +93,7 @@ class Reader:
         self._tail = bytearray()
         self._needed = _HEAD
         self._batch: list[Incoming] = []
-        # The message that is being read: what comes next, then its parts.
+        # The message that is being read: the kind of the next frame, then its parts.
         self._next = _METHOD
         self._tag = 0
         self._route = ("", "")
@@ -106,15 +106,15 @@ class Reader:
         self._shape = Shape(source)
 
     def open_channel(self) -> None:
-        """From now on frames of the channel are accepted, and no others but the connection's own."""
+        """From now on only frames of the channel and of the connection are accepted."""
         self._channel = CHANNEL
 
     def feed(self, data: bytes) -> None:
         """Reads what arrived.
 
         Raises:
-            ProtocolError: it is not AMQP; the reader is of no use from then on.
-            Anything that the sink raises; the same holds.
+            ProtocolError: it is not AMQP; the reader cannot be used again.
+            Anything that the sink raises; the reader cannot be used again.
         """
         if self._tail:
             self._tail += data
@@ -173,7 +173,7 @@ class Reader:
         self._hand_over()
         try:
             _, _, frame = pamqp.frame.unmarshal(data)
-        except Exception as error:  # a decoder that is given anything may raise anything
+        except Exception as error:  # a decoder of unknown bytes may raise anything
             raise ProtocolError(f"A method cannot be read: {error}") from error
         if not isinstance(frame, Frame):
             raise ProtocolError("A method cannot be read.")
@@ -227,7 +227,7 @@ class Reader:
             self._complete(b"")
 
     def _read_properties(self, data: bytes, flags: int) -> _Properties:  # noqa: C901, PLR0912 - one per property
-        """Reads what `Incoming` has and passes over the rest; an index beyond the end is an IndexError."""
+        """Reads the properties of `Incoming` and skips others; an index beyond the end is an IndexError."""
         at = _CONTENT_SIZE
         headers = _NO_HEADERS
         correlation_id = reply_to = message_id = user_id = None

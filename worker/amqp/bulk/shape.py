@@ -1,6 +1,6 @@
-"""Deliveries that are like the one before, which nearly all are, read without looking at each frame.
+"""Reads messages that are like the one before, as nearly all are, without looking at each frame.
 
-Frame by frame a message takes 2.4 µs, like this 1.2. Whatever differs is left to the reader.
+A message takes 2.4 µs frame by frame, and 1.2 µs here. The reader reads those that differ.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from worker.amqp.messages import Incoming
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Of a header's frame up to its properties: type, channel and size; class, weight, size of the body, flags.
+# A header frame up to its properties: type, channel and size; class, weight, size of the body, flags.
 _HEADER = Struct(">BHIHHQH").unpack_from
 _HEADER_SIZE: Final = 21
 _HEADER_FIXED: Final = 14
-"""Of these, what the frame's own size counts."""
+"""Bytes of it that the frame's size counts."""
 _FRAME = Struct(">BHI").unpack_from
 _FRAME_SIZE: Final = 7
 _TAG_SIZE: Final = 9
-"""A delivery's tag, and the byte that says “redelivered”."""
+"""A delivery tag, and the byte that says “redelivered”."""
 _TIME_SIZE: Final = 8
 _END: Final = 0xCE
 
@@ -31,10 +31,10 @@ _NO_FLAGS: Final = -1
 
 
 class Shape:
-    """What deliveries have in common, byte by byte: all but tag, message_id, timestamp and body."""
+    """The bytes that messages share: all but delivery tag, message_id, timestamp and body."""
 
     def __init__(self, source: Any) -> None:  # noqa: ANN401 - Incoming.channel names aiormq's
-        """Takes what `Incoming.channel` is to be."""
+        """Takes the value of `Incoming.channel`."""
         self._source = source
         self._before_tag = self._after_tag = self._before_id = self._after_time = b""
         self._route = ("", "")
@@ -42,26 +42,26 @@ class Shape:
         self._headers: Mapping[str, Any] = MappingProxyType({})
 
     def learn_frame(self, before_tag: bytes, after_tag: bytes, route: tuple[str, str]) -> None:
-        """Takes a delivery's frame up to its tag and behind “redelivered”, and the route said there."""
+        """Takes the bytes of a `basic.deliver` before its tag and after “redelivered”, and its route."""
         self._before_tag, self._after_tag, self._route = before_tag, after_tag, route
         self._flags = _NO_FLAGS
 
     def learn_properties(
         self, flags: int, before_id: bytes, after_time: bytes, headers: Mapping[str, Any]
     ) -> None:
-        """Takes its properties, of which message_id and timestamp alone may differ from one to the next.
+        """Takes a message's properties. Only message_id and timestamp may differ in the next messages.
 
         Args:
-            flags: Which there are.
-            before_id: The bytes of those that stand before message_id.
-            after_time: The bytes of those that stand behind the timestamp.
-            headers: What the headers say.
+            flags: Which properties there are.
+            before_id: The bytes of those before message_id.
+            after_time: The bytes of those after the timestamp.
+            headers: The decoded headers.
         """
         self._flags, self._before_id, self._headers = flags, before_id, headers
         self._after_time = after_time + bytes((_END,))
 
     def read(self, data: bytes, at: int, end: int, frame_max: int, batch: list[Incoming]) -> int:
-        """Reads whole deliveries of this shape.
+        """Reads whole messages of this shape.
 
         Args:
             data: What arrived.

@@ -1,1 +1,1 @@
-"""The side of aio-pika: commands, requests, answers, events, and the dead queue as a person sees it."""
+"""What goes over aio-pika: commands, requests, answers, events, and the dead queue's commands."""

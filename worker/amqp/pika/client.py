@@ -1,4 +1,4 @@
-"""Asking a question through the broker, as upstream services do: a command out, its answer back."""
+"""Sends a command through the broker and waits for its answer, as upstream services do."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class NoAnswer(Exception):  # noqa: N818 - the name is the sentence
-    """The command was taken by the broker and nobody answered it in time."""
+    """The broker has the command, and nobody answered it in time."""
 
 
 async def ask(
@@ -41,16 +41,16 @@ async def ask(
 ) -> bytes:
     """Publishes a command and waits for its answer.
 
-    The queue for the answer is exclusive to the connection and declared again, under the same name, where the
-    connection is lost and comes back.
+    The queue for the answer is exclusive to the connection. After a lost connection it is declared again,
+    under the same name.
 
     Args:
-        connection: Used for nothing else at the same time.
+        connection: A connection that nobody else uses at the same time.
         names: The installation's names.
-        routing_key: What is asked: one of the routing keys of `sendoff.commands`.
+        routing_key: The kind of command: one of the routing keys of `sendoff.commands`.
         body: The command as JSON.
-        user_id: The connection's own user at the broker, which vouches for it and refuses any other.
-        token: The operator's signed token, where the workers ask for one.
+        user_id: The broker user of the connection. The broker checks it, and refuses any other.
+        token: The operator's signed token, if the workers require one.
         timeout: Seconds for everything together.
 
     Returns:

@@ -1,7 +1,7 @@
-"""The broker: two connections, one to consume and one to publish.
+"""Two connections to the broker: one consumes, one publishes.
 
-The broker stops reading from a connection that publishes when it is short of memory or disk, and
-acknowledgements must never wait behind that.
+A broker with too little memory or disk stops reading from connections that publish. Acknowledgements must not
+wait for that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import aiormq.exceptions
 
 from worker.amqp.errors import BLOCKED, RECONNECT_INTERVAL, BrokerUnreachable, no_virtual_host
 from worker.amqp.pika import properties
-from worker.amqp.pika.failures import ERRORS, forgiving
+from worker.amqp.pika.failures import ERRORS, ignoring_outage
 from worker.lifecycle import beside
 
 if TYPE_CHECKING:
@@ -34,14 +34,14 @@ _FAREWELL_SECONDS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Broker:
-    """A connection to consume from and one to publish with; both reconnect by themselves."""
+    """A connection that consumes and one that publishes. Both reconnect by themselves."""
 
     consuming: AbstractRobustConnection
     publishing: AbstractRobustConnection
 
     @property
     def connected(self) -> bool:
-        """Whether both connections stand at this moment."""
+        """Whether both connections are open now."""
         return all(c.connected.is_set() for c in (self.consuming, self.publishing))
 
     async def close(self) -> None:
@@ -50,7 +50,10 @@ class Broker:
 
 
 class _Connection(aio_pika.RobustConnection):
-    """Gives up when its caller does: aio-pika's goes on trying for ever, and keeps the loop from ending."""
+    """Stops connecting when its caller stops.
+
+    aio-pika's own class tries forever, and the loop cannot end.
+    """
 
     async def connect(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aio-pika's own
         try:
@@ -69,7 +72,7 @@ async def open_broker(url: str, *, name: str, timeout: float) -> Broker:  # noqa
         timeout: Seconds for each attempt.
 
     Raises:
-        BrokerUnreachable: there is no broker at the address, or it does not let us in.
+        BrokerUnreachable: there is no broker at the address, or it refuses our login.
     """
     consuming = await _connect(url, f"{name} consume", timeout)
     try:
@@ -151,13 +154,13 @@ async def try_publishing(connection: AbstractRobustConnection) -> None:
 
 async def close_soon(connection: AbstractRobustConnection) -> None:
     """Says goodbye, and waits for no answer for long: a broker that is short of memory reads none."""
-    with forgiving():
+    with ignoring_outage():
         async with asyncio.timeout(_FAREWELL_SECONDS):
             await connection.close()
 
 
 async def _connect(url: str, name: str, timeout: float) -> AbstractRobustConnection:  # noqa: ASYNC109
-    properties.read_leniently()
+    properties.patch_pamqp()
     try:
         async with asyncio.timeout(timeout):
             return await aio_pika.connect_robust(
@@ -175,7 +178,7 @@ async def _connect(url: str, name: str, timeout: float) -> AbstractRobustConnect
             f"The broker refuses the user or password of SENDOFF_AMQP_URL: {error}"
         ) from error
     except aiormq.exceptions.InvalidFrameError as error:
-        # Of all that a broker answers to Connection.Open only an end of the connection is no OpenOk.
+        # A broker answers Connection.Open with OpenOk, or it ends the connection.
         if "Connection.OpenOk" in str(error):
             raise BrokerUnreachable(no_virtual_host(url)) from error
         raise BrokerUnreachable(f"What answers at SENDOFF_AMQP_URL is no broker: {error}") from error

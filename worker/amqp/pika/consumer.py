@@ -1,8 +1,9 @@
-"""Consuming: deliveries are gathered into batches, and acknowledged by range from one task.
+"""Consuming: gathers messages into batches, and acknowledges them by range from one task.
 
-The callback only puts a delivery into the buffer: aio-pika cancels callbacks when a channel is lost, and work
-on a message must outlive that. A delivery tag dies with its channel, so what is settled after a reconnect is
-dropped: the broker delivers it again, and every consumer of ours takes a message twice.
+The callback only puts a message into the buffer. aio-pika cancels callbacks when an AMQP channel is lost, and
+the work on a message must go on. A delivery tag is valid on its AMQP channel only. So an acknowledgement
+after a reconnect is dropped, and the broker delivers the message again. Each of our services must accept a
+message twice.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import aiormq
 from worker.amqp.buffer import Buffer
 from worker.amqp.ledger import Ledger
 from worker.amqp.messages import Incoming
-from worker.amqp.pika.failures import forgiving
+from worker.amqp.pika.failures import ignoring_outage
 from worker.lifecycle import Background
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     )
 
 _FAREWELL_SECONDS: Final = 5
-"""How long each step of the end of a consumer may take."""
+"""Seconds that each step of a consumer's end may take."""
 
 
 class PikaConsumer:
@@ -39,9 +40,9 @@ class PikaConsumer:
         """Takes the connection; `start` begins.
 
         Args:
-            connection: The one that only consumes.
+            connection: The connection that only consumes.
             queue: Its full name.
-            prefetch: The most deliveries that are unacknowledged at once; twice a batch is enough.
+            prefetch: The most unacknowledged messages; twice a batch is enough.
         """
         self._connection = connection
         self.queue = queue
@@ -54,41 +55,41 @@ class PikaConsumer:
         self._acker: Background
 
     async def start(self) -> None:
-        """Opens a channel and consumes."""
+        """Opens an AMQP channel and consumes."""
         channel = self._connection.channel(publisher_confirms=False)
         self._channel = channel
         await self._channel.initialize()
         await self._channel.set_qos(prefetch_count=self._prefetch)
-        # Declared passively, so that a reconnect restores the consumer and never alters the queue.
+        # Declared passively, so that a reconnect restores the consumer and never changes the queue.
         self._source = await self._channel.declare_queue(self.queue, passive=True)
         self._acker = Background(self._acknowledger.run(), f"acknowledge {self.queue}")
         self._tag = await self._source.consume(self._take)
 
     async def present(self) -> bool:
-        """Says whether the broker delivers to this consumer at the moment: for the readiness probe."""
+        """Returns whether the broker delivers to this consumer now, for the readiness probe."""
         if not self._tag or not self._connection.connected.is_set() or self._channel.is_closed:
             return False
         underlay = await self._channel.get_underlay_channel()
         return isinstance(underlay, aiormq.Channel) and self._tag in underlay.consumers
 
     async def batch(self, size: int, age: float = 0) -> list[Incoming]:
-        """Waits for deliveries, as `worker.amqp.messages.Consumer` says."""
+        """Waits for messages, as `worker.amqp.messages.Consumer` says."""
         return await self._buffer.batch(size, age)
 
-    def settle(self, messages: Iterable[Incoming]) -> None:
-        """Says that messages are dealt with: they are acknowledged soon, in ranges where possible."""
-        self._acknowledger.settle(messages)
+    def acknowledge(self, messages: Iterable[Incoming]) -> None:
+        """Acknowledges messages soon, in ranges where possible."""
+        self._acknowledger.handled(messages)
 
     async def watch(self) -> None:
-        """Returns once it is closed; raises what the task that acknowledges died of."""
+        """Returns when the consumer is closed; raises the error that ended the task that acknowledges."""
         await self._acker.watch()
 
     async def stop(self) -> None:
-        """Stops consuming. What waits in the buffer goes back to the queue when the channel closes."""
+        """Stops consuming. Messages in the buffer go back to the queue when the channel closes."""
         self._buffer.stop()
-        # On a lost connection aio-pika would wait for the next one.
+        # Without a connection aio-pika would wait for the next one.
         if self._tag and self._connection.connected.is_set():
-            with forgiving():
+            with ignoring_outage():
                 async with asyncio.timeout(_FAREWELL_SECONDS):
                     await self._source.cancel(self._tag)
         self._tag = ""
@@ -97,7 +98,7 @@ class PikaConsumer:
         """Sends the last acknowledgements and closes the channel."""
         self._acknowledger.finish()
         if self._connection.connected.is_set():
-            with forgiving():
+            with ignoring_outage():
                 async with asyncio.timeout(_FAREWELL_SECONDS):
                     await self._acker.wait()
                     await self._channel.close()
@@ -124,15 +125,15 @@ class PikaConsumer:
 
 
 class _Acknowledger:
-    """The one task that acknowledges what was delivered on the present channel.
+    """The one task that acknowledges the messages of the current AMQP channel.
 
-    One task, because acknowledgements of ranges must leave in order: an older range after a newer one names
-    unknown tags, and the broker closes the channel for it.
+    One task, because acknowledgements of ranges must leave in order. An older range after a newer one names
+    unknown tags, and then the broker closes the channel.
     """
 
     def __init__(self, gap_limit: int) -> None:
         self._gap_limit = gap_limit
-        self._channel: Any = None  # aiormq's, of the last delivery
+        self._channel: Any = None  # aiormq's channel of the last message
         self._ledger = Ledger(gap_limit)
         self._wake = asyncio.Event()
         self._finished = False
@@ -143,8 +144,8 @@ class _Acknowledger:
             self._ledger = Ledger(self._gap_limit)
         self._ledger.delivered([message.tag])
 
-    def settle(self, messages: Iterable[Incoming]) -> None:
-        self._ledger.settle(m.tag for m in messages if m.channel is self._channel)
+    def handled(self, messages: Iterable[Incoming]) -> None:
+        self._ledger.handled(m.tag for m in messages if m.channel is self._channel)
         self._wake.set()
 
     def finish(self) -> None:
@@ -156,10 +157,10 @@ class _Acknowledger:
         while not last:
             await self._wake.wait()
             self._wake.clear()
-            last = self._finished  # what was settled until then is still acknowledged
+            last = self._finished  # what was handled before the end is still acknowledged
             channel = self._channel
             upto, alone = self._ledger.due(everything=last)
-            with forgiving():  # the channel may be gone and with it the tags; the broker delivers again
+            with ignoring_outage():  # if the channel is lost, the broker delivers again
                 if upto:
                     await channel.basic_ack(upto, multiple=True)
                 for tag in alone:

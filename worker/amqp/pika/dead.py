@@ -1,7 +1,7 @@
-"""The dead queue, looked into by a person: what is in it, why, and back to where it came from.
+"""The dead queue for operators: lists its messages and their reasons, publishes them again, or removes them.
 
-Messages are taken without acknowledging them, and what is not settled is given back in the end. Two who do
-this at the same time do not see each other's messages, and lose none.
+Messages are taken without an acknowledgement. At the end, those that were not acknowledged go back to the
+queue. Two operators who do this at the same time do not see each other's messages, and lose none.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pamqp import encode
 from contracts.routing import DEAD_QUEUE, HEADER_EXCHANGE, HEADER_REASON, HEADER_ROUTING_KEY
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
 from worker.amqp.octets import short
-from worker.amqp.pika.failures import ERRORS, classify, forgiving
+from worker.amqp.pika.failures import ERRORS, classify, ignoring_outage
 from worker.amqp.topology import TopologyMismatch
 from worker.domain.failures import Failure
 
@@ -48,19 +48,19 @@ _NO_REASON: Final = "It does not say why it is here."
 
 
 class CannotReplay(Exception):  # noqa: N818 - the name is the sentence
-    """A message cannot go back; it stays in the dead queue, and the message says why."""
+    """A message cannot be replayed. It stays in the dead queue; the text says why."""
 
 
 class Origin(NamedTuple):
     """Why a message is dead, and where it came from."""
 
     reason: str
-    """A sentence: of the worker that put it here, or what the broker says."""
+    """A sentence: the worker's reason, or what the broker says."""
     exchange: str | None
-    """Where it was first published to, and what with; None where nobody knows."""
+    """The exchange and the routing key of its first publish; None if nobody knows."""
     routing_key: str | None
     vouched: bool
-    """Whether the broker says so; else the headers claim it, which whoever published the message wrote."""
+    """Whether the broker says so. Otherwise only the headers say so, and any publisher can write headers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +68,14 @@ class DeadLetter:
     """A message in the dead queue."""
 
     position: int
-    """From the head of the queue, the oldest, which is 1."""
+    """The position in the queue; the oldest message is 1."""
     origin: Origin
-    """Why it is here, and where it came from."""
+    """Why it is dead, and where it came from."""
     message: AbstractIncomingMessage
 
 
 class DeadLetters:
-    """The dead queue over one channel; made by `open_dead_letters`."""
+    """The dead queue over one AMQP channel; `open_dead_letters` makes it."""
 
     def __init__(
         self, queue: AbstractRobustQueue, connection: AbstractRobustConnection, names: Names, timeout: float
@@ -88,13 +88,13 @@ class DeadLetters:
         self._taken = 0
         self._ahead: deque[AbstractIncomingMessage] = deque()
         self.total = queue.declaration_result.message_count or 0
-        """How many messages there were when it was opened."""
+        """The number of messages when it was opened."""
 
     async def take(self) -> DeadLetter | None:
-        """Takes the next message, from the oldest on; None after the last of `total`.
+        """Takes the next message, the oldest first; None after the last of `total`.
 
-        What comes later is left for another time, so that a message that is replayed and fails again does not
-        go round for ever.
+        Later messages are not taken, so that a message that fails again after its replay does not come back
+        forever.
         """
         if not self._ahead and self._taken < self.total:
             await self.look_ahead(self.total - self._taken)
@@ -105,20 +105,20 @@ class DeadLetters:
         return DeadLetter(self._taken, origin(message.headers, self._names), message)
 
     async def look_ahead(self, most: int = LOOKED_AT) -> None:
-        """Takes the next messages, as many as there are, up to `most` and `LOOKED_AT`."""
+        """Takes the next messages: at most `most`, and at most `LOOKED_AT`."""
         while len(self._ahead) < min(most, LOOKED_AT):
             message = await self._queue.get(fail=False, timeout=self._timeout)
             if message is None:
                 break
             self._ahead.append(message)
-        # The broker's own count lags behind what it hands out.
+        # The broker's count is later than the messages that it returns.
         self.total = max(self.total, self._taken + len(self._ahead))
 
     async def replay(self, letter: DeadLetter) -> None:
-        """Publishes a message where it was first published to, and removes it once the broker has confirmed.
+        """Publishes a message again to its first exchange, and removes it after the broker's confirm.
 
-        Where the connection is lost in between, it is both there and here: every consumer takes a message
-        twice.
+        If the connection is lost in between, the message is in both queues. Each of our services accepts a
+        message twice.
 
         Raises:
             CannotReplay: nobody vouches for where it came from, that is no place of ours, nothing takes it
@@ -143,14 +143,14 @@ class DeadLetters:
         except PublishError as error:
             raise CannotReplay(f"No queue takes {where}.") from error
         except AMQPChannelError as error:
-            self._publishing = None  # the broker has closed it
+            self._publishing = None  # the broker has closed the channel
             raise CannotReplay(f"The broker does not take it to {where}: {error}.") from error
         except DeliveryError as error:
             raise CannotReplay(f"The broker refused it for {where}.") from error
         await letter.message.ack()
 
     async def drop(self, letter: DeadLetter) -> None:
-        """Removes a message for good."""
+        """Removes a message permanently."""
         await letter.message.ack()
 
 
@@ -161,17 +161,19 @@ async def open_dead_letters(
     *,
     timeout: float,  # noqa: ASYNC109 - for each step, not for the block
 ) -> AsyncIterator[DeadLetters]:
-    """Opens the dead queue; what was taken and not settled is in its old place again when the block ends.
+    """Opens the dead queue.
+
+    When the block ends, messages that were not acknowledged have their old places again.
 
     Args:
-        connection: To the broker.
+        connection: The connection to the broker.
         names: The installation's names.
         timeout: Seconds for each answer of the broker.
 
     Raises:
         BrokerForbids: the user may not read it.
         TopologyMismatch: there is no dead queue.
-        BrokerUnreachable: the connection was lost in the middle.
+        BrokerUnreachable: the connection was lost.
     """
     try:
         async with connection.channel(publisher_confirms=False) as reading:
@@ -199,26 +201,26 @@ async def open_dead_letters(
 
 
 async def _give_back(channel: AbstractRobustChannel, timeout: float) -> None:  # noqa: ASYNC109 - as above
-    """Gives back all that was not settled, in its order.
+    """Gives back all messages that were not acknowledged, in their order.
 
-    Closing the channel would do the same, but only some time after the broker has said that it is closed: who
-    looks again at once would find the rest in front.
+    Closing the channel would do the same, but only some time after the broker says that it is closed. A new
+    look within this time would find the other messages first.
     """
-    with forgiving():
+    with ignoring_outage():
         async with asyncio.timeout(timeout):
             underlay = await channel.get_underlay_channel()
             await underlay.basic_nack(0, multiple=True, requeue=True)
 
 
 def origin(headers: Mapping[str, Any], names: Names) -> Origin:
-    """Reads from a dead message's headers why it is dead and where it was first published to.
+    """Reads from a dead message's headers why it is dead and where it was first published.
 
-    Any publisher can write any header. What the broker wrote is known by its `x-death`: where there is one,
-    nothing else counts. A publisher can forge an entry that the broker then carries on, so the exchange and
-    the key must be those of the very queue that the message died in.
+    Any publisher can write any header. The broker writes `x-death`: if there is one, the other headers do not
+    count. A publisher can forge an entry, and the broker keeps it. So the exchange and the key must be bound
+    to the queue that the message died in.
 
     Args:
-        headers: A worker's own three, or `x-death`, the broker's list of what happened, newest first.
+        headers: The three headers of a worker, or `x-death`, the broker's list of events, newest first.
         names: The installation's names.
     """
     if "x-death" in headers:
@@ -243,7 +245,7 @@ def _text(value: object) -> str:
 
 
 def _again(message: AbstractIncomingMessage) -> Message:
-    """Copies a message, without what the broker or a worker wrote on it when it died.
+    """Copies a message, without the headers that the broker or a worker added when it died.
 
     Nor with its `user_id`: the broker lets nobody but that user publish it. A header that pamqp reads and
     cannot write, such as a number with 200 decimals, is left out.

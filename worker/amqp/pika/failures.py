@@ -1,4 +1,4 @@
-"""The table from aio-pika's errors to what they mean for us."""
+"""Maps aio-pika's errors to a `Failure`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ERRORS: Final = (AMQPError, OSError, RuntimeError, PAMQPException)
-"""All that aio-pika raises; a TimeoutError is an OSError."""
+"""All errors that aio-pika raises. A TimeoutError is an OSError."""
 
 _CLOSED: Final = re.compile(
-    # aio-pika has no class for it. It connects again, and restores channels, by itself.
+    # aio-pika has no class for these errors. It connects again, and restores channels, by itself.
     r"closed|not opened|not ready|No active transport"
 )
 
 _BY_CLASS: Final[tuple[tuple[type[Exception], Failure], ...]] = (
-    # The first that fits counts: a subclass before its base. What is not listed is BROKEN.
+    # The first that fits counts: a subclass comes before its base. Errors that are not listed are BROKEN.
     (aiormq.ChannelAccessRefused, Failure.BROKEN),  # 403: a permission is missing
     (aiormq.ChannelNotFoundEntity, Failure.BROKEN),  # 404: a queue or an exchange is missing
     (
@@ -34,27 +34,27 @@ _BY_CLASS: Final[tuple[tuple[type[Exception], Failure], ...]] = (
     ),  # 406: it has other properties; a message is too large
     (aiormq.DuplicateConsumerTag, Failure.BROKEN),  # a fault of ours
     (aiormq.ChannelLockedResource, Failure.BUSY),  # 405: another connection has the queue for itself
-    (aiormq.AMQPChannelError, Failure.AWAY),  # it went with its connection, or the broker failed within (541)
+    (aiormq.AMQPChannelError, Failure.AWAY),  # its connection was lost, or the broker failed (541)
     (aiormq.ChannelInvalidStateError, Failure.AWAY),  # the same, said by the next call
     (aiormq.PublishError, Failure.BROKEN),  # no queue takes it
     (aiormq.DeliveryError, Failure.BUSY),  # a publish was refused: a queue is full, or has no leader now
     (aiormq.AuthenticationError, Failure.BROKEN),  # the broker does not know the user or the password
     (aiormq.ProbableAuthenticationError, Failure.BROKEN),  # the same
-    (aiormq.IncompatibleProtocolError, Failure.BROKEN),  # what answers there is no broker of AMQP 0-9-1
-    (aiormq.ConnectionFrameError, Failure.BROKEN),  # 501: we sent what is no frame
+    (aiormq.IncompatibleProtocolError, Failure.BROKEN),  # the server is not a broker of AMQP 0-9-1
+    (aiormq.ConnectionFrameError, Failure.BROKEN),  # 501: we sent bytes that are not a frame
     (aiormq.ConnectionSyntaxError, Failure.BROKEN),  # 502: we sent a value that is not allowed
     (aiormq.ConnectionNotImplemented, Failure.BROKEN),  # 540
-    (aiormq.ConnectionResourceError, Failure.BUSY),  # 506: the broker is short of something
-    # All others, 320 (forced: it shuts down), 503 to 505 (aio-pika spoke on a channel that the broker has not
-    # open any more) and 530 (the virtual host is down, as while the broker starts) among them.
+    (aiormq.ConnectionResourceError, Failure.BUSY),  # 506: the broker lacks a resource
+    # All others, for example 320 (forced: the broker shuts down), 503 to 505 (aio-pika used a channel that
+    # the broker has closed) and 530 (the virtual host is down, for example while the broker starts).
     (aiormq.AMQPConnectionError, Failure.AWAY),
-    (ssl.SSLCertVerificationError, Failure.BROKEN),  # a certificate gets no better by waiting
+    (ssl.SSLCertVerificationError, Failure.BROKEN),  # waiting does not mend a certificate
     (OSError, Failure.AWAY),  # a TimeoutError too: the broker does not answer
 )
 
 
 def classify(error: BaseException) -> Failure:
-    """Says what an error means that was raised while the broker was spoken to over aio-pika."""
+    """Classifies an error of a call to the broker over aio-pika."""
     for kind, failure in _BY_CLASS:
         if isinstance(error, kind):
             return failure
@@ -63,8 +63,8 @@ def classify(error: BaseException) -> Failure:
 
 
 @contextmanager
-def forgiving() -> Iterator[None]:
-    """Ends the block quietly where the broker turns out to be away or busy: for what nothing hangs on."""
+def ignoring_outage() -> Iterator[None]:
+    """Ends the block silently if the broker is away or busy: for calls that may fail."""
     try:
         yield
     except ERRORS as error:

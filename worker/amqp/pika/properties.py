@@ -1,7 +1,8 @@
 r"""Frames that aio-pika cannot read: the broker hands on what a publisher wrote, be it UTF-8 or not.
 
-aio-pika ends its connection over such a message, or never hands it over. The broker delivers it again, and
-after 50 rounds all that was prefetched beside it is in the dead queue. Here it costs only itself.
+aio-pika ends its connection when it gets such a message, or never returns it. The broker delivers it again,
+and after 50 times all messages that were prefetched with it are in the dead queue. With this module only the
+message itself goes there.
 
 A note for pamqp, which decodes for aio-pika: AMQP 0-9-1 says that a short string is UTF-8, and RabbitMQ
 hands on any octets. With pamqp 4.0, `Basic.Properties().unmarshal(0x0080, b"\x01\xff")` raises
@@ -29,18 +30,18 @@ _SIZES: Final[dict[str, Callable[[bytes], int]]] = {
     "shortstr": lambda data: 1 + data[0],
     "table": lambda data: 4 + int.from_bytes(data[:4], "big"),
 }
-"""How long a property of a type is, at the beginning of some bytes."""
+"""The length of a property, by its type, at the beginning of some bytes."""
 
 _DELIVERY_MODES: Final = (1, 2)
 
 
 def unmarshal(self: Basic.Properties, flags: int, data: bytes) -> None:
-    """Reads properties as pamqp does; one that cannot be read is text with replacement characters, or None.
+    """Reads properties as pamqp does; a bad one becomes text with replacement characters, or None.
 
     A `delivery_mode` and an `expiration` for which aio-pika would raise are None too.
 
     Args:
-        self: What to read into.
+        self: The properties to set.
         flags: Which properties there are (AMQP 0-9-1, 4.2.6.1).
         data: Their octets, in order.
     """
@@ -81,10 +82,10 @@ def _short_string(data: bytes) -> tuple[int, str]:
 
 PAMQPS_OWN: Final = Basic.Properties.unmarshal
 PAMQPS_SHORT_STRING: Final[Any] = decode.short_str
-"""What `read_leniently` replaces."""
+"""What `patch_pamqp` replaces."""
 
 
-def read_leniently() -> None:
+def patch_pamqp() -> None:
     """Has pamqp read properties and short strings like this from now on, in the whole process."""
     Basic.Properties.unmarshal = unmarshal  # type: ignore[method-assign, assignment]
     decode.METHODS["shortstr"] = _short_string

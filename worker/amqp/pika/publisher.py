@@ -1,4 +1,4 @@
-"""Publishing: persistent, mandatory, confirmed, many at once within a window; an outage is waited for."""
+"""Publishing: persistent, mandatory, confirmed, many at once within a window. It waits during an outage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker.amqp.messages import Unroutable
 from worker.amqp.pika.connection import blocked
 from worker.amqp.pika.failures import classify
 from worker.domain.failures import Failure
-from worker.lifecycle import unless
+from worker.lifecycle import unless_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,7 @@ APP_ID: Final = "sendoff"
 
 
 class PikaPublisher:
-    """Publishes over one channel with confirms; may be used by any number of tasks."""
+    """Publishes with confirms over one AMQP channel. Any number of tasks may use it."""
 
     def __init__(
         self,
@@ -45,10 +45,10 @@ class PikaPublisher:
         """Takes the connection; `start` opens the channel.
 
         Args:
-            connection: The one that only publishes.
-            window: The most publishes that wait for their confirm at once.
-            timeout: Seconds for one confirm; after them the publish is tried again, since nobody knows.
-            stop: Once it is set, a broker that is away is not waited for.
+            connection: The connection that only publishes.
+            window: The most publishes without a confirm.
+            timeout: Seconds for one confirm. After that the message is published again, since it may be lost.
+            stop: After it is set, `publish` does not wait for a broker that is away.
         """
         self._connection = connection
         self._window = asyncio.Semaphore(window)
@@ -59,7 +59,7 @@ class PikaPublisher:
 
     @property
     def connected(self) -> bool:
-        """Whether the connection stands at this moment."""
+        """Whether the connection is open now."""
         return self._connection.connected.is_set()
 
     @property
@@ -85,7 +85,7 @@ class PikaPublisher:
         """
         target = await self._exchange(exchange)
         rest = messages
-        # Away or busy, the broker is waited for: there is nothing better to do until the process stops.
+        # We wait for a broker that is away or busy: there is nothing better to do until the process stops.
         while rest:
             results = await asyncio.gather(
                 *(self._one(target, routing_key, m, mandatory=mandatory) for m in rest),
@@ -146,9 +146,9 @@ class PikaPublisher:
             )
 
     async def _ready(self) -> None:
-        # Left to itself the publish would wait for the connection too, but not for `stop`.
+        # aio-pika's publish would wait for the connection too, but it does not know `stop`.
         if not self.connected:
-            await unless(self._stop, self._channel.ready())
+            await unless_stopped(self._stop, self._channel.ready())
 
     async def _exchange(self, name: str) -> AbstractExchange:
         if name not in self._exchanges:

@@ -1,8 +1,9 @@
-"""Bodies in a form that travels well (RFC 2045): 7bit, quoted-printable or base64, whichever fits.
+"""Encodes bodies for mail (RFC 2045): 7bit, quoted-printable or base64.
 
-What a template's author wrote is the same for every recipient, so its whole lines are encoded once, and for
-each recipient only the lines that hold a value. That gives the same octets as encoding the text in one go, as
-quoted-printable works line by line (RFC 2045 section 6.7); base64 does not, and is made in one go.
+The author's text in a template is the same for every recipient, so its whole lines are encoded once. For each
+recipient only the lines that hold a value are encoded. The octets are the same as those of the whole text
+encoded at once, since quoted-printable works line by line (RFC 2045 section 6.7). Base64 does not, so it
+encodes the whole text.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ _CRLF: Final = b"\r\n"
 _LONGEST_LINE: Final = 998
 """Octets of a line without its end (RFC 5322 section 2.1.1)."""
 _NOT_7BIT: Final = re.compile(rb"[^\t\n -~]")
-"""What does not travel well as it is: anything but printable ASCII, tabs and line ends."""
+"""Characters that need an encoding: all but printable ASCII, tabs and line ends."""
 _BASE64_ABOVE: Final = 1 / 6
 """Share of octets beyond ASCII from which base64 (4/3) is shorter than quoted-printable (3 each)."""
 _7BIT: Final = ("us-ascii", "7bit")
@@ -29,13 +30,13 @@ _BASE64: Final = ("utf-8", "base64")
 
 @dataclass(frozen=True, slots=True)
 class _Lines:
-    """Whole lines: what decides how the body around them is encoded, and the lines in quoted-printable."""
+    """Whole lines: the facts that choose the body's encoding, and the lines in quoted-printable."""
 
     raw: bytes
     plain: bool
-    """They could go as 7bit."""
+    """Whether they could be sent as 7bit."""
     beyond_ascii: int
-    """Octets of what is not ASCII."""
+    """Octets of the characters that are not ASCII."""
     quoted: bytes
 
     @classmethod
@@ -46,24 +47,25 @@ class _Lines:
 
 @dataclass(frozen=True, slots=True)
 class _Fixed:
-    """A text of the template's author, cut at its first and last line end."""
+    """A text of the author, cut at its first and last line end."""
 
     head: str
-    """The end of a line that something before it began."""
+    """The end of a line that began before this text."""
     lines: _Lines
     tail: str
-    """The beginning of a line that something after it ends."""
+    """The beginning of a line that ends after this text."""
 
 
 class BodyEncoder:
     """Encodes one part of a content's messages."""
 
     def __init__(self, subtype: str, fixed: Iterable[str] = ()) -> None:
-        r"""Encodes what is the same in all of them.
+        r"""Encodes the text that all of them share.
 
         Args:
             subtype: `plain` or `html`.
-            fixed: Texts that come back in most bodies as pieces of their own, with `\n` for line ends.
+            fixed: Texts that most bodies contain as pieces of their own, with `
+            ` for line ends.
         """
         self._subtype = subtype
         self._fixed = {text: _cut(text) for text in fixed if text.count("\n") > 1 and "\r" not in text}
@@ -75,10 +77,10 @@ class BodyEncoder:
             pieces: The text, in pieces.
 
         Returns:
-            The part's own headers, an empty line and the body, each line ended by CRLF. The octets depend on
-            the text alone, not on how it is cut into pieces nor on which are fixed.
+            The part's own headers, an empty line and the body, each line ended by CRLF. The octets depend
+            only on the text, not on the pieces or on which of them are fixed.
         """
-        # What is not fixed, up to each fixed text's own lines; a line end of two pieces would escape it.
+        # The text between the lines of fixed texts. It is joined, since two pieces may share a line end.
         own: list[str] = []
         known: list[_Lines] = []
         line: list[str] = []
@@ -99,7 +101,7 @@ class BodyEncoder:
         return self._put_together(own, known)
 
     def _put_together(self, own: list[str], known: list[_Lines]) -> bytes:
-        """Encodes lines of two kinds that take turns, beginning and ending with those not known."""
+        """Encodes lines of two kinds in turn, the first and the last being of the unknown kind."""
         text = "".join(own)
         raw = text.encode()
         plain = all(lines.plain for lines in known) and _plain(raw)
@@ -112,7 +114,7 @@ class BodyEncoder:
         return self._part(_7BIT, whole) if plain else self._part(_BASE64, _base64(whole))
 
     def encode_whole(self, text: str) -> bytes:
-        """Encodes a body in one go: for any text, and the measure of `encode`."""
+        """Encodes a whole body at once, for any text. Tests compare `encode` with it."""
         text = text.replace("\r\n", "\n").replace("\r", "\n")
         if not text.endswith("\n"):
             text += "\n"
@@ -150,9 +152,10 @@ def _quoted(raw: bytes) -> bytes:
 
 
 def _base64(raw: bytes) -> bytes:
-    """Encodes lines; the canonical form of text, which base64 hides from the way, has CRLF (RFC 2045)."""
+    """Encodes lines, with CRLF: the canonical form of text inside base64 (RFC 2045)."""
     encoded = binascii.b2a_base64(raw.replace(b"\n", _CRLF), newline=False)
-    # As `base64.encodebytes` gives it, which takes eight times as long to call `binascii` for every line.
+    # The result is that of `base64.encodebytes`, which calls `binascii` for every line and takes eight times
+    # as long.
     return b"".join([encoded[i : i + 76] + b"\n" for i in range(0, len(encoded), 76)])
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A delivery's content, made ready for any number of recipients."""
+    """A delivery's content, compiled for any number of recipients."""
 
     renderer: Renderer
     builder: MessageBuilder
@@ -37,7 +37,7 @@ class EmailChannel:
     """Sends over SMTP."""
 
     def __init__(self, pool: SmtpPool) -> None:
-        """Takes the pool over: closing the channel closes it.
+        """Takes the pool. Closing the channel closes the pool.
 
         Args:
             pool: The connections to send over.
@@ -46,14 +46,14 @@ class EmailChannel:
 
     @property
     def concurrency(self) -> int:
-        """How many sends make sense at a time: one for each connection."""
+        """How many sends may run at the same time: one for each connection."""
         return self._pool.size
 
     async def ready(self) -> None:
-        """Returns once the SMTP server answers; to be awaited before recipients are claimed.
+        """Returns when the SMTP server answers. Await it before recipients are claimed.
 
         Raises:
-            ChannelUnreachable: It does not.
+            ChannelUnreachable: It does not answer.
         """
         await self._pool.ready()
 
@@ -64,7 +64,7 @@ class EmailChannel:
             content: The `[email]` table as it was prepared.
 
         Raises:
-            ContentInvalid: Nobody can be sent this content; the message says why.
+            ContentInvalid: The content cannot be sent to any recipient; the message says why.
         """
         try:
             checked = EmailContent.model_validate(content)
@@ -80,12 +80,12 @@ class EmailChannel:
 
         Args:
             compiled: What `prepare` made of the delivery's content.
-            send: Whom it goes to, with the values for the templates.
-            hand_over: Begun with the envelope.
+            send: The recipient, with the values for the templates.
+            hand_over: The right to hand over; it is begun with the envelope.
 
         Returns:
-            What became of it. A template that fails with these values is `Failed("template")`, an address
-            that no SMTP command can carry `Failed("invalid_address")`; neither is retryable.
+            The result of the attempt. A template that fails with these values gives `Failed("template")`. An
+            address that no SMTP command can carry gives `Failed("invalid_address")`. Neither is retryable.
         """
         attempt = message_id(send.delivery_id, send.recipient, send.attempt)
         own = {"address": send.address, "recipient": send.recipient, "delivery_id": send.delivery_id}

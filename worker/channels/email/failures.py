@@ -1,4 +1,4 @@
-"""The table from what keeps a connection to the SMTP server from being made to what it means for us."""
+"""Maps the errors of a connection to the SMTP server to a `Failure`."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from typing import Final
 
 import aiosmtplib
 
-from worker.channels.email.session import ConnectionLost
+from worker.channels.email.session import SessionLost
 from worker.domain.failures import Failure
 
-ERRORS: Final = (aiosmtplib.SMTPException, OSError, ConnectionLost)
-"""All that opening a session raises; a TimeoutError is an OSError."""
+ERRORS: Final = (aiosmtplib.SMTPException, OSError, SessionLost)
+"""All errors that opening a session raises. A TimeoutError is an OSError."""
 
 _SHUTTING_DOWN: Final = 421
 
 _BY_CLASS: Final[tuple[tuple[type[Exception], Failure], ...]] = (
-    # The first that fits counts; what is not listed is BROKEN.
+    # The first that fits counts. Errors that are not listed are BROKEN.
     (
         aiosmtplib.SMTPNotSupported,
         Failure.BROKEN,
     ),  # the server lacks STARTTLS or AUTH, which the URL asks for
-    (ssl.SSLCertVerificationError, Failure.BROKEN),  # a certificate gets no better by waiting
+    (ssl.SSLCertVerificationError, Failure.BROKEN),  # waiting does not mend a certificate
     (aiosmtplib.SMTPConnectError, Failure.AWAY),  # refused, reset, no such host
     (aiosmtplib.SMTPServerDisconnected, Failure.AWAY),
     (aiosmtplib.SMTPTimeoutError, Failure.AWAY),
-    (ConnectionLost, Failure.AWAY),
+    (SessionLost, Failure.AWAY),
     (OSError, Failure.AWAY),  # a TimeoutError too: the server does not answer
 )
 
 
 def classify(error: BaseException) -> Failure:
-    """Says what an error means that was raised while a session was opened.
+    """Classifies an error that was raised while a session was opened.
 
-    A reply goes by its code: 421, the server takes its leave, is AWAY; another 4yz, it cannot now, is BUSY;
-    5yz, the login above all, is BROKEN.
+    The code of a reply decides: 421, the server closes the connection, is AWAY. Another 4yz, it cannot serve
+    us now, is BUSY. 5yz, mostly a refused login, is BROKEN.
     """
     if isinstance(error, aiosmtplib.SMTPResponseException):
         if error.code == _SHUTTING_DOWN:

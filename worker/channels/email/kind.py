@@ -1,4 +1,4 @@
-"""The email channel as the registry has it."""
+"""The email channel's entry in the registry."""
 
 from __future__ import annotations
 

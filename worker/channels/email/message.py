@@ -1,9 +1,9 @@
 """Messages as bytes: MIME (RFC 2045 to 2047) around a rendered content.
 
-A campaign's messages differ in a few places only, so a message is put together from ready lines instead of a
-tree of objects, which costs several times as much. The encodings are the standard library's, but for the one
-encoded word that is all most headers need; the tests compare that, and read every message back with the
-library's `email` package.
+A campaign's messages differ in few places, so a message is joined from ready lines. A tree of objects would
+cost several times as much. The encodings are the standard library's, except for headers that need only one
+encoded word. The tests compare that one with the library's, and read every message with the library's `email`
+package.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ _LONGEST_LINE: Final = 998
 _FOLD_AT: Final = 78
 """Characters that a header line should not pass (the same section)."""
 _PHRASE_SPECIALS: Final = re.compile(r'[()<>@,:;".\[\]\\]|  ')
-"""What makes a display name need quotes (RFC 5322 section 3.2.3); spaces would run together without."""
+"""Characters for which a display name needs quotes (RFC 5322 section 3.2.3). Without quotes, spaces would be
+joined."""
 _Q_OCTETS: Final = [
     header_encode(bytes([octet])).removeprefix("=?iso-8859-1?q?")[:-2] for octet in range(256)
 ]
@@ -51,8 +52,8 @@ class MessageBuilder:
 
         Args:
             content: The content as it was prepared.
-            fixed: The texts that its rendered bodies have in common, by part; see `Renderer.fixed`. Messages
-                are the same without, and take longer to build.
+            fixed: The texts that its rendered bodies share, by part; see `Renderer.fixed`. Without them the
+                messages are the same but take longer to build.
         """
         self.sender: Final = named_mailbox(content.sender)
         """The author's mailbox and the envelope sender."""
@@ -61,17 +62,17 @@ class MessageBuilder:
         self._reply_line = _mailbox_line("Reply-To", self._reply_to) if self._reply_to else None
         self._text = BodyEncoder("plain", (fixed or {}).get("text", ()))
         self._html = BodyEncoder("html", (fixed or {}).get("html", ()))
-        # Numbers of deliveries begin anew with every database, and mail systems drop a message whose id they
-        # have seen; the digest keeps a rehearsal's ids apart from the real delivery's.
+        # Every new database numbers deliveries from 1, and mail systems drop a message whose id they have
+        # seen. With the digest, the ids of a rehearsal and of the real delivery differ.
         digest = hashlib.sha256(content.model_dump_json().encode()).hexdigest()[:12]
         self._id_tail = f".{digest}@{self.sender.domain}"
 
     def smtputf8(self, recipient: Mailbox) -> bool:
-        """Says whether a message to the recipient needs SMTPUTF8 (RFC 6531) all the way."""
+        """Returns whether a message to the recipient needs SMTPUTF8 (RFC 6531) on every server."""
         return self.sender.smtputf8 or recipient.smtputf8 or bool(self._reply_to and self._reply_to.smtputf8)
 
     def message_id(self, attempt: str) -> str:
-        """Names the message of an attempt, equal each time it is asked (RFC 5322 section 3.6.4).
+        """Names the message of an attempt (RFC 5322 section 3.6.4). An attempt always has the same name.
 
         Args:
             attempt: The send message's `message_id`: `<delivery>-<recipient>-<attempt>`.
@@ -83,13 +84,13 @@ class MessageBuilder:
 
         Args:
             rendered: The content filled in for the recipient.
-            recipient: Whom it goes to, with the display name to show, if any.
+            recipient: The recipient, with the display name to show, if any.
             message_id: The message's name in angle brackets.
             at: The time for the Date header, with its zone.
 
         Returns:
-            The whole message in lines that end with CRLF, of at most 998 octets. It is ASCII, but for
-            addresses in headers when `smtputf8` is true for the recipient.
+            The whole message in lines that end with CRLF, of at most 998 octets. It is ASCII, except for
+            addresses in headers if `smtputf8` is true for the recipient.
 
         Raises:
             RenderFailed: A header's value cannot be put into lines of that length.
@@ -112,7 +113,7 @@ class MessageBuilder:
         head = "\r\n".join(lines).encode()
         if len(parts) == 1:
             return head + _CRLF + parts[0]
-        # Drawn after the bodies were made, so that no value in them can have foreseen it.
+        # Drawn after the bodies were made, so that no value in them can contain it on purpose.
         boundary = f"=_{secrets.token_hex(12)}"
         mark = f"\r\n--{boundary}".encode()
         kind = f'\r\nContent-Type: multipart/alternative; boundary="{boundary}"\r\n'.encode()
@@ -121,7 +122,10 @@ class MessageBuilder:
 
 @lru_cache(maxsize=2)
 def _date_line(second: datetime, _zone: tzinfo | None) -> str:
-    """The Date header; the zone is a part of the key, as equal times of different zones read differently."""
+    """The Date header.
+
+    The zone is part of the cache key, since equal times of two zones have different texts.
+    """
     return f"Date: {format_datetime(second)}"
 
 
@@ -130,11 +134,11 @@ def _header_line(name: str, value: str) -> str:
 
     Raises:
         ValueError: The value holds a line break.
-        RenderFailed: A word of it is longer than a line may be.
+        RenderFailed: One of its words is longer than a line may be.
     """
     _refuse_line_breaks(name, value)
     line = f"{name}: {value}"
-    plain = value.isascii() and "=?" not in value  # what looks like an encoded word would be read as one
+    plain = value.isascii() and "=?" not in value  # text that looks like an encoded word would be decoded
     if plain and len(line) <= _FOLD_AT:
         return line
     folded = _folded(line) if plain else _encoded_words(name, value)
@@ -146,7 +150,7 @@ def _header_line(name: str, value: str) -> str:
 
 
 def _mailbox_line(name: str, mailbox: Mailbox) -> str:
-    """A header of one mailbox; its display name is quoted or in encoded words where it needs to be."""
+    """A header of one mailbox. Its display name is quoted or in encoded words if necessary."""
     if not mailbox.name:
         return f"{name}: {mailbox.address}"
     shown = mailbox.name
@@ -164,13 +168,13 @@ def _mailbox_line(name: str, mailbox: Mailbox) -> str:
 
 
 def _refuse_line_breaks(name: str, value: str) -> None:
-    """Holds the last line against header injection; rendering refuses line breaks long before."""
+    """Refuses line breaks, a second protection against header injection: rendering refuses them earlier."""
     if "\r" in value or "\n" in value:
         raise ValueError(f"The header {name} must not hold a line break.")
 
 
 def _folded(line: str) -> str:
-    """Breaks a line before words that one space parts (RFC 5322 section 2.2.3), never after the name."""
+    """Breaks a line at single spaces between words (RFC 5322 section 2.2.3), never after the name."""
     name, first, *words = line.split(" ")
     lines = [f"{name} {first}"]
     for word in words:
@@ -186,7 +190,7 @@ def _encoded_words(name: str, value: str) -> str:
 
 
 def _one_encoded_word(name: str, value: str) -> str | None:
-    """What `_folded_encoded_words` gives for a value that one word can carry, in a tenth of the time."""
+    """Returns what `_folded_encoded_words` returns if one word is enough, in a tenth of the time."""
     octets = value.encode()
     room = _FOLD_AT - len(f"{name}: =?utf-8?q??=")
     if not value.isprintable() or len(octets) > room:

@@ -1,4 +1,4 @@
-"""Replies out of what the server writes (RFC 5321 section 4.2), however the network cuts it into pieces."""
+"""Reads replies (RFC 5321 section 4.2) from the server's bytes, in pieces of any size."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _KEPT_LINE: Final = 8192
-"""Octets of a reply's line that are kept; RFC 5321 section 4.5.3.1.5 has 512, and servers write more."""
+"""Octets of a reply's line that are kept. RFC 5321 section 4.5.3.1.5 allows 512, but servers write more."""
 _KEPT_LINES: Final = 64
 """Lines of a reply that are kept."""
 _LONGEST_REPLY: Final = 1 << 20
-"""Octets after which a reply is taken for one that never ends."""
+"""The most octets of a reply. A longer one counts as a reply that never ends."""
 _CODE_LENGTH: Final = 3
 
 
-class Reply(NamedTuple):
-    """A server's reply: its code, and its text, whose lines are parted by line feeds."""
+class SmtpReply(NamedTuple):
+    """A server's reply: its code, and its text with line feeds between lines."""
 
     code: int
     text: str
 
 
-class ReplyReader:
-    """Reads the replies of one connection; of a long one it keeps the code and the beginning of the text.
+class SmtpReplyReader:
+    """Reads the replies of one connection. It keeps the code of a long reply and the beginning of its text.
 
-    What a server answers to the final dot decides whether the message is taken. So no length of its text may
-    keep the code from being read.
+    The reply to the final dot decides whether the server takes the message. So its code must be read, even if
+    its text is very long.
     """
 
     def __init__(self) -> None:
-        """Has read nothing yet."""
+        """Starts with no bytes."""
         self._lines: list[bytes] = []
         self._line = b""
         self._octets = 0
 
     @property
     def between_replies(self) -> bool:
-        """Whether nothing of a reply has come that is not whole yet."""
+        """Whether no part of an incomplete reply has arrived."""
         return not self._octets
 
-    def feed(self, data: bytes) -> Iterator[Reply]:
-        """Takes in what came; to be read to its end.
+    def feed(self, data: bytes) -> Iterator[SmtpReply]:
+        """Takes bytes and yields replies. The caller must read the iterator to its end.
 
         Yields:
-            The replies that are whole with it; bytes in them that are not UTF-8 as surrogates.
+            The replies that are now complete. Bytes that are not UTF-8 become surrogates.
 
         Raises:
-            ValueError: It is no reply, or it does not end; the message says so.
+            ValueError: The bytes are not a reply, or the reply does not end; the message says which.
         """
         start = 0
         while (end := data.find(b"\n", start) + 1) > 0:
@@ -70,7 +70,7 @@ class ReplyReader:
         self._line += piece[: _KEPT_LINE - len(self._line)]
 
 
-def _read(before: list[bytes], line: bytes) -> Reply:
+def _read(before: list[bytes], line: bytes) -> SmtpReply:
     last = line.decode("utf-8", "surrogateescape")
     code = last[:_CODE_LENGTH]
     if len(code) != _CODE_LENGTH or not (code.isascii() and code.isdigit()):
@@ -79,4 +79,4 @@ def _read(before: list[bytes], line: bytes) -> Reply:
     if before:
         earlier = (one[_CODE_LENGTH + 1 :].decode("utf-8", "surrogateescape") for one in before)
         text = "\n".join([*(one.strip(" \t\r\n") for one in earlier), text])
-    return Reply(int(code), text)
+    return SmtpReply(int(code), text)

@@ -1,13 +1,13 @@
-"""One SMTP session: mail transactions, and what the server answered as values.
+"""One SMTP session: carries out mail transactions, and returns the server's answers as values.
 
-The one boundary that counts is the final dot of DATA. A server acts only upon it (RFC 5321 section 4.1.1.4):
-where a connection is lost before it was written, nothing was sent, and the message may go out over another
-one. Once it was written, only a reply can tell. After a large body the dot is therefore written alone, once
-the body has left for the network; a small one leaves together with it.
+The final dot of DATA decides. A server acts only on it (RFC 5321 section 4.1.1.4). If a connection is lost
+before the dot was written, nothing was sent, and the message may go over another connection. After the dot
+was written, only a reply says whether the message was taken. So the dot of a large body is written alone,
+after the body has left for the network. A small body and its dot are written together.
 
-Where the server offers it, MAIL, RCPT and DATA are written at once (RFC 2920), which leaves two round trips
-for each message. The next message's commands are not written behind the dot, though RFC 2920 permits that:
-they would wait on one connection for the verdict on the message before, while others fall idle.
+If the server offers it, MAIL, RCPT and DATA are written at once (RFC 2920), so that a message takes two round
+trips. RFC 2920 also allows the next message's commands behind the dot. We do not write them there: they would
+wait for the reply to the message before, while other connections are idle.
 """
 
 from __future__ import annotations
@@ -27,62 +27,65 @@ from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure, Withheld
 if TYPE_CHECKING:
     from collections.abc import Awaitable
 
-    from worker.channels.email.replies import Reply
+    from worker.channels.email.replies import SmtpReply
     from worker.channels.email.timeouts import Timeouts
     from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
 
 _GOODBYE_SECONDS: Final = 2.0
-"""How long a server may take to answer QUIT; nothing hangs on it."""
+"""Seconds that a server may take to answer QUIT. The answer does not matter."""
 _GO_AHEAD: Final = 354
 _MAIL, _RCPT, _DATA = range(3)
-"""The commands of an envelope, by their place."""
+"""The commands of an envelope, by their index."""
 _AT_ONCE: Final = 16_384
-"""Octets of a body that leave in one write with the dot: what a fresh socket of Linux takes at once."""
+"""The most octets of a body that are written together with the dot: a new socket of Linux takes them at
+once."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-"""What may not stand in a command (RFC 5321 section 4.1.2), a line end above all."""
+"""Characters that a command must not contain (RFC 5321 section 4.1.2), first of all a line end."""
 
 _OWN_FAULT: Final[dict[int, tuple[str, bool]]] = {
-    # RFC 4954 sections 4 and 6. An operator can mend the settings, and no recipient is to blame: try again.
+    # RFC 4954 sections 4 and 6. An operator can mend the settings, and no recipient is at fault: try again.
     454: ("authentication", True),
     530: ("authentication", True),
     534: ("authentication", True),
     535: ("authentication", True),
     538: ("authentication", True),
-    # RFC 5321 section 4.2.2: the server did not understand us, and will not the next time.
+    # RFC 5321 section 4.2.2: the server did not understand us, and another attempt would not help.
     500: ("protocol", False),
     502: ("protocol", False),
     503: ("protocol", False),
     504: ("protocol", False),
     555: ("protocol", False),
 }
-"""Refusals of this client rather than of the message or its recipient: the reason, and whether to retry."""
+"""Refusals of this client, not of the message or its recipient: the reason, and whether to retry."""
 
 _PROVIDER_ID: Final = re.compile(
     r"queued as <?([^\s>]+)"  # Postfix
     r"|\bid=(\S+)"  # Exim
     r"|(\w{10,}) Message accepted"  # Sendmail
-    r"|^250 (?:2\.\d\.\d )?Ok:? ([\w-]{20,})$",  # hosted relays that answer with the id alone
+    r"|^250 (?:2\.\d\.\d )?Ok:? ([\w-]{20,})$",  # hosted relays that answer with only the id
     re.IGNORECASE,
 )
 
 
-class ConnectionLost(Exception):  # noqa: N818 - named for what happened, as a verdict is
-    """The session cannot go on, and the final dot was not written: nothing was sent. The message says why."""
+class SessionLost(Exception):  # noqa: N818 - named for what happened, as a verdict is
+    """The session is lost before the final dot was written: nothing was sent. The message says why."""
 
 
 class Session:
     """A session with the server, for one message at a time."""
 
     def __init__(self, smtp: aiosmtplib.SMTP, timeouts: Timeouts) -> None:
-        """Takes over the connection of a client that has greeted the server; the client is done with.
+        """Takes over the connection of a client that has greeted the server.
+
+        The client must not be used again.
 
         Args:
             smtp: The client.
             timeouts: How long to wait in each phase.
 
         Raises:
-            ConnectionLost: It is not connected any more.
+            SessionLost: The client is not connected any more.
         """
         self._pipelining, self._size, self._smtputf8 = map(
             smtp.supports_extension, ("pipelining", "size", "smtputf8")
@@ -90,22 +93,22 @@ class Session:
         self._timeouts = timeouts
         self._between_messages = True
         self.messages = 0
-        """Transactions begun so far."""
+        """The number of transactions that were begun."""
         try:
             self._wire = take_over(smtp.transport)
         except WireLost as error:
-            raise ConnectionLost(str(error)) from error
+            raise SessionLost(str(error)) from error
 
     @property
     def usable(self) -> bool:
-        """Whether it is open, as far as is known, and not in the middle of anything."""
+        """Whether it is open, as far as we know, and between two transactions."""
         return self._between_messages and self._wire.open
 
     async def check(self) -> None:
-        """Asks the server for a sign of life.
+        """Checks that the server answers.
 
         Raises:
-            ConnectionLost: There was none.
+            SessionLost: It does not answer.
         """
         self._between_messages = False
         await self._command(b"NOOP\r\n")
@@ -120,12 +123,13 @@ class Session:
             sender: The envelope sender.
             recipient: The envelope recipient.
             message: The message, headers and body.
-            hand_over: Begun with the envelope, and done before the body.
-            smtputf8: An address or header in it is not ASCII (RFC 6531).
+            hand_over: The right to hand over. It is begun with the envelope, and must be granted before the
+                body.
+            smtputf8: Whether an address or header in it is not ASCII (RFC 6531).
 
         Raises:
-            ConnectionLost: The connection broke, or the server is closing it; nothing was sent.
-            ValueError: An address holds what would end its command.
+            SessionLost: The connection broke, or the server closes it; nothing was sent.
+            ValueError: An address holds a character that would end its command.
         """
         if smtputf8 and not self._smtputf8:
             return Failed(
@@ -134,17 +138,17 @@ class Session:
                 detail="An address is not ASCII before its @, and the SMTP server does not offer SMTPUTF8.",
             )
         body = _whole_lines(message)
-        size = b" SIZE=%d" % len(body) if self._size else b""  # RFC 1870: refused now, not after it was sent
+        size = b" SIZE=%d" % len(body) if self._size else b""  # RFC 1870: refused before it is sent
         options = size + (b" BODY=8BITMIME SMTPUTF8" if smtputf8 else b"")  # RFC 6531 section 3.6 wants both
         commands = (
             b"MAIL FROM:" + _path(sender) + options + b"\r\n",
             b"RCPT TO:" + _path(recipient) + b"\r\n",
             b"DATA\r\n",
         )
-        # Until the transaction has ended: one that is cancelled leaves the session in the middle of it.
+        # Until the transaction has ended: a cancelled one leaves the session unusable.
         self._between_messages = False
         self.messages += 1
-        # Beside the round trips of the envelope, and not after them.
+        # At the same time as the round trips of the envelope, not after them.
         marking = hand_over.begin()
         refusal = await (self._envelope_at_once(commands) if self._pipelining else self._envelope(commands))
         if isinstance(refusal, Bounced):
@@ -154,23 +158,22 @@ class Session:
         return verdict
 
     async def _withheld(self, marking: Awaitable[bool], hand_over: HandOver) -> Withheld | Failed | None:
-        """Says why the body must not be begun; None where it may.
+        """Returns why the body must not be sent; None if it may be sent.
 
-        There is no way back from the leave to send it but to drop the connection: a lone dot would send an
-        empty message.
+        After the server's 354 we can only drop the connection: a dot alone would send an empty message.
         """
         if not await marking:
             self.abort()
             return Withheld()
         if hand_over.expired:
-            # We were stopped for so long, alone or with the whole machine, that others may take it for lost.
+            # The process or the machine was suspended for so long that another sender may take the claim.
             self.abort()
             sentence = "The sender was stopped for longer than its lease: nothing was sent."
             return Failed("suspended", retryable=True, detail=sentence)
         return None
 
     async def _envelope(self, commands: tuple[bytes, ...]) -> Bounced | Failed | None:
-        """Everything up to the leave to send the body; returns the refusal, if there is one."""
+        """Sends the envelope, up to the server's 354; returns the refusal, if there is one."""
         for number, command in enumerate(commands):
             seconds = self._timeouts.data if number == _DATA else self._timeouts.command
             refusal = _judged(number, await self._command(command, seconds))
@@ -179,7 +182,7 @@ class Session:
         return None
 
     async def _envelope_at_once(self, commands: tuple[bytes, ...]) -> Bounced | Failed | None:
-        """The same in one write, where the server offers that (RFC 2920 section 3.1)."""
+        """Sends the envelope in one write, if the server offers that (RFC 2920 section 3.1)."""
         self._write(b"".join(commands), replies=len(commands))
         await self._wire.gather(len(commands), self._timeouts.command)
         for number in range(_DATA + 1):
@@ -191,13 +194,13 @@ class Session:
         return None
 
     async def _withdraw(self, refused: int) -> None:
-        """Ends the transaction of which a command was refused while those after it were on their way.
+        """Ends a transaction after a command was refused, while the commands behind it were already sent.
 
-        A server may give leave to send a body for nobody, which one lone dot ends (RFC 2920 section 3.1). The
-        reply to it means nothing: the message had been refused. Where MAIL was refused and RCPT was not, the
-        dot might send an empty message to the recipient, so the connection is dropped instead.
+        A server may answer 354 although there is no recipient. Then a dot alone ends the body (RFC 2920
+        section 3.1). The reply to it does not matter: the message was refused before. If MAIL was refused and
+        RCPT was not, the dot might send an empty message to the recipient. Then the connection is dropped.
         """
-        with contextlib.suppress(ConnectionLost):
+        with contextlib.suppress(SessionLost):
             later = [await self._reply() for _ in range(refused + 1, _DATA + 1)]
             if later and later[-1].code == _GO_AHEAD:
                 if any(map(_done, later)):
@@ -208,13 +211,13 @@ class Session:
         self.abort()
 
     async def _reset(self) -> None:
-        """Forgets the envelope, so that the session can go on with the next message; or drops the session."""
-        with contextlib.suppress(ConnectionLost):
+        """Resets the envelope, so that the session can take the next message; or drops the session."""
+        with contextlib.suppress(SessionLost):
             if _done(await self._command(b"RSET\r\n")):
                 return
         self.abort()
 
-    async def _command(self, command: bytes, seconds: float | None = None) -> Reply:
+    async def _command(self, command: bytes, seconds: float | None = None) -> SmtpReply:
         self._write(command, replies=1)
         return await self._reply(seconds)
 
@@ -222,19 +225,19 @@ class Session:
         try:
             self._wire.write(data, replies=replies)
         except WireLost as error:
-            raise ConnectionLost(str(error)) from error
+            raise SessionLost(str(error)) from error
 
-    async def _reply(self, seconds: float | None = None) -> Reply:
+    async def _reply(self, seconds: float | None = None) -> SmtpReply:
         try:
             reply = await self._wire.reply(seconds or self._timeouts.command)
         except WireLost as error:
-            raise ConnectionLost(str(error)) from error
+            raise SessionLost(str(error)) from error
         if reply.code == SHUTTING_DOWN:
-            raise ConnectionLost(reply_line(*reply))
+            raise SessionLost(reply_line(*reply))
         return reply
 
     async def _hand_over(self, body: bytes) -> Verdict:
-        """Writes the body, dots doubled (RFC 5321 section 4.5.2), and the final dot; judges the answer."""
+        """Writes the body, dots doubled (RFC 5321 section 4.5.2), and the final dot; returns the verdict."""
         stuffed = body.replace(b"\r\n.", b"\r\n..")
         if stuffed.startswith(b"."):
             stuffed = b"." + stuffed
@@ -242,10 +245,10 @@ class Session:
             try:
                 await self._wire.write_through(stuffed, self._timeouts.block)
             except WireLost as error:
-                raise ConnectionLost(str(error)) from error
+                raise SessionLost(str(error)) from error
             stuffed = b""
         self._write(stuffed + b".\r\n", replies=1)
-        # From here on, silence leaves the outcome open.
+        # From here on the outcome is not known without a reply.
         try:
             reply = await self._wire.reply(self._timeouts.dot)
         except WireLost as error:
@@ -261,25 +264,25 @@ class Session:
         )
 
     async def quit(self) -> None:
-        """Ends the session politely, if that can be had soon."""
-        with contextlib.suppress(ConnectionLost, TimeoutError):
+        """Ends the session with QUIT, if the server answers soon."""
+        with contextlib.suppress(SessionLost, TimeoutError):
             async with asyncio.timeout(_GOODBYE_SECONDS):
                 await self._command(b"QUIT\r\n")
         self.abort()
 
     def abort(self) -> None:
-        """Drops the connection at once, with whatever is still unwritten."""
+        """Drops the connection at once, with all unwritten bytes."""
         self._wire.abort()
 
 
 def in_words(error: BaseException) -> str:
-    """Puts an error of the connection into words that fit into a sentence."""
+    """Returns words for an error of the connection that fit into a sentence."""
     if isinstance(error, aiosmtplib.SMTPResponseException):
         return reply_line(error.code, error.message)
     return (str(error) or "it took too long").rstrip(".")
 
 
-def _done(reply: Reply) -> bool:
+def _done(reply: SmtpReply) -> bool:
     return reply.code // 100 == 2  # noqa: PLR2004 - 2yz, positive completion (RFC 5321 section 4.2.1)
 
 
@@ -290,29 +293,29 @@ def _path(address: str) -> bytes:
 
 
 def _whole_lines(message: bytes) -> bytes:
-    """Ends every line with CRLF, the last one too: a bare line end could pass for the end of the message."""
+    """Ends every line with CRLF: a bare line end could be read as the end of the message."""
     ends = message.count(b"\r\n")
     if ends == message.count(b"\n") == message.count(b"\r") and message.endswith(b"\r\n"):
         return message
     return normalize_message_line_endings(message)
 
 
-def _judged(command: int, reply: Reply) -> Bounced | Failed | None:
-    """What a reply to a command of the envelope says; None for the leave to go on.
+def _judged(command: int, reply: SmtpReply) -> Bounced | Failed | None:
+    """Returns what a reply to a command of the envelope means; None if the next command may follow.
 
     Raises:
-        ConnectionLost: It is no answer to that command.
+        SessionLost: The reply does not answer that command.
     """
     if reply.code == _GO_AHEAD if command == _DATA else _done(reply):
         return None
     refusal = _refusal(reply, recipient_named=command != _MAIL)
     if refusal is None:
-        raise ConnectionLost(f"the server answered out of turn: {reply_line(*reply)}")
+        raise SessionLost(f"the server answered out of turn: {reply_line(*reply)}")
     return refusal
 
 
-def _refusal(reply: Reply, *, recipient_named: bool = True) -> Bounced | Failed | None:
-    """What a 4yz or 5yz reply says; None for a reply of another class, which does not answer the command."""
+def _refusal(reply: SmtpReply, *, recipient_named: bool = True) -> Bounced | Failed | None:
+    """Returns what a 4yz or 5yz reply means; None for another class, which does not answer the command."""
     line = reply_line(*reply)
     if reply.code in _OWN_FAULT:
         reason, retryable = _OWN_FAULT[reply.code]

@@ -1,4 +1,4 @@
-"""A pool of connections to the SMTP server, and what became of each message as a value."""
+"""A pool of connections to the SMTP server. It returns the result of each message as a value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import aiosmtplib
 
 from worker.channels.email.failures import ERRORS, classify
-from worker.channels.email.session import ConnectionLost, Session, in_words
+from worker.channels.email.session import Session, SessionLost, in_words
 from worker.channels.email.url import SmtpUrl
 from worker.channels.protocol import ChannelUnreachable, Granted
 from worker.domain.failures import Failure
@@ -23,34 +23,34 @@ if TYPE_CHECKING:
     from worker.domain.verdicts import Verdict
 
 _TRIES: Final = 2
-"""Connections tried for one message, before its recipient is left for a later attempt."""
+"""Connections that are tried for one message. Then its recipient waits for a later attempt."""
 _FRESH_SECONDS: Final = 1.0
-"""How long after its last reply the server counts as reachable without being asked."""
+"""Seconds after its last reply for which the server counts as reachable without a check."""
 _NEVER: Final = float("-inf")
 _NOT_UNDERSTOOD: Final = (500, 502, 504)
-"""Answers to EHLO of a server that does not know it and may know HELO (RFC 5321 section 3.2)."""
+"""Replies to EHLO of servers that do not know EHLO and may know HELO (RFC 5321 section 3.2)."""
 
 
 class SmtpPool:
-    """Connections to one SMTP server, opened when needed and kept for the next message.
+    """Connections to one SMTP server. They are opened when needed and kept for the next message.
 
-    Safe to use from any number of tasks; as many messages are under way at once as there are connections.
+    Any number of tasks may use it. As many messages are sent at the same time as there are connections.
     """
 
     def __init__(
         self, url: str, *, size: int, timeouts: Timeouts, messages_per_connection: int = 1000
     ) -> None:
-        """Reads the settings; connects to nothing yet.
+        """Reads the settings. It does not connect yet.
 
         Args:
             url: Where the server is; see `worker.channels.email.url.SmtpUrl`.
             size: The most connections at a time.
             timeouts: How long each phase may take.
-            messages_per_connection: After so many messages a connection is replaced, as many servers end
-                long sessions, and a balancer in front of several can share them out anew.
+            messages_per_connection: After so many messages a connection is replaced. Many servers end long
+                sessions, and a load balancer can choose another server for the new one.
 
         Raises:
-            ValueError: The URL is not one for SMTP; the message says why.
+            ValueError: The URL is not an SMTP URL; the message says why.
         """
         self.size: Final = size
         self._url = SmtpUrl.parse(url)
@@ -62,9 +62,9 @@ class SmtpPool:
         self._closed = False
 
     async def ready(self) -> None:
-        """Returns once the server has answered over one of the connections.
+        """Returns when the server has answered over one of the connections.
 
-        To be awaited before recipients are claimed, so that an outage costs none of them an attempt.
+        Await it before recipients are claimed, so that no recipient loses an attempt in an outage.
 
         Raises:
             ChannelUnreachable: It does not answer.
@@ -76,11 +76,11 @@ class SmtpPool:
 
     @asynccontextmanager
     async def _slot(self) -> AsyncIterator[None]:
-        """Holds one of the connections.
+        """Reserves one of the connections.
 
         Raises:
-            ChannelUnreachable: None came free in time. What was claimed to be sent now must not go out long
-                after, when its claim has run out or its delivery was stopped.
+            ChannelUnreachable: No connection was free in time. A message must not be sent long after its
+                claim, since the claim may have expired or the delivery may have stopped.
         """
         try:
             async with asyncio.timeout(self._timeouts.connect):
@@ -112,13 +112,14 @@ class SmtpPool:
             recipient: The envelope recipient, likewise.
             message: The message, headers and body.
             smtputf8: An address or header in it is not ASCII (RFC 6531).
-            hand_over: The right to hand it over; None for one that needs no mark.
+            hand_over: The right to hand it over; None if no mark is needed.
 
         Returns:
-            `Accepted` after a 2yz reply to the whole message; `Bounced` after a refusal of it; `Unsure` if no
-            reply came after the final dot; `Failed` if nothing was sent for a reason on our side. A
-            connection lost before the final dot is replaced once, and then given up as `Failed`, retryable;
-            so is a message for which no connection comes free in time. `Withheld` if it was not ours to send.
+            `Accepted` after a 2yz reply to the whole message. `Bounced` after a refusal of it. `Unsure` if no
+            reply came after the final dot. `Failed` if nothing was sent for a reason on our side. A
+            connection that is lost before the final dot is replaced once; then the result is `Failed`,
+            retryable. A message for which no connection is free in time is `Failed`, retryable, too.
+            `Withheld` if the claim is no longer ours.
         """
         right = hand_over or Granted()
         try:
@@ -136,7 +137,7 @@ class SmtpPool:
             try:
                 session = session or await self._open()
                 verdict = await self._over(session, sender, recipient, message, hand_over, smtputf8=smtputf8)
-            except ConnectionLost as error:
+            except SessionLost as error:
                 session, lost, self._heard_at = None, str(error), _NEVER
                 continue
             if not isinstance(verdict, Unsure):
@@ -161,7 +162,10 @@ class SmtpPool:
             await self._give_back(session)
 
     def _take(self) -> Session | None:
-        """The session used last that is still open: the others may rest until the server ends them."""
+        """Returns the last used session that is still open.
+
+        The others stay idle until the server ends them.
+        """
         while self._idle:
             session = self._idle.pop()
             if session.usable:
@@ -178,11 +182,11 @@ class SmtpPool:
             self._idle.append(session)
 
     async def _checked(self) -> Session:
-        """A session over which the server has just answered."""
+        """Returns a session over which the server has just answered."""
         while (session := self._take()) is not None:
             try:
                 await session.check()
-            except ConnectionLost:
+            except SessionLost:
                 continue
             finally:
                 if not session.usable:
@@ -216,14 +220,14 @@ class SmtpPool:
         self._heard_at = asyncio.get_running_loop().time()
 
     async def close(self) -> None:
-        """Ends all sessions; one that is still sending ends when its message is done."""
+        """Ends all sessions. A session that is sending ends after its message."""
         self._closed = True
         idle, self._idle = self._idle, []
         await asyncio.gather(*(session.quit() for session in idle))
 
 
 async def _greet(smtp: aiosmtplib.SMTP) -> None:
-    """Says EHLO, or HELO to a server that does not know it (RFC 5321 section 3.2)."""
+    """Sends EHLO, or HELO to a server that does not know EHLO (RFC 5321 section 3.2)."""
     try:
         await smtp.ehlo()
     except aiosmtplib.SMTPHeloError as error:

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds by phase; the defaults are those of RFC 5321 section 4.5.3.2, but for `connect`.
+    """Seconds by phase. The defaults are those of RFC 5321 section 4.5.3.2, except `connect`.
 
-    A server that is slow to answer the final dot may have taken the message, and to give up early makes an
-    outcome that nobody knows. One that is slow before has taken nothing.
+    A server that is slow to answer the final dot may have taken the message. If we stop waiting too early,
+    the outcome is unknown. Before the dot a server has taken nothing.
     """
 
     connect: float = 60
-    """To connect, TLS, greeting and login included; and for a message to wait for a free connection."""
+    """To connect, with TLS, greeting and login. A message also waits so long for a free connection."""
     command: float = 300
     """For the reply to MAIL, RCPT, RSET and NOOP."""
     data: float = 120
-    """For the reply to DATA: the leave to send the body."""
+    """For the reply to DATA, after which the body is sent."""
     block: float = 180
     """For the body to leave for the network."""
     dot: float = 600
@@ -26,7 +26,7 @@ class Timeouts:
 
     @property
     def after_body(self) -> float:
-        """The most seconds from the first octet of the body to the reply that tells what became of it."""
+        """The most seconds from the first octet of the body to the reply to the final dot."""
         return self.block + self.dot
 
     @classmethod

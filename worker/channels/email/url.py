@@ -18,13 +18,13 @@ _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 class SmtpUrl:
     """`scheme://[user:password@]host[:port][?ca=FILE&helo=NAME]`.
 
-    - `smtp://` speaks in the clear, port 25 if none is given: for a relay on the same machine or network.
-    - `smtp+starttls://` insists on STARTTLS (RFC 3207) before anything else, port 587.
-    - `smtps://` speaks TLS from the first byte (RFC 8314), port 465.
+    - `smtp://` uses no TLS, port 25 if none is given: for a relay on the same machine or network.
+    - `smtp+starttls://` requires STARTTLS (RFC 3207) first, port 587.
+    - `smtps://` uses TLS from the first byte (RFC 8314), port 465.
 
-    The server's certificate is always checked, against `ca` where that is given, else against the system's.
-    `helo` is the name that we give in EHLO, if not the machine's. User and password are percent-encoded where
-    they need to be, and are never sent in the clear but to the machine itself.
+    The server's certificate is always checked: against `ca` if it is given, otherwise against the system's
+    authorities. `helo` is the name in EHLO; the default is the machine's name. User and password are
+    percent-encoded if necessary. They are sent without TLS only to the machine itself.
     """
 
     scheme: str
@@ -74,14 +74,14 @@ class SmtpUrl:
         )
 
     def __str__(self) -> str:
-        """Gives host and port, as they may be shown to anybody."""
+        """Returns host and port, without user and password."""
         return f"{self.host}:{self.port}"
 
     def client(self, timeout: float) -> aiosmtplib.SMTP:
         """Makes a client that is not connected yet.
 
         Args:
-            timeout: Seconds to wait for any one reply.
+            timeout: Seconds to wait for each reply.
         """
         return aiosmtplib.SMTP(
             hostname=self.host,

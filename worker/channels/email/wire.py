@@ -1,9 +1,9 @@
-"""The connection itself: what is written, and the replies in their order (RFC 5321 section 4.2).
+"""The connection: writes bytes, and reads the replies in their order (RFC 5321 section 4.2).
 
-aiosmtplib connects, secures, greets and logs in; its protocol waits for each reply before the next command,
-and drops what comes unasked. After the login this one takes its place on the same transport: several commands
-may be written at once (RFC 2920), every reply is counted against them, and one that nobody asked for ends the
-connection, as all further ones would be taken for the wrong command's.
+aiosmtplib connects, starts TLS, greets and logs in. Its protocol waits for each reply before the next
+command, and drops unexpected replies. After the login this protocol replaces it on the same transport. It may
+write several commands at once (RFC 2920), and counts the replies. An unexpected reply ends the connection,
+since all later replies would be read as those of the wrong command.
 """
 
 from __future__ import annotations
@@ -12,32 +12,33 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final, cast
 
-from worker.channels.email.replies import ReplyReader
+from worker.channels.email.replies import SmtpReplyReader
 
 if TYPE_CHECKING:
-    from worker.channels.email.replies import Reply
+    from worker.channels.email.replies import SmtpReply
 
 SHUTTING_DOWN: Final = 421
-"""The server's leave, which may come in place of any reply (RFC 5321 section 3.8)."""
+"""The reply with which a server closes the connection. It may come instead of any reply (RFC 5321 section
+3.8)."""
 _PIECE: Final = 65_536
-"""Octets that TLS encrypts at once; of what it has encrypted, asyncio keeps 64 KiB, and this once more."""
+"""Octets that TLS encrypts at once. asyncio buffers 64 KiB of encrypted octets, and this number more."""
 
 
 class WireLost(Exception):  # noqa: N818 - named for what happened, as a verdict is
-    """The connection is gone, or cannot be trusted any more; the message says why."""
+    """The connection is lost, or its replies cannot be trusted any more; the message says why."""
 
 
 class Wire(asyncio.Protocol):
-    """A connection that is past its greeting, for one user at a time."""
+    """A connection after its greeting, for one task at a time."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
-        """Takes over an open transport, on which no reply is outstanding, from the protocol that it had."""
+        """Takes over an open transport from its protocol. No reply may be outstanding."""
         self._transport = transport
         self._loop = asyncio.get_running_loop()
         self._outstanding = 0
-        """Replies that are still to come."""
-        self._replies: deque[Reply] = deque()
-        self._reader = ReplyReader()
+        """The number of replies that have not come yet."""
+        self._replies: deque[SmtpReply] = deque()
+        self._reader = SmtpReplyReader()
         self._waiter: asyncio.Future[None] | None = None
         self._wanted = 0
         self._seconds = 0.0
@@ -49,7 +50,7 @@ class Wire(asyncio.Protocol):
 
     @property
     def open(self) -> bool:
-        """Whether the connection still stands, as far as is known."""
+        """Whether the connection is open, as far as we know."""
         return self._lost is None and not self._transport.is_closing()
 
     def write(self, data: bytes, *, replies: int) -> None:
@@ -57,10 +58,10 @@ class Wire(asyncio.Protocol):
 
         Args:
             data: Whole commands, or the end of a message.
-            replies: How many replies the server owes for it.
+            replies: How many replies the server must send for it.
 
         Raises:
-            WireLost: The connection was gone before; nothing was written.
+            WireLost: The connection was lost before; nothing was written.
         """
         if not self.open:
             raise WireLost(self._lost or "the server closed it")
@@ -68,23 +69,21 @@ class Wire(asyncio.Protocol):
         self._transport.write(data)
 
     async def write_through(self, data: bytes, seconds: float) -> None:
-        """Writes what no reply is owed for, and returns when it has left for the network, within `seconds`.
+        """Writes bytes that get no reply, and returns when they have left for the network, within `seconds`.
 
-        What TLS has encrypted counts as having left: asyncio does not tell. It goes piece by piece, lest that
-        is all of it.
+        Encrypted bytes count as having left, since asyncio does not tell. So the data is written in pieces:
+        otherwise all of it could be encrypted at once.
 
         Raises:
-            WireLost: It did not leave in time, or the connection is gone.
+            WireLost: They did not leave in time, or the connection is lost.
         """
-        # The buffer counts as full from its first bytes, so that the leave to go on means that it is empty.
-        # Not from 0: TLS would take an empty one for full.
+        # The buffer counts as full from its first bytes, so that `resume_writing` means that it is empty. The
+        # limit is not 0: TLS would treat an empty buffer as full.
         self._transport.set_write_buffer_limits(high=1)
         deadline = self._loop.time() + seconds
         for start in range(0, len(data), _PIECE):
             self.write(data[start : start + _PIECE], replies=0)
-            await asyncio.sleep(
-                0
-            )  # a loss is told between two turns of the loop, and not to who never pauses
+            await asyncio.sleep(0)  # asyncio reports a loss only between two turns of the loop, so pause
             while self._write_paused and self._lost is None:
                 await self._wait(0, deadline - self._loop.time())
         if self._lost is not None:
@@ -92,20 +91,20 @@ class Wire(asyncio.Protocol):
         self._transport.set_write_buffer_limits()
 
     async def gather(self, replies: int, seconds: float) -> None:
-        """Returns once so many replies lie ready, or fewer where the server takes its leave or is lost.
+        """Returns when so many replies have come, or fewer if the server closes the connection or it is lost.
 
         Args:
             replies: How many.
-            seconds: How long any one of them may take.
+            seconds: How long each of them may take.
         """
         while len(self._replies) < replies and self._lost is None and not self._leaving():
             await self._wait(replies, seconds)
 
-    async def reply(self, seconds: float) -> Reply:
-        """Returns the next reply, which may take so many seconds.
+    async def reply(self, seconds: float) -> SmtpReply:
+        """Returns the next reply, within so many seconds.
 
         Raises:
-            WireLost: It did not come in time, or the connection is gone.
+            WireLost: It did not come in time, or the connection is lost.
         """
         while not self._replies:
             if self._lost is not None:
@@ -114,7 +113,10 @@ class Wire(asyncio.Protocol):
         return self._replies.popleft()
 
     def abort(self, reason: str = "we closed it") -> None:
-        """Drops the connection at once, with whatever is still unwritten; replies that came can be read."""
+        """Drops the connection at once, with all unwritten bytes.
+
+        Replies that have come can still be read.
+        """
         self._lose(reason)
         self._transport.abort()
 
@@ -140,7 +142,7 @@ class Wire(asyncio.Protocol):
         return bool(self._replies) and self._replies[-1].code == SHUTTING_DOWN
 
     def _look_at_clock(self) -> None:
-        """Runs at what was a deadline; one timer serves many waits, as deadlines move on in time."""
+        """Runs at an earlier deadline. One timer serves many waits, since deadlines only move forward."""
         self._timer = None
         if self._waiter is None or self._lost is not None:
             return
@@ -158,7 +160,7 @@ class Wire(asyncio.Protocol):
         self._wake()
 
     def data_received(self, data: bytes) -> None:
-        """Takes in what the server wrote: a part of a reply, or several."""
+        """Takes the server's bytes: a part of a reply, or several replies."""
         if self._lost is not None:
             return
         try:
@@ -169,7 +171,7 @@ class Wire(asyncio.Protocol):
         if not (self._outstanding or self._reader.between_replies):
             self.abort("the server spoke out of turn")
 
-    def _take(self, reply: Reply) -> None:
+    def _take(self, reply: SmtpReply) -> None:
         if not self._outstanding:
             raise ValueError(f"the server spoke out of turn: {reply.code} {reply.text[:200]}")
         self._outstanding -= 1
@@ -179,15 +181,15 @@ class Wire(asyncio.Protocol):
             self._wake()
 
     def eof_received(self) -> None:
-        """The server is done; so are we, as it answers nothing any more."""
+        """The server has closed its side and will not answer any more, so we close ours."""
         self._lose("the server closed it")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The transport is closed, by either side."""
+        """One side has closed the transport."""
         self._lose(str(exc).rstrip(".") if exc and str(exc) else "the server closed it")
 
     def pause_writing(self) -> None:
-        """More is written than the network takes at the moment."""
+        """More bytes are written than the network takes now."""
         self._write_paused = True
 
     def resume_writing(self) -> None:
@@ -200,7 +202,7 @@ def take_over(transport: asyncio.BaseTransport | None) -> Wire:
     """Makes a wire of a library's transport.
 
     Raises:
-        WireLost: It is closed already.
+        WireLost: It is already closed.
     """
     if transport is None or transport.is_closing():
         raise WireLost("the server closed it")
