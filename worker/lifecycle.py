@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
-class ServiceDied(Exception):  # noqa: N818 - the name is the sentence
+class ServiceDied(Exception):
     """A service ended by itself, or did not stop in time."""
 
 

@@ -117,7 +117,7 @@ PEERS = (
 )
 
 
-class PeersAbsent(Exception):  # noqa: N818 - the name is the sentence
+class PeersAbsent(Exception):
     """The peers cannot be installed; the message says why."""
 
 

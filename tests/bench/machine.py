@@ -21,7 +21,7 @@ Processes = dict[str, list[int]]
 """Process ids by a name to show; each stands for itself and all below it."""
 
 
-class CaseFailed(Exception):  # noqa: N818 - the name is the sentence
+class CaseFailed(Exception):
     """A case could not be measured, or what it did was wrong; the message says why. The others go on."""
 
 

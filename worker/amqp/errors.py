@@ -18,7 +18,7 @@ BLOCKED: Final = (
 """What is said while an alarm of the broker is in force."""
 
 
-class BrokerUnreachable(Exception):  # noqa: N818 - the name is the sentence
+class BrokerUnreachable(Exception):
     """The broker cannot be reached."""
 
 

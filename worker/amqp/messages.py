@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 
-class Unroutable(Exception):  # noqa: N818 - the name is the sentence
+class Unroutable(Exception):
     """The broker has no queue for a message: the topology has changed since the start."""
 
 

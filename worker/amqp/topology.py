@@ -50,7 +50,7 @@ _EXCHANGES: Final = {
 }
 
 
-class TopologyMismatch(Exception):  # noqa: N818 - the name is the sentence
+class TopologyMismatch(Exception):
     """The broker does not have the exchanges and queues that this code needs."""
 
 

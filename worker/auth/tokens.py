@@ -49,7 +49,7 @@ _SENTENCES: Final[dict[type[Exception], str]] = {
 }
 
 
-class TokenRefused(Exception):  # noqa: N818 - the name is the sentence
+class TokenRefused(Exception):
     """A token is refused; the message says why and never quotes the token."""
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 
-class ChannelUnreachable(Exception):  # noqa: N818 - named for what happened, as a verdict is
+class ChannelUnreachable(Exception):
     """Nothing can be sent over the channel now; the message is a sentence that says why."""
 
     def __init__(self, sentence: str, failure: Failure = Failure.AWAY) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from worker.settings import Settings
 
 
-class CommandRefused(Exception):  # noqa: N818 - the name is the sentence
+class CommandRefused(Exception):
     """The command cannot be executed; the message is a sentence for the person who called it."""
 
 

@@ -16,11 +16,11 @@ _STDOUT: Final = 1
 _STDERR: Final = 2
 
 
-class OutputClosed(Exception):  # noqa: N818 - the name is the sentence
+class OutputClosed(Exception):
     """Nobody reads standard output any more ("| head"). This is not an error."""
 
 
-class OutputLost(Exception):  # noqa: N818 - the name is the sentence
+class OutputLost(Exception):
     """Standard output cannot be written; the message says why.
 
     It is not an OSError: an OSError means that the database or the broker cannot be reached.

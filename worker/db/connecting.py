@@ -23,7 +23,7 @@ _POOLER: Final = (
 )
 
 
-class PoolerBetween(ConnectionError):  # noqa: N818 - the name is the sentence
+class PoolerBetween(ConnectionError):
     """The server is not Postgres itself but a pooler, which lends sessions."""
 
 

@@ -18,7 +18,7 @@ ERRORS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg
 """All errors that asyncpg raises. A TimeoutError is an OSError."""
 
 
-class NoConnection(ConnectionError):  # noqa: N818 - the name is the sentence
+class NoConnection(ConnectionError):
     """The pool had no free connection in time: the server does not answer, or all run long statements."""
 
 

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class DatabaseUnreachable(Exception):  # noqa: N818 - the name is the sentence
+class DatabaseUnreachable(Exception):
     """The database cannot be reached."""
 
 
-class SchemaMismatch(Exception):  # noqa: N818 - the name is the sentence
+class SchemaMismatch(Exception):
     """The schema of the database is not the one that this code needs."""
 
 

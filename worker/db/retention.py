@@ -24,7 +24,7 @@ _TRIES: Final = 60
 """How often steps are tried again: enough for a preparation of some million recipients to end."""
 
 
-class StillInUse(Exception):  # noqa: N818 - the name is the sentence
+class StillInUse(Exception):
     """A partition is used for longer than we wait. Finished steps stay done."""
 
 

@@ -31,7 +31,7 @@ _BUSY_SECONDS: Final = 10.0
 timeouts, or some eight collisions and refused connections."""
 
 
-class Unstorable(Exception):  # noqa: N818 - the name is the sentence
+class Unstorable(Exception):
     """The database refuses the values themselves: a row or the message is the cause."""
 
 

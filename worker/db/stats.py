@@ -23,7 +23,7 @@ _LARGE: Final = 200_000
 """Recipients above which a recount uses the server's parallel workers and a second connection."""
 
 
-class TookTooLong(Exception):  # noqa: N818 - the name is the sentence
+class TookTooLong(Exception):
     """A recount did not end within its deadline."""
 
 

@@ -49,7 +49,7 @@ class Cause(StrEnum):
     """Its time cannot be read, or its time zone is not known."""
 
 
-class AddressInvalid(ValueError):  # noqa: N818 - the name is the sentence
+class AddressInvalid(ValueError):
     """The text is not an address; the message says why."""
 
 

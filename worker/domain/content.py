@@ -59,7 +59,7 @@ Address = Annotated[str, AfterValidator(_one_mailbox)]
 """One address, with or without a display name; not a template."""
 
 
-class ContentInvalid(ValueError):  # noqa: N818 - named for what it is, as a verdict is
+class ContentInvalid(ValueError):
     """A content cannot be sent to any recipient; the message says why."""
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
 
-class DeliveryFileInvalid(Exception):  # noqa: N818 - the name is the sentence
+class DeliveryFileInvalid(Exception):
     """The file does not describe a delivery; the message names the key and what is wrong with it."""
 
 

@@ -21,18 +21,18 @@ class Failure(StrEnum):
     """Waiting and another attempt do not help: stop the process with the reason."""
 
 
-class Busy(Exception):  # noqa: N818 - the name is the sentence
+class Busy(Exception):
     """A server was too busy for one piece of work, several times; the message says which and why.
 
     The caller answers in another way, or buries the work, and goes on with the next.
     """
 
 
-class Broken(Exception):  # noqa: N818 - the name is the sentence
+class Broken(Exception):
     """A server refuses what we ask permanently; the message says which and why."""
 
 
-class Stopped(Exception):  # noqa: N818 - the name is the sentence
+class Stopped(Exception):
     """The process stops while it waits for a server. Its messages stay unacknowledged."""
 
 

@@ -32,7 +32,7 @@ class Sort(StrEnum):
     """A program that is neither a mail client nor a browser."""
 
 
-class RulesInvalid(Exception):  # noqa: N818 - the name is the sentence
+class RulesInvalid(Exception):
     """A file of rules cannot be used; the message says why."""
 
 

@@ -18,7 +18,7 @@ _LONGEST: Final = 254
 """The most octets of an address; a path has 256 with its brackets (RFC 5321 section 4.5.3.1.3)."""
 
 
-class MailboxInvalid(ValueError):  # noqa: N818 - named for what happened, as `RenderFailed` is
+class MailboxInvalid(ValueError):
     """The text is not a mail address; the message says what is wrong with it."""
 
 

@@ -26,11 +26,11 @@ TRIMMED: Final = (
 spaces, and the marks of writing direction that spreadsheets add."""
 
 
-class RecipientsFileInvalid(Exception):  # noqa: N818 - the name is the sentence
+class RecipientsFileInvalid(Exception):
     """The file as a whole cannot be used; the message says why."""
 
 
-class _RowTooLong(Exception):  # noqa: N818 - the name is the sentence
+class _RowTooLong(Exception):
     """A row is longer than `LONGEST_ROW`."""
 
 

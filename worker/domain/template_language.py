@@ -60,7 +60,7 @@ _WORDS: Final = {
 _EACH, _TAKEN, _JOINED, _CONTAINS, _RANGE = "for", "()", "~", "in", "range()"
 
 
-class Refused(Exception):  # noqa: N818 - named for what happened, as a verdict is
+class Refused(Exception):
     """A source is not a template, or uses more than it may. Every fault has a line and a sentence."""
 
     def __init__(self, *faults: tuple[int, str]) -> None:

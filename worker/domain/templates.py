@@ -44,7 +44,7 @@ _SOURCE_NAME: Final = "<template>"
 """The file name of templates in tracebacks, given by Jinja."""
 
 
-class RenderFailed(Exception):  # noqa: N818 - named for what happened, as a verdict is
+class RenderFailed(Exception):
     """A template could not be rendered for one recipient; the message names the part and the line."""
 
 

@@ -20,7 +20,7 @@ _LONGEST: Final = 100
 """Characters of a time or a time zone that are read, and quoted in an error."""
 
 
-class TimingInvalid(Exception):  # noqa: N818 - the name is the sentence
+class TimingInvalid(Exception):
     """The delivery file and the recipients file do not fit together; the message says why."""
 
 

@@ -21,7 +21,7 @@ COMMAND: Final = "profile.erase"
 """The name in the command log."""
 
 
-class ErasureRefused(Exception):  # noqa: N818 - the name is the sentence
+class ErasureRefused(Exception):
     """The operator may not erase, nothing is stored, or one of the deliveries is being prepared."""
 
 

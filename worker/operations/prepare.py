@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from worker.domain.delivery_file import DeliveryFile
 
 
-class PreparationRefused(Exception):  # noqa: N818 - the name is the sentence
+class PreparationRefused(Exception):
     """The delivery cannot be prepared, and nothing has changed; the message says why."""
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from worker.db.retention import PartitionSet
 
 
-class RetentionRefused(Exception):  # noqa: N818 - the name is the sentence
+class RetentionRefused(Exception):
     """Another process removes sets, or a partition stays in use.
 
     Sets that were removed before stay removed.

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from worker.amqp.messages import Consumer, Incoming, Publisher
     from worker.amqp.reports import Result
     from worker.channels.protocol import Channel, HandOver
+    from worker.db.retrying import Retrying
     from worker.domain.verdicts import Verdict
     from worker.telemetry.metrics import Metrics
 
@@ -86,13 +87,6 @@ class ContentStore(Protocol):
 
     async def content(self, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
         """Returns a delivery's channel and content."""
-
-
-class Retrying(Protocol):
-    """Executes transactions, as `worker.db.retrying.Retrier` does."""
-
-    async def until_done(self, transaction: Idempotent[Any], doing: str) -> Any:  # noqa: ANN401
-        """Returns what the transaction returns."""
 
 
 @dataclass(frozen=True, slots=True)

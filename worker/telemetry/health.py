@@ -35,7 +35,7 @@ Probe = Callable[[], Awaitable[str]]
 """Returns what is wrong with a part, as a sentence; empty if nothing is wrong."""
 
 
-class HealthUnavailable(Exception):  # noqa: N818 - the name is the sentence
+class HealthUnavailable(Exception):
     """We cannot listen on the address."""
 
 

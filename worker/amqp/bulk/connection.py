@@ -12,8 +12,9 @@ import structlog
 from pamqp import commands
 
 from worker.amqp.bulk.address import read_address
-from worker.amqp.bulk.encoding import CHANNEL, WRITE_BYTES, method
+from worker.amqp.bulk.encoding import WRITE_BYTES, method
 from worker.amqp.bulk.errors import AmqpChannelClosed, ConnectionClosed, ConnectionLost, ProtocolError
+from worker.amqp.bulk.layout import CHANNEL
 from worker.amqp.bulk.reader import Reader
 from worker.amqp.errors import BrokerUnreachable, no_virtual_host
 from worker.amqp.pika.properties import patch_pamqp

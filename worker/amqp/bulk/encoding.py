@@ -14,6 +14,26 @@ import pamqp.frame
 from pamqp import commands
 
 from contracts.routing import CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
+from worker.amqp.bulk.layout import (
+    ACK,
+    BASIC,
+    BODY,
+    CHANNEL,
+    CONTENT,
+    F_APP_ID,
+    F_CONTENT_TYPE,
+    F_CORRELATION_ID,
+    F_DELIVERY_MODE,
+    F_HEADERS,
+    F_MESSAGE_ID,
+    F_TIMESTAMP,
+    F_TYPE,
+    FRAME_END,
+    FRAME_OVERHEAD,
+    HEADER,
+    HEADER_FRAME,
+    METHOD,
+)
 from worker.amqp.pika.publisher import APP_ID
 
 if TYPE_CHECKING:
@@ -23,29 +43,21 @@ if TYPE_CHECKING:
 
     from worker.amqp.messages import Outgoing
 
-CHANNEL: Final = 1
-"""The number of a connection's one AMQP channel."""
-
 WRITE_BYTES: Final = 1 << 20
 """About how many bytes are written at once."""
 
-_END: Final = b"\xce"
-_FRAME_OVERHEAD: Final = 8
+_END: Final = bytes([FRAME_END])
 _SHORT: Final = 255
 
+# An acknowledgement: the frame's head; class, method, delivery tag, “multiple”; the frame's end.
 _ACKNOWLEDGE = Struct(">BHIHHQ?B").pack
-# Type, channel and size of the frame; class, weight, size of the body and flags of AMQP's content header.
-_HEADER = Struct(">BHIHHQH").pack
-_HEADER_FIXED: Final = 14
+_HEADER = HEADER_FRAME.pack
 # The end of one frame, and the beginning of a body's.
 _BODY = Struct(">BBHI").pack
 _LONG = Struct(">I").pack
 _TIMESTAMP = Struct(">Q").pack
 
-# The flags of the properties (AMQP 0-9-1, 2.3.5.2), whose values follow in this order.
-_F_CONTENT_TYPE, _F_HEADERS, _F_DELIVERY_MODE, _F_CORRELATION_ID = 0x8000, 0x2000, 0x1000, 0x0400
-_F_MESSAGE_ID, _F_TIMESTAMP, _F_TYPE, _F_APP_ID = 0x0080, 0x0040, 0x0020, 0x0008
-_ALWAYS: Final = _F_CONTENT_TYPE | _F_HEADERS | _F_DELIVERY_MODE | _F_TIMESTAMP | _F_APP_ID
+_ALWAYS: Final = F_CONTENT_TYPE | F_HEADERS | F_DELIVERY_MODE | F_TIMESTAMP | F_APP_ID
 
 _PERSISTENT: Final = b"\x02"
 
@@ -57,7 +69,7 @@ def method(frame: Frame, channel: int = CHANNEL) -> bytes:
 
 def acknowledgement(tag: int, *, multiple: bool) -> bytes:
     """Encodes an acknowledgement of one delivery tag, or of all up to it."""
-    return _ACKNOWLEDGE(1, CHANNEL, 13, 60, 80, tag, multiple, 0xCE)
+    return _ACKNOWLEDGE(METHOD, CHANNEL, 13, BASIC, ACK, tag, multiple, FRAME_END)
 
 
 class Publishes:
@@ -88,7 +100,7 @@ class Publishes:
         Raises:
             ValueError: an identifier is over 255 bytes, or the headers do not fit into a frame.
         """
-        piece = frame_max - _FRAME_OVERHEAD
+        piece = frame_max - FRAME_OVERHEAD
         parts: list[bytes] = []
         add = parts.append
         written, count = 0, 0
@@ -109,21 +121,21 @@ class Publishes:
             ids = b""
             if message.correlation_id:
                 ids = _short(message.correlation_id, "correlation_id")
-                flags |= _F_CORRELATION_ID
+                flags |= F_CORRELATION_ID
             if message.message_id:
                 ids += _short(message.message_id, "message_id")
-                flags |= _F_MESSAGE_ID
+                flags |= F_MESSAGE_ID
             length = len(body)
-            size = _HEADER_FIXED + len(front) + len(ids) + len(tail)
+            size = CONTENT.size + len(front) + len(ids) + len(tail)
             if size > piece:
                 raise ValueError(f"The headers of a message take {size} bytes; a frame has {piece}.")
             add(self._method)
-            add(_HEADER(2, CHANNEL, size, 60, 0, length, flags))
+            add(_HEADER(HEADER, CHANNEL, size, BASIC, 0, length, flags))
             add(front)
             add(ids)
             add(tail)
             for part in (body,) if 0 < length <= piece else _split(body, piece):
-                add(_BODY(0xCE, 3, CHANNEL, len(part)))
+                add(_BODY(FRAME_END, BODY, CHANNEL, len(part)))
                 add(part)
             add(_END)
             count += 1
@@ -169,7 +181,7 @@ def _tail(kind: str) -> tuple[int, bytes]:
     now = _TIMESTAMP(int(time.time()))
     if not kind:
         return _ALWAYS, now + _APP_ID
-    return _ALWAYS | _F_TYPE, now + _short(kind, "type") + _APP_ID
+    return _ALWAYS | F_TYPE, now + _short(kind, "type") + _APP_ID
 
 
 _CONTENT_TYPE: Final = _short(CONTENT_TYPE, "content_type")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class ConnectionLost(Exception):  # noqa: N818 - the name is the sentence
+class ConnectionLost(Exception):
     """The connection is lost; the message says why."""
 
 

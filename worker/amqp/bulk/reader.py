@@ -16,8 +16,37 @@ from pamqp import commands
 from pamqp.base import Frame
 
 from worker.amqp import octets
-from worker.amqp.bulk.encoding import CHANNEL
 from worker.amqp.bulk.errors import ProtocolError
+from worker.amqp.bulk.layout import (
+    ACK,
+    BASIC,
+    BODY,
+    CHANNEL,
+    CONTENT,
+    DELIVER,
+    F_APP_ID,
+    F_CLUSTER_ID,
+    F_CONTENT_ENCODING,
+    F_CONTENT_TYPE,
+    F_CORRELATION_ID,
+    F_DELIVERY_MODE,
+    F_EXPIRATION,
+    F_HEADERS,
+    F_MESSAGE_ID,
+    F_PRIORITY,
+    F_REPLY_TO,
+    F_TIMESTAMP,
+    F_TYPE,
+    F_USER_ID,
+    FRAME_END,
+    FRAME_HEAD,
+    FRAME_OVERHEAD,
+    HEADER,
+    HEARTBEAT,
+    METHOD,
+    NACK,
+    method_key,
+)
 from worker.amqp.bulk.shape import Shape
 from worker.amqp.messages import Incoming
 
@@ -29,28 +58,14 @@ V = TypeVar("V")
 MOST_BODY: Final = 512 << 20
 """Bytes. RabbitMQ takes no larger message in any configuration."""
 
-_FRAME_HEAD = Struct(">BHI").unpack_from
-_HEAD: Final = 7
-_OVERHEAD: Final = 8
-_END: Final = 0xCE
-_METHOD, _HEADER, _BODY, _HEARTBEAT = 1, 2, 3, 8
+_HEAD: Final = FRAME_HEAD.size
 _CLOSED: Final = -1
 
-_DELIVER, _RETURN = b"\x00\x3c\x00\x3c", b"\x00\x3c\x00\x32"
-_ACK, _NACK = b"\x00\x3c\x00\x50", b"\x00\x3c\x00\x78"
+_DELIVER, _ACK, _NACK = method_key(DELIVER), method_key(ACK), method_key(NACK)
 _CONFIRM = Struct(">QB").unpack_from
 _CONFIRM_SIZE: Final = 13
 
-_CONTENT = Struct(">HHQH").unpack_from
-_CONTENT_SIZE: Final = 14
-_BASIC: Final = 60
-
-# The flags of the properties that we read, and of those before them.
-_F_CONTENT_TYPE, _F_ENCODING, _F_HEADERS, _F_MODE, _F_PRIORITY = 0x8000, 0x4000, 0x2000, 0x1000, 0x0800
-_F_CORRELATION_ID, _F_REPLY_TO, _F_EXPIRATION, _F_MESSAGE_ID = 0x0400, 0x0200, 0x0100, 0x0080
-_F_TIMESTAMP, _F_TYPE, _F_USER_ID, _F_APP_ID = 0x0040, 0x0020, 0x0010, 0x0008
-_F_CLUSTER_ID: Final = 0x0004
-_DIFFER: Final = _F_CORRELATION_ID | _F_REPLY_TO | _F_EXPIRATION | _F_MESSAGE_ID | _F_TIMESTAMP | _F_USER_ID
+_DIFFER: Final = F_CORRELATION_ID | F_REPLY_TO | F_EXPIRATION | F_MESSAGE_ID | F_TIMESTAMP | F_USER_ID
 """The properties that may differ within a stream. `Shape` handles message_id and timestamp."""
 
 _Properties = tuple[str | None, str | None, str | None, str | None, "Mapping[str, Any]"]
@@ -94,7 +109,7 @@ class Reader:
         self._needed = _HEAD
         self._batch: list[Incoming] = []
         # The message that is being read: the kind of the next frame, then its parts.
-        self._next = _METHOD
+        self._next = METHOD
         self._tag = 0
         self._route = ("", "")
         self._return: commands.Basic.Return | None = None
@@ -124,33 +139,33 @@ class Reader:
             self._tail.clear()
         at, end = 0, len(data)
         while end - at >= _HEAD:
-            if self._next == _METHOD:
+            if self._next == METHOD:
                 at = self._shape.read(data, at, end, self.frame_max, self._batch)
                 if end - at < _HEAD:
                     break
-            kind, channel, size = _FRAME_HEAD(data, at)
-            if size > self.frame_max - _OVERHEAD:
+            kind, channel, size = FRAME_HEAD.unpack_from(data, at)
+            if size > self.frame_max - FRAME_OVERHEAD:
                 raise ProtocolError(self._oversize(data, at, size))
-            after = at + size + _OVERHEAD
+            after = at + size + FRAME_OVERHEAD
             if after > end:
                 break
-            if data[after - 1] != _END:
-                raise ProtocolError(f"A frame ends with the byte {data[after - 1]} instead of {_END}.")
+            if data[after - 1] != FRAME_END:
+                raise ProtocolError(f"A frame ends with the byte {data[after - 1]} instead of {FRAME_END}.")
             self._frame(kind, channel, data, at, after)
             at = after
         if at < end:
             self._tail += data[at:] if at else data
-            self._needed = size + _OVERHEAD if end - at >= _HEAD else _HEAD
+            self._needed = size + FRAME_OVERHEAD if end - at >= _HEAD else _HEAD
         self._hand_over()
 
     def _frame(self, kind: int, channel: int, data: bytes, at: int, after: int) -> None:
         start, stop = at + _HEAD, after - 1
-        if channel == self._channel and kind in (_METHOD, _HEADER, _BODY):
+        if channel == self._channel and kind in (METHOD, HEADER, BODY):
             if kind != self._next:
                 raise ProtocolError(f"A frame of type {kind} came where type {self._next} belongs.")
-            if kind == _BODY:
+            if kind == BODY:
                 self._body_frame(data, start, stop)
-            elif kind == _HEADER:
+            elif kind == HEADER:
                 self._header_frame(data[start:stop])
             else:
                 key = data[start : start + 4]
@@ -164,9 +179,9 @@ class Reader:
                     self._sink.confirmed(tag, multiple=bool(bits & 1), positive=key == _ACK)
                 else:
                     self._method(channel, data[at:after])
-        elif channel == 0 and kind == _METHOD:
+        elif channel == 0 and kind == METHOD:
             self._method(channel, data[at:after])
-        elif channel or kind != _HEARTBEAT or start != stop:
+        elif channel or kind != HEARTBEAT or start != stop:
             raise ProtocolError(f"A frame of type {kind} came on the channel {channel}.")
 
     def _method(self, channel: int, data: bytes) -> None:
@@ -179,7 +194,7 @@ class Reader:
             raise ProtocolError("A method cannot be read.")
         if isinstance(frame, commands.Basic.Return) and channel:
             self._return = frame
-            self._next = _HEADER
+            self._next = HEADER
         else:
             self._sink.method(channel, frame)
 
@@ -191,7 +206,7 @@ class Reader:
         self._tag = int.from_bytes(data[at : at + 8], "big")
         route = data[at + 9 : stop]
         self._route = self._routes.get(route) or self._read_route(route)
-        self._next = _HEADER
+        self._next = HEADER
         self._shape.learn_frame(data[start - _HEAD : at], data[at + 9 : stop + 1], self._route)
 
     def _read_route(self, data: bytes) -> tuple[str, str]:
@@ -209,8 +224,8 @@ class Reader:
 
     def _header_frame(self, data: bytes) -> None:
         try:
-            class_id, weight, size, flags = _CONTENT(data)
-            if class_id != _BASIC or weight:
+            class_id, weight, size, flags = CONTENT.unpack_from(data)
+            if class_id != BASIC or weight:
                 raise ProtocolError("A content header is of no kind that AMQP 0-9-1 knows.")
             if size > MOST_BODY:
                 raise ProtocolError(f"A message of {size} bytes is announced; {MOST_BODY} are the most.")
@@ -222,51 +237,51 @@ class Reader:
             # The frame says where they end, so that it costs the properties and not the connection.
             self._properties = _NO_PROPERTIES
         self._size = size
-        self._next = _BODY
+        self._next = BODY
         if not size:
             self._complete(b"")
 
     def _read_properties(self, data: bytes, flags: int) -> _Properties:  # noqa: C901, PLR0912 - one per property
         """Reads the properties of `Incoming` and skips others; an index beyond the end is an IndexError."""
-        at = _CONTENT_SIZE
+        at = CONTENT.size
         headers = _NO_HEADERS
         correlation_id = reply_to = message_id = user_id = None
-        if flags & _F_CONTENT_TYPE:
+        if flags & F_CONTENT_TYPE:
             at += 1 + data[at]
-        if flags & _F_ENCODING:
+        if flags & F_CONTENT_ENCODING:
             at += 1 + data[at]
-        if flags & _F_HEADERS:
+        if flags & F_HEADERS:
             stop = at + 4 + int.from_bytes(data[at : at + 4], "big")
             table, at = data[at:stop], stop
             headers = self._tables.get(table) or self._read_table(table)
-        if flags & (_F_MODE | _F_PRIORITY):
-            at += bool(flags & _F_MODE) + bool(flags & _F_PRIORITY)
-        if flags & _F_CORRELATION_ID:
+        if flags & (F_DELIVERY_MODE | F_PRIORITY):
+            at += bool(flags & F_DELIVERY_MODE) + bool(flags & F_PRIORITY)
+        if flags & F_CORRELATION_ID:
             stop = at + 1 + data[at]
             correlation_id, at = data[at + 1 : stop].decode(errors="replace"), stop
-        if flags & _F_REPLY_TO:
+        if flags & F_REPLY_TO:
             stop = at + 1 + data[at]
             reply_to, at = data[at + 1 : stop].decode(errors="replace"), stop
-        if flags & _F_EXPIRATION:
+        if flags & F_EXPIRATION:
             at += 1 + data[at]
         before_id = at
-        if flags & _F_MESSAGE_ID:
+        if flags & F_MESSAGE_ID:
             stop = at + 1 + data[at]
             message_id, at = data[at + 1 : stop].decode(errors="replace"), stop
         after_time = at + 8
-        if flags & _F_TIMESTAMP:
+        if flags & F_TIMESTAMP:
             at += 8
-        if flags & _F_TYPE:
+        if flags & F_TYPE:
             at += 1 + data[at]
-        if flags & _F_USER_ID:
+        if flags & F_USER_ID:
             stop = at + 1 + data[at]
             user_id, at = data[at + 1 : stop].decode(errors="replace"), stop
-        if flags & _F_APP_ID:
+        if flags & F_APP_ID:
             at += 1 + data[at]
-        if flags & _F_CLUSTER_ID:
+        if flags & F_CLUSTER_ID:
             at += 1 + data[at]
-        if at == len(data) and flags & _DIFFER == _F_MESSAGE_ID | _F_TIMESTAMP:
-            self._shape.learn_properties(flags, data[_CONTENT_SIZE:before_id], data[after_time:], headers)
+        if at == len(data) and flags & _DIFFER == F_MESSAGE_ID | F_TIMESTAMP:
+            self._shape.learn_properties(flags, data[CONTENT.size : before_id], data[after_time:], headers)
         return message_id, correlation_id, reply_to, user_id, headers
 
     def _read_table(self, data: bytes) -> Mapping[str, Any]:
@@ -289,7 +304,7 @@ class Reader:
             self._complete(body)
 
     def _complete(self, body: bytes) -> None:
-        self._next = _METHOD
+        self._next = METHOD
         if self._return is not None:
             frame, self._return = self._return, None
             self._sink.returned(frame)

@@ -5,27 +5,20 @@ A message takes 2.4 µs frame by frame, and 1.2 µs here. The reader reads those
 
 from __future__ import annotations
 
-from struct import Struct
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from worker.amqp.bulk.encoding import CHANNEL
+from worker.amqp.bulk.layout import BASIC, BODY, CHANNEL, CONTENT, FRAME_END, FRAME_HEAD, HEADER, HEADER_FRAME
 from worker.amqp.messages import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# A header frame up to its properties: type, channel and size; class, weight, size of the body, flags.
-_HEADER = Struct(">BHIHHQH").unpack_from
-_HEADER_SIZE: Final = 21
-_HEADER_FIXED: Final = 14
-"""Bytes of it that the frame's size counts."""
-_FRAME = Struct(">BHI").unpack_from
-_FRAME_SIZE: Final = 7
+_HEADER = HEADER_FRAME.unpack_from
+_FRAME = FRAME_HEAD.unpack_from
 _TAG_SIZE: Final = 9
 """A delivery tag, and the byte that says “redelivered”."""
 _TIME_SIZE: Final = 8
-_END: Final = 0xCE
 
 _NO_FLAGS: Final = -1
 
@@ -58,7 +51,7 @@ class Shape:
             headers: The decoded headers.
         """
         self._flags, self._before_id, self._headers = flags, before_id, headers
-        self._after_time = after_time + bytes((_END,))
+        self._after_time = after_time + bytes((FRAME_END,))
 
     def read(self, data: bytes, at: int, end: int, frame_max: int, batch: list[Incoming]) -> int:
         """Reads whole messages of this shape.
@@ -81,24 +74,24 @@ class Shape:
         to_tag = len(before_tag)
         to_route = to_tag + _TAG_SIZE
         to_header = to_route + len(after_tag)
-        to_properties = to_header + _HEADER_SIZE
+        to_properties = to_header + HEADER_FRAME.size
         to_id = to_properties + len(before_id)
         rest = _TIME_SIZE + len(after_time)
-        fixed = _HEADER_FIXED + len(before_id) + rest
-        longest = frame_max - _FRAME_SIZE - 1
+        fixed = CONTENT.size + len(before_id) + rest
+        longest = frame_max - FRAME_HEAD.size - 1
         while end - at > to_id and data.startswith(before_tag, at):
             kind, channel, size, class_id, weight, length, given = _HEADER(data, at + to_header)
             id_at = at + to_id + 1
             id_end = id_at + data[id_at - 1]
-            body = id_end + rest + _FRAME_SIZE
+            body = id_end + rest + FRAME_HEAD.size
             after = body + length + 1
             if (
                 after > end
-                or (kind, channel, class_id, weight, given) != (2, CHANNEL, 60, 0, flags)
+                or (kind, channel, class_id, weight, given) != (HEADER, CHANNEL, BASIC, 0, flags)
                 or size != fixed + id_end - id_at
-                or _FRAME(data, body - _FRAME_SIZE) != (3, CHANNEL, length)
+                or _FRAME(data, body - FRAME_HEAD.size) != (BODY, CHANNEL, length)
                 or not 0 < length <= longest
-                or data[after - 1] != _END
+                or data[after - 1] != FRAME_END
                 or not data.startswith(after_tag, at + to_route)
                 or not data.startswith(before_id, at + to_properties)
                 or not data.startswith(after_time, id_end + _TIME_SIZE)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from contracts.routing import Names
 
 
-class NoAnswer(Exception):  # noqa: N818 - the name is the sentence
+class NoAnswer(Exception):
     """The broker has the command, and nobody answered it in time."""
 
 

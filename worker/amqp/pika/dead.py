@@ -47,7 +47,7 @@ _HEADERS_MOST: Final = 120_000
 _NO_REASON: Final = "It does not say why it is here."
 
 
-class CannotReplay(Exception):  # noqa: N818 - the name is the sentence
+class CannotReplay(Exception):
     """A message cannot be replayed. It stays in the dead queue; the text says why."""
 
 

@@ -68,7 +68,7 @@ _PROVIDER_ID: Final = re.compile(
 )
 
 
-class SessionLost(Exception):  # noqa: N818 - named for what happened, as a verdict is
+class SessionLost(Exception):
     """The session is lost before the final dot was written: nothing was sent. The message says why."""
 
 

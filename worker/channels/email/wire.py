@@ -24,7 +24,7 @@ _PIECE: Final = 65_536
 """Octets that TLS encrypts at once. asyncio buffers 64 KiB of encrypted octets, and this number more."""
 
 
-class WireLost(Exception):  # noqa: N818 - named for what happened, as a verdict is
+class WireLost(Exception):
     """The connection is lost, or its replies cannot be trusted any more; the message says why."""
 
 
