@@ -29,7 +29,14 @@ async def test_a_killed_worker_loses_nobody_and_doubles_nobody(
     number = await stack.prepare(RECIPIENTS, "email")
     rest = [s for s in ("confirm", "fanout", "send", "results", "schedule") if victims and s not in victims]
     with sink(tmp_path / "sink") as (smtp_url, index):
-        env = {"SMTP_URL": smtp_url, "CLAIM_LEASE": 3, "PAGE_LOOK_AFTER": 1, "PAGE_LEASE": 3, "TICK": 0.2}
+        env = {
+            "SMTP_URL": smtp_url,
+            "CLAIM_LEASE": 3,
+            "RESULT_LEASE": 3,
+            "PAGE_LOOK_AFTER": 1,
+            "PAGE_LEASE": 3,
+        }
+        env |= {"TICK": 0.2}
         with (
             worker(stack.settings, *victims, **env) as victim,
             worker(stack.settings, *rest or ["stats"], **env),
