@@ -411,6 +411,8 @@ async def run(settings: Settings, services: Sequence[str], stop: asyncio.Event |
     stop_on_signals(stop)
     for server, because in unprotected(settings.database_url, settings.amqp_url).items():
         log.warning("not protected on the way", server=server, because=because)
+    for because in settings.conflicts:
+        log.warning("settings do not fit together", because=because)
     async with AsyncExitStack() as stack:
         worker = await stack.enter_async_context(open_worker(settings, stop=stop))
         running = [service for name in services for service in worker.build(name)]

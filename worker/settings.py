@@ -236,6 +236,26 @@ class Settings(BaseSettings):
         """How tokens may be signed."""
         return self.auth_algorithms or (("HS256",) if self.auth_key else ("RS256",))
 
+    @property
+    def conflicts(self) -> list[str]:
+        """Sentences about times that do not fit to each other. The process works, but worse than it could."""
+        found = []
+        slowest = self.smtp_data_timeout + self.smtp_block_timeout + self.smtp_dot_timeout
+        if "email" in self.channels and self.result_lease < slowest:
+            found.append(
+                f"SENDOFF_RESULT_LEASE ({self.result_lease:g} s) is shorter than the {slowest:g} s that a"
+                " relay may take for a mail (SENDOFF_SMTP_DATA_TIMEOUT, _BLOCK_TIMEOUT and _DOT_TIMEOUT"
+                " together): mail that it accepts late becomes unknown"
+            )
+        for name in ("claim_lease", "page_lease"):
+            lease = getattr(self, name)
+            if lease <= self.command_timeout:
+                found.append(
+                    f"{_variable(name)} ({lease:g} s) must be longer than SENDOFF_COMMAND_TIMEOUT"
+                    f" ({self.command_timeout:g} s): a slow answer of the database uses it up"
+                )
+        return found
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         keys = [name for name in ("auth_key", "auth_key_file", "auth_jwks_file") if getattr(self, name)]

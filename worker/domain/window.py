@@ -1,9 +1,10 @@
 """How many recipients a sender may have claimed at once.
 
-If the process dies, its recipients that were not handed over wait until the lease expires, and those that were
-handed over become unknown. So there should be few of them. But claims and results are cheap only in large batches: with twenty at a time, a
-recipient cost two to four times the processor time. So the window follows the rate: the number that the
-channel sends in a tenth of a second, and the number that keeps it busy.
+If the process dies, its recipients that were not handed over wait until the lease expires, and those that
+were handed over become unknown. So there should be few of them. But claims and results are cheap only in
+large batches: with twenty at a time, a recipient cost two to four times the processor time. So the window
+follows the rate: the number that the channel sends in a tenth of a second, and the number that keeps it
+busy.
 """
 
 from __future__ import annotations
