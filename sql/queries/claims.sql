@@ -1,25 +1,25 @@
 -- Claims: the right to try one attempt, taken just before the channel is called.
 
 -- name: lock_claims
--- Claims share this lock; pause and stop take it alone (close_claims). Unlike row locks it queues fairly, so
--- that a stop waits for the claims before it and for none that came later.
+-- Claims share this lock; pause and stop take it exclusively (close_claims). Unlike row locks it queues
+-- fairly, so that a stop waits for earlier claims and not for later ones.
 SELECT pg_advisory_xact_lock_shared(:delivery_id);
 
 -- name: close_claims
 SELECT pg_advisory_xact_lock(:delivery_id);
 
 -- name: claim
--- Grants what nobody has: a first attempt where there is no row, a further one where its retry is due.
--- Recipients are dense, so that "exists" is a comparison with to_deliver. An address that is quarantined by
--- now, or a profile that is on the denylist, is excluded instead of granted. A scalar sub-select looks one row
--- up, where EXISTS may read the whole delivery into a hash, and a join the whole quarantine or denylist for each
--- batch. Whose profile a recipient is has to be looked up too; where a channel has no denylist, nobody is.
--- Mostly none of a batch has a row, and then they are inserted without asking each time whether there is one: 3.6 µs
--- each in the server, 1,000 a batch, instead of 5. That none has one is seen by a look at the range, where it is wholly
--- unclaimed, or else by a look for each. If somebody else claims one of them meanwhile the statement fails, and is to
--- be repeated. A denylist takes 1.5 µs more.
--- asked is sorted where it is made, so that what it looks up is looked up once, and not each time it is spoken of.
--- What this very token was granted before is granted again: the answer to that commit may have been lost.
+-- Grants attempts that nobody has: a first attempt if there is no row, a further one if its retry is due.
+-- Recipients are dense, so that "exists" is a comparison with to_deliver. A recipient with a quarantined
+-- address, or a profile on the denylist, is excluded instead of granted. A scalar sub-select looks one row
+-- up, where EXISTS may read the whole delivery into a hash, and a join the whole quarantine or denylist for
+-- each batch. The profile of a recipient is looked up too, unless the channel has no denylist. Mostly none of
+-- a batch has a row, and then they are inserted without asking each time whether there is one: 3.6 µs each in
+-- the server, 1,000 a batch, instead of 5. One look at the range shows that none has one, if the whole range
+-- is unclaimed; otherwise each is looked up. If another sender claims one of them meanwhile, the statement
+-- fails and must be repeated. A denylist takes 1.5 µs more. asked has an ORDER BY of its own, so that its
+-- look-ups run once and not for each use. Recipients that this token was granted before are granted again:
+-- the answer to that commit may have been lost.
 WITH known AS MATERIALIZED (
     SELECT CASE WHEN EXISTS (SELECT FROM sendoff.outcome
                              WHERE delivery_id = :delivery_id
@@ -103,7 +103,7 @@ SELECT ARRAY(SELECT recipient FROM taken WHERE status = 'sending') AS granted,
            SELECT (was, status, count(*))::sendoff.move FROM taken GROUP BY was, status));
 
 -- name: read_absent_recipients
--- Numbers that are none of a confirmed delivery.
+-- The numbers that are not recipients of a confirmed delivery.
 SELECT a.recipient
 FROM unnest(:recipients::int[]) AS a (recipient)
 LEFT JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id AND d.confirmed_at IS NOT NULL
@@ -113,9 +113,9 @@ WHERE d.delivery_id IS NULL OR a.recipient > d.to_deliver;
 SELECT sendoff.hand_over(:delivery_id, :recipients::int[], :tokens::bigint[], :margin::interval);
 
 -- name: give_back_claims
--- Undoes claims that were not handed over: a first attempt is as if it had never been, a further one waits for its
--- retry again, which is due. Their pages are opened. Asked with the claims shared or closed, since a stop counts who is
--- pending. In a delivery that is cancelled the fact that stood before stands.
+-- Undoes claims that were not handed over: the row of a first attempt is deleted, and a further attempt waits
+-- for its retry again, which is due. Their pages are opened. Run it with the claims shared or closed, since a
+-- stop counts pending recipients. In a cancelled delivery the fact before the claim is final.
 WITH delivery AS MATERIALIZED (
     SELECT cancelled_at IS NOT NULL AS cancelled, under_way AND cancelled_at IS NULL AS going
     FROM sendoff.delivery_record
@@ -170,8 +170,8 @@ FOR UPDATE SKIP LOCKED;
 SELECT token, recipients FROM sendoff.claim_lease WHERE delivery_id = :delivery_id ORDER BY token;
 
 -- name: expire_claims
--- A claim that was handed over and has had no result for so long: the message may have been sent, so it is never sent
--- again by itself.
+-- Claims that were handed over and have had no result for so long: the message may have been sent, so it is
+-- never sent again automatically.
 WITH expired AS (
     SELECT recipient
     FROM sendoff.outcome
@@ -192,7 +192,7 @@ SELECT count(*)::int AS expired, sendoff.count_moves(:delivery_id, ARRAY(
 FROM moved;
 
 -- name: end_leases
--- Expired leases go, but for those of which a claim still waits for its result.
+-- Deletes expired leases, except those with a claim that waits for its result.
 WITH open AS MATERIALIZED (
     SELECT claim_token AS token, max(handed_over_at) AS last
     FROM sendoff.outcome

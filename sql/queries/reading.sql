@@ -12,7 +12,7 @@ FROM sendoff.sending_log
 WHERE delivery_id = :delivery_id AND recipient BETWEEN :first AND :last AND (:status::text IS NULL OR status = :status)
   AND (:bounce_kind::text IS NULL OR bounce_kind = :bounce_kind) AND (:reason::text IS NULL OR reason = :reason)
   AND (:domain::text IS NULL OR lower(split_part(address, '@', 2)) = lower(:domain))
-  -- The time that the command shows as “at”: of the fact that stands, or else of the claim.
+  -- The time that the command shows as “at”: of the winning fact, or else of the claim.
   AND (:since::timestamptz IS NULL
        OR coalesce(bounced_at, sent_at, error_at, unknown_at, retry_at, excluded_at, claimed_at) >= :since)
   AND (:until::timestamptz IS NULL
