@@ -11,7 +11,7 @@ misread a body."""
 
 CONTENT_TYPE: Final = "application/json"
 
-# Exchanges, all durable; direct but for EVENTS (topic) and DEAD (fanout).
+# Exchanges. All are durable, and direct except EVENTS (topic) and DEAD (fanout).
 COMMANDS: Final = "sendoff.commands"
 SENDS: Final = "sendoff.sends"
 RESULTS: Final = "sendoff.results"

@@ -1,5 +1,5 @@
--- The big tables, with a row for each recipient or event, partitioned by ranges of delivery ids, so that old deliveries
--- leave by dropping partitions. The key of each begins with delivery_id.
+-- The big tables, with a row for each recipient or event, partitioned by ranges of delivery ids, so that
+-- dropping partitions removes old deliveries. The key of each begins with delivery_id.
 --
 -- A set is one partition of each big table for one range of ids. A new set is opened when the newest is older than
 -- a period, or its ids are used up; ids go on with the first of the new set, so that there are about as many sets as
@@ -18,10 +18,10 @@ CREATE TABLE sendoff.recipient (
     PRIMARY KEY (delivery_id, recipient)
 ) PARTITION BY RANGE (delivery_id);
 
--- Where the audience of a delivery lies: who looks for an address in it reads no other's.
+-- The blocks of a delivery's audience: a search for an address reads only this audience.
 CREATE INDEX recipient_place ON sendoff.recipient USING brin (delivery_id) WITH (pages_per_range = 64);
--- By hash, which profiles in no order cost a preparation least: 300,000 recipients take 0.7 s of the server's
--- processor without an index, 1.2 s with this one, 1.8 s with a b-tree.
+-- A hash index, since profiles come in no order and it costs a preparation least: 300,000 recipients take 0.7
+-- s of the server's processor without an index, 1.2 s with this one, 1.8 s with a b-tree.
 CREATE INDEX recipient_profile ON sendoff.recipient USING hash (profile_id) WHERE profile_id IS NOT NULL;
 
 CREATE TABLE sendoff.exclusion (
@@ -35,8 +35,8 @@ CREATE TABLE sendoff.exclusion (
 ) PARTITION BY RANGE (delivery_id);
 
 CREATE INDEX exclusion_profile ON sendoff.exclusion USING hash (profile_id) WHERE profile_id IS NOT NULL;
--- How many a preparation left out, by cause: asked by every confirmation and every compute stats, and answered from
--- the index alone.
+-- How many targets a preparation left out, by cause. Every confirmation and every compute stats reads it,
+-- from the index only.
 CREATE INDEX exclusion_delivery_cause ON sendoff.exclusion (delivery_id, cause);
 
 -- The domains of an audience, and which of them each recipient's is: an array for every 1,000 recipients, in their
@@ -57,11 +57,12 @@ CREATE TABLE sendoff.domain_page (
 ) PARTITION BY RANGE (delivery_id);
 ALTER TABLE sendoff.domain_page ALTER COLUMN numbers SET STORAGE PLAIN;
 
--- One row per recipient from its first claim on. Facts are set once; status stands for the fact of the highest
--- precedence (worker/domain/outcomes.py); was is the status before the last change, so that one statement can move rows
--- and counters together without a second look at the row. A claim is held under a token and a lease (claim_lease).
--- Once handed_over_at is set, a relay may have the message; before, the claim can be undone: prior_precedence is that of
--- the fact that stood before it, null at the first attempt.
+-- One row per recipient from its first claim on. Facts are set once. status is that of the fact with the
+-- highest precedence (worker/domain/outcomes.py). was is the status before the last change, so that one
+-- statement can move rows and counters together without reading the row twice. A claim is held under a token
+-- and a lease (claim_lease). After handed_over_at is set, a relay may have the message. Before that, the
+-- claim can be undone: prior_precedence is the precedence of the fact before the claim, null at the first
+-- attempt.
 CREATE TABLE sendoff.outcome (
     delivery_id  bigint NOT NULL,
     recipient    integer NOT NULL,
@@ -89,22 +90,22 @@ CREATE TABLE sendoff.outcome (
     PRIMARY KEY (delivery_id, recipient)
 ) PARTITION BY RANGE (delivery_id);
 
--- Few recipients are anything but sent: they are found here. All four are facts, set once, so that an outcome that
+-- Finds the few recipients that are not just sent. All four are facts, set once, so that an outcome that
 -- sets none of them stays on its page (HOT); with the status in it, every outcome would leave its page.
 CREATE INDEX outcome_exception ON sendoff.outcome (delivery_id, recipient)
     WHERE bounced_at IS NOT NULL OR error_at IS NOT NULL OR unknown_at IS NOT NULL OR excluded_at IS NOT NULL;
 -- Few rows wait for a retry. On retry_at, and not on the status, which changes with every outcome.
 CREATE INDEX outcome_retry ON sendoff.outcome (delivery_id, recipient) WHERE retry_at IS NOT NULL;
--- Where in the table a delivery lies, in a few kilobytes: who reads all of its rows reads them from end to end, not
--- one by one through the key, and in parallel. What is not summarised yet, by vacuum, is read as well. Vacuum leaves
--- room in pages all over the table, and each that takes a row of a new delivery has its whole range read: of a million
--- recipients among eight, 145 such pages had 9,000 read beside its own 28,000, and with 16 pages in a range, instead of
--- 64, 2,300.
+-- The blocks of a delivery in the table, in a few kilobytes. A reader of all its rows reads the blocks in
+-- sequence and in parallel, not row by row through the key. Blocks that vacuum has not summarised yet are
+-- read too. Vacuum leaves room in pages all over the table, and each that takes a row of a new delivery has
+-- its whole range read: of a million recipients among eight, 145 such pages had 9,000 read beside its own
+-- 28,000, and with 16 pages in a range, instead of 64, 2,300.
 CREATE INDEX outcome_place ON sendoff.outcome USING brin (delivery_id) WITH (pages_per_range = 16);
 
--- Every tracking event, once: of those with the same event_id the first stands. machine_rule names the rule by which
--- it is a machine's, null for a person's; rules is the version of the rules that judged. link is the md5 of the url, so
--- that clicks of one url lie together in an index, however long it is.
+-- Every tracking event, once: of those with the same event_id the first is kept. machine_rule names the rule
+-- that matched a machine, null for a person. rules is the version of the rules. link is the md5 of the url,
+-- so that clicks of one url lie together in an index, however long it is.
 CREATE TABLE sendoff.tracking_event (
     delivery_id   bigint NOT NULL,
     event_id      text COLLATE "C" NOT NULL,
@@ -120,15 +121,15 @@ CREATE TABLE sendoff.tracking_event (
     PRIMARY KEY (delivery_id, event_id)
 ) PARTITION BY RANGE (delivery_id);
 
--- All that one recipient did.
+-- All events of one recipient.
 CREATE INDEX tracking_event_recipient ON sendoff.tracking_event (delivery_id, recipient);
 -- The clicks of a delivery by url and recipient, read from the index alone.
 CREATE INDEX tracking_event_click ON sendoff.tracking_event (delivery_id, link, recipient) INCLUDE (machine_rule)
     WHERE kind = 'click';
 
--- What is known of a recipient: the earliest time of each, any event counting as an open. was holds what was known
--- before the last change (1 open, 2 click, 4 mirror page, 8 opt-out, 16 a person's open, 32 a person's click), so
--- that one statement can move rows and counters together, as outcome.was does.
+-- The tracking facts of a recipient: the earliest time of each. Any event counts as an open. was holds the
+-- facts before the last change (1 open, 2 click, 4 mirror page, 8 opt-out, 16 a person's open, 32 a person's
+-- click), so that one statement can move rows and counters together, as outcome.was does.
 CREATE TABLE sendoff.tracked_recipient (
     delivery_id       bigint NOT NULL,
     recipient         integer NOT NULL,
@@ -142,8 +143,8 @@ CREATE TABLE sendoff.tracked_recipient (
     PRIMARY KEY (delivery_id, recipient)
 ) PARTITION BY RANGE (delivery_id);
 
--- Where a delivery's tracked recipients lie, as for outcomes: compute stats reads those and no others, and needs no
--- look at the key. With 400,000 of 1.2 million rows: 60 ms instead of 100.
+-- The blocks of a delivery's tracked recipients, as for outcomes: compute stats reads only these, without the
+-- key. With 400,000 of 1.2 million rows: 60 ms instead of 100.
 CREATE INDEX tracked_recipient_place ON sendoff.tracked_recipient USING brin (delivery_id) WITH (pages_per_range = 16);
 
 CREATE TABLE sendoff.partition_set (
@@ -155,14 +156,14 @@ CREATE TABLE sendoff.partition_set (
     CHECK (last_id >= first_id)
 );
 
--- The storage of a partition is its own, a partitioned table has none to hand down.
+-- Storage parameters are set for each partition: it cannot inherit them from a partitioned table.
 CREATE TABLE sendoff.partitioned_table (
     name     text PRIMARY KEY,
     storage  text NOT NULL DEFAULT 'fillfactor = 100'
 );
 
--- Creates and then attaches: CREATE TABLE … PARTITION OF would shut claims and results out for as long as it waits
--- for its lock; ATTACH shuts out nobody, and an empty table takes no time.
+-- Creates and then attaches: CREATE TABLE … PARTITION OF would block claims and results while it waits for
+-- its lock. ATTACH blocks nobody, and takes no time with an empty table.
 CREATE FUNCTION sendoff.add_partition(big text, first_id bigint, last_id bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     partition text := big || '_' || first_id;
@@ -180,9 +181,9 @@ BEGIN
     PERFORM sendoff.add_partition(big, s.first_id, s.last_id) FROM sendoff.partition_set s ORDER BY s.first_id;
 END $$;
 
--- Called before a delivery is created, in its transaction; answers with the first id of the set that it opened, or
--- null. The lock makes creations take turns, so that nobody takes an id for which there is no set. Moving the
--- sequence cannot be undone: where the transaction fails, the ids of the newest set count as used up, and the next
+-- Called before a delivery is created, in its transaction; returns the first id of the set that it opened, or
+-- null. The lock makes creations take turns, so that nobody takes an id without a set. Moving the sequence
+-- cannot be undone: if the transaction fails, the ids of the newest set count as used up, and the next
 -- creation opens the same set.
 CREATE FUNCTION sendoff.open_partition_set(period interval) RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE

@@ -1,8 +1,10 @@
--- The accounts: how many recipients of a delivery stand where. The rows of 0002 say it of each, the counters of all.
+-- The accounts: how many recipients of a delivery have which status. The rows of 0002 have the status of
+-- each, the counters the numbers.
 
 -- Counters move in the transaction of the outcomes that they count. A delivery has a few rows, one per shard, because
 -- one hot row would serialise every commit of every worker; the sum is what counts, so a single row may well be
--- negative. closed are those of whom nothing is open any more: a delivery is finished when they are all.
+-- negative. closed counts recipients with a final outcome: a delivery is finished when it counts all
+-- recipients.
 CREATE TABLE sendoff.delivery_counter (
     delivery_id      bigint NOT NULL REFERENCES sendoff.delivery_record,
     shard            smallint NOT NULL,
@@ -30,13 +32,15 @@ CREATE TABLE sendoff.delivery_counter (
 ) WITH (fillfactor = 20);
 
 -- So many recipients of a delivery went from one status to another. A null `was` is no row: pending, or cancelled where
--- the delivery is. So is 'retrying', since who waits for a retry counts as cancelled from then on. What has no counter, as 'pending' and 'nothing', is not counted: so a fact is a move from nothing to
--- 'opened', and drift one from pending to where it is missing, of a negative number where there is too much.
+-- the delivery is. In a cancelled delivery 'retrying' counts as cancelled too. Statuses
+-- without a counter, such as 'pending' and 'nothing', are not counted. So a fact is a move from nothing to 'opened'.
+-- Drift is a move from pending to the status whose counter is wrong, with a negative number if the counter is too
+-- high.
 CREATE TYPE sendoff.move AS (was text, status text, recipients integer);
 
--- Moves the counters of a delivery; nothing else writes them. To be called once in a statement, with what its rows came
--- to, so that the counter's row is locked last and for the shortest time. Which row hangs on the connection: at any
--- moment the connections of all workers are spread over all 16. In PL/pgSQL, which plans it once a connection.
+-- Moves the counters of a delivery. Nothing else writes them. Call it once in a statement, with the sums of
+-- its rows, so that the counter's row is locked last and for the shortest time. The connection chooses the
+-- row: the connections of all workers are spread over all 16. In PL/pgSQL, which plans it once a connection.
 CREATE FUNCTION sendoff.count_moves(delivery bigint, moves sendoff.move[]) RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO sendoff.delivery_counter AS c (
@@ -90,9 +94,10 @@ BEGIN
 END $$;
 
 -- The account of a delivery by its outcomes, to compare the counters with. Reads every outcome once, wherever it lies
--- (outcome_place) and in parallel. Nearly all are sent, so these are what is left when the others are counted, who are
--- counted together: ten digits of one number for each status. That takes 156 ms of processor time a million rows, a
--- GROUP BY 183, a count per status 215. A single SELECT, as the next one is, so that it becomes part of the plan.
+-- (outcome_place) and in parallel. Nearly all are sent, so the sent are computed: all less the others. The
+-- others are counted together, with ten digits of one number for each status. That takes 156 ms of processor
+-- time a million rows, a GROUP BY 183, a count per status 215. A single SELECT, as the next one is, so that
+-- it becomes part of the plan.
 CREATE FUNCTION sendoff.recount(delivery bigint) RETURNS TABLE (
     as_of timestamptz, cancelled_at timestamptz, purged boolean, sending bigint, sent bigint, bounced_hard bigint,
     bounced_soft bigint, bounced_ignored bigint, errors bigint, unknown bigint, excluded_late bigint, retrying bigint,
@@ -124,7 +129,7 @@ CREATE FUNCTION sendoff.recount(delivery bigint) RETURNS TABLE (
     WHERE d.delivery_id = delivery
 $$;
 
--- The same of the facts. Reads what is known of every recipient that did anything once, wherever it lies
+-- The same for the tracking facts. Reads each row of a tracked recipient once, in any block
 -- (tracked_recipient_place).
 CREATE FUNCTION sendoff.recount_tracking(delivery bigint) RETURNS TABLE (
     opened bigint, clicked bigint, optout bigint, mirror bigint, human_opened bigint, human_clicked bigint
@@ -135,9 +140,10 @@ CREATE FUNCTION sendoff.recount_tracking(delivery bigint) RETURNS TABLE (
     WHERE t.delivery_id = delivery
 $$;
 
--- The lease of claims that were granted together: who holds the token may hand them over until it expires, and then
--- waits for their results. A row for each batch of claims, and not a column of each claim, so that what has expired is
--- found without a look at the outcomes. It goes when none of its claims is open.
+-- The lease of claims that were granted together. The holder of the token may hand them over until it
+-- expires, and then waits for their results. It is a row for each batch of claims, not a column of each
+-- claim, so that expired leases are found without reading outcomes. The row is deleted when none of its
+-- claims is open.
 CREATE TABLE sendoff.claim_lease (
     token        bigint PRIMARY KEY,
     delivery_id  bigint NOT NULL,
@@ -175,10 +181,11 @@ CREATE FUNCTION sendoff.judge_claims(
     ORDER BY a.recipient
 $$;
 
--- Marks claims as handed over, just before a relay can have the message, and answers with the recipients that it
--- marked. The others must not be sent to: the lease is about to expire, the claim is somebody else's by now, or the
--- delivery does not run. Repeated it marks the same: the answer to a commit may have been lost. A function, because the lock must be held before the statement after it looks whether the
--- delivery runs: after a stop is answered nothing is handed over. One round trip instead of four.
+-- Marks claims as handed over, just before a relay can have the message, and returns the recipients that it
+-- marked. The others must not be sent to: the lease expires soon, another sender has the claim, or the
+-- delivery does not run. A repeat marks the same: the answer to a commit may have been lost. It is a
+-- function, because the lock must be held before the next statement reads whether the delivery runs: after a
+-- stop is answered nothing is handed over. It takes one round trip instead of four.
 CREATE FUNCTION sendoff.hand_over(delivery bigint, numbers integer[], tokens bigint[], margin interval)
 RETURNS integer[] LANGUAGE plpgsql AS $$
 DECLARE
@@ -202,9 +209,9 @@ BEGIN
     RETURN marked;
 END $$;
 
--- What becomes of somebody who waits for a retry that will not come: the fact that the precedence stands for
--- (worker/domain/outcomes.py) is the outcome now, as it is for a result that comes later. A bare expression, as the
--- next one is, so that it becomes part of the plan.
+-- The status of a recipient that waits for a retry that will not come: the fact of its precedence
+-- (worker/domain/outcomes.py) is now the outcome, as it is for a later result. A bare expression, as the next
+-- one is, so that it becomes part of the plan.
 CREATE FUNCTION sendoff.standing_status(precedence integer) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE precedence % 16 WHEN 1 THEN 'unknown' WHEN 2 THEN 'error' ELSE 'bounced_soft' END
 $$;

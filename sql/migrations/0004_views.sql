@@ -37,7 +37,7 @@ COMMENT ON COLUMN sendoff.delivery.updated_at IS 'When its state, or one of its 
 COMMENT ON COLUMN sendoff.delivery.purged_at IS
     'When its recipients left by retention; its logs are empty since, its KPIs stay as they were.';
 
--- The one place where counters are summed: from at most 16 short rows, by the key; nothing is counted when it is read.
+-- The one place where counters are summed: from at most 16 short rows, by the key; a read counts nothing.
 -- The services read it too.
 CREATE VIEW sendoff.deployment AS
 SELECT d.delivery_id, d.label, d.channel, d.state, d.preparation, d.contact_date, d.confirmed_at, d.started_at,
@@ -168,7 +168,7 @@ CROSS JOIN LATERAL (
     SELECT d.updated_at, NULL, coalesce(d.state_reason, 'The preparation failed.')
     WHERE t.criterion = 'preparation_failed' AND d.state = 'preparation_failed'
   UNION ALL
-    -- Of the first few that come back, half may bounce: a share counts once so many are known, or all are.
+    -- Half of the first few results may be bounces: a share counts only when so many, or all, are known.
     SELECT coalesce(d.started_at, d.confirmed_at), trim_scale(b.pct),
            format('%s of %s attempted are %s bounces: %s %%, more than %s %%.', b.bounced, k.attempted, b.kind,
                   trim_scale(b.pct), t.threshold)
@@ -185,9 +185,9 @@ CROSS JOIN LATERAL (
     CROSS JOIN LATERAL (SELECT r.since, sendoff.minutes_since(r.since) AS minutes) s
     WHERE t.criterion = 'start_pending' AND d.state = 'start_pending' AND s.minutes > t.threshold
   UNION ALL
-    -- Over the last five minutes or a little more, all of them in this state: updated_at moves with it. Deliveries
-    -- with a limit are as slow as they were asked to be, between two waves nothing is due, and the last few may take
-    -- their time.
+    -- Over the last five minutes or a little more, all of them in this state: updated_at moves with it.
+    -- Deliveries with a throughput limit are slow on purpose, between two waves nothing is due, and the last
+    -- few recipients may take long.
     SELECT s.at, trim_scale(s.rate),
            format('%s recipients per minute since %s UTC, fewer than %s, and %s are pending.', trim_scale(s.rate),
                   to_char(s.at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI'), t.threshold, k.pending)
@@ -201,7 +201,7 @@ CROSS JOIN LATERAL (
       AND s.rate < t.threshold AND k.pending >= t.threshold
       AND NOT EXISTS (SELECT FROM sendoff.wave w WHERE w.delivery_id = d.delivery_id AND w.due_at > s.at)
   UNION ALL
-    -- Counted from when it could have been over: the last wave, or the time that its limit asks for.
+    -- Counted from the earliest possible end: the last wave, or the time that its throughput limit needs.
     SELECT s.since, trim_scale(s.minutes),
            format('It has been %s for %s minutes: more than %s.', replace(d.state, '_', ' '), round(s.minutes),
                   t.threshold)

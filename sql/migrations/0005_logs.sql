@@ -1,5 +1,6 @@
--- The public views of recipients: logs, and what they come to by cause, reason, domain, minute and link. A question
--- that names the delivery is answered in less than a second for a million recipients, whatever else the tables hold.
+-- The public views of recipients: logs, and their sums by cause, reason, domain, minute and link. A query
+-- with the delivery's number takes less than a second for a million recipients, with any amount of other data
+-- in the tables.
 
 CREATE VIEW sendoff.sending_log AS
 SELECT r.delivery_id, r.recipient, r.profile_id, r.address,
@@ -63,7 +64,7 @@ COMMENT ON COLUMN sendoff.exclusion_log.late IS 'Whether it was at send time, an
 COMMENT ON COLUMN sendoff.exclusion_log.excluded_at IS
     'When it was, for a late exclusion; else see prepared_at of the delivery.';
 
--- Of the log's two halves, the second without its join.
+-- The second half of the log, without its join.
 CREATE VIEW sendoff.exclusion_cause AS
 SELECT delivery_id, cause, late, count(*) AS excluded
 FROM (

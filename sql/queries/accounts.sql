@@ -1,12 +1,12 @@
--- The accounts: rows and counters move together, in one guarded statement. Each statement says by how much by what
--- its rows were and are (was, status); sendoff.count_moves does the rest.
+-- The accounts: rows and counters move together, in one guarded statement. The old and new status of its rows
+-- (was, status) give the amounts, and sendoff.count_moves moves the counters.
 
 -- name: record_outcomes
 -- A row is inserted for a result without a claim, and changed only by a fact of higher precedence or one that
--- is not known yet; so doubled, late and reordered results change nothing twice. A fact comes with the time of its next
--- attempt, where it may have one: within the delivery's limits it is *retrying*, with the fact's own precedence, else
--- it stands as it is. Of recipients who were erased, mostly nobody, no reply is kept, and none is tried again.
--- Measured with 1,000 rows a batch: 6 µs a row.
+-- is not known yet; so doubled, late and reordered results change nothing twice. A fact has the time of its
+-- next attempt, if it may have one: within the delivery's limits it is *retrying*, with the fact's
+-- precedence, otherwise it is final. For erased recipients, of which there are mostly none, no reply is
+-- stored, and no attempt follows. Measured with 1,000 rows a batch: 6 µs a row.
 WITH result AS (
     SELECT r.recipient, r.attempt, CASE WHEN again.planned THEN 'retrying' ELSE r.status END AS status, r.precedence,
            r.sent_at, r.bounced_at, r.error_at, CASE WHEN again.planned THEN now() + r.retry_after END AS retry_at, r.reason,
@@ -68,10 +68,10 @@ SELECT delivery_id, to_deliver FROM sendoff.delivery_record
 WHERE delivery_id = ANY(:delivery_ids::bigint[]) AND confirmed_at IS NOT NULL AND purged_at IS NULL;
 
 -- name: cancel_remaining
--- Ends what was not tried: at a stop, and when the validity is over. Asked with the claims closed, so that
--- "the rest" is a number and not a race: who is pending, and who waits for a retry. From here on, a recipient without a
--- row, or with one that is *retrying*, counts as cancelled. Reads no outcomes but one: a stop takes as long for
--- millions. The rows of those who wait are left to end_retries.
+-- Cancels recipients that were not tried: at a stop, and when the validity is over. Run it with the claims
+-- closed, so that "the rest" is a fixed number: the pending recipients, and those that wait for a retry. From
+-- here on, a recipient without a row, or with one that is *retrying*, counts as cancelled. It reads one row of
+-- outcomes at most: a stop takes as long for millions. end_retries changes the rows of those that wait.
 WITH closed AS (
     UPDATE sendoff.delivery_record d
     SET cancelled_at = now(), updated_at = now(),
@@ -117,16 +117,16 @@ WHERE delivery_id = :delivery_id AND ending_retries
   AND NOT EXISTS (SELECT FROM sendoff.outcome o WHERE o.delivery_id = :delivery_id AND o.retry_at IS NOT NULL);
 
 -- name: read_unknown
--- Of a range of recipients, by the key.
+-- For a range of recipients, by the key.
 SELECT recipient
 FROM sendoff.outcome
 WHERE delivery_id = :delivery_id AND recipient BETWEEN :first AND :last AND status = 'unknown'
 ORDER BY recipient;
 
 -- name: settle_unknown
--- Those of :recipients that are unknown still. The precedence stays that of *unknown*, so that any real outcome of the
--- attempt wins, however late, and ends a resend that is not claimed yet. A fact is dated as the claim. Nobody who was
--- erased is sent to again.
+-- Settles those of :recipients that are still unknown. The precedence stays that of *unknown*, so that any
+-- real outcome of the attempt wins, even a late one, and ends a resend that is not claimed yet. A fact gets
+-- the time of the claim. Erased recipients are not sent to again.
 WITH found AS (
     SELECT recipient
     FROM sendoff.outcome
@@ -156,11 +156,11 @@ SELECT count(*)::int AS settled, sendoff.count_moves(:delivery_id, ARRAY(
 FROM moved;
 
 -- name: erase_recipients
--- What is personal is overwritten, what is counted stays. Asked with the claims closed, so that no result that is
--- being recorded brings a reply back. A number that was read before another preparation may be of somebody else than
--- :profile_id. Who waits to be tried is not tried, where the delivery may still send to the audience that it has
--- (before *ready* another is to be prepared): excluded who was never claimed, and with the fact that stands who waits
--- for a retry.
+-- Overwrites personal data, and keeps the counts. Run it with the claims closed, so that a result under way
+-- does not store a reply again. A number that was read before another preparation may belong to another
+-- profile than :profile_id. If the delivery may still send to this audience (before *ready* it must be
+-- prepared again), waiting recipients are not tried: a recipient that was never claimed is excluded, and one
+-- that waits for a retry keeps its fact.
 WITH person AS (
     UPDATE sendoff.recipient
     SET profile_id = NULL, address = '', variables = '{}'
@@ -171,7 +171,7 @@ WITH person AS (
     SELECT :delivery_id, recipient FROM person
     ON CONFLICT (delivery_id, recipient) DO NOTHING
 ), events AS (
-    -- A url that others clicked too says nothing of the person, and keeps its count.
+    -- A url that others clicked too is not personal, and keeps its count.
     UPDATE sendoff.tracking_event e
     SET user_agent = NULL, url = CASE WHEN s.shared THEN e.url END, link = CASE WHEN s.shared THEN e.link END
     FROM person p
@@ -205,10 +205,10 @@ FROM changed
 WHERE status IS DISTINCT FROM was;
 
 -- name: repair_counters
--- Adds the drift that one snapshot showed. Outcomes, events and counters that moved since moved together, so that the
--- difference still holds; not so when what was left was cancelled, which is computed from the counters, drift and
--- all, nor when its rows are leaving by retention, which no snapshot is safe from: then no row comes back, and it is to
--- be counted again.
+-- Adds the drift that one snapshot showed. Outcomes, events and counters that moved since then moved
+-- together, so the difference is still right. It is wrong if the rest was cancelled since, which is computed
+-- from the counters with their drift, or if retention removes the rows, which changes every snapshot. Then no
+-- row comes back, and the delivery must be counted again.
 SELECT d.delivery_id, sendoff.count_moves(d.delivery_id, ARRAY(
            SELECT ('pending', counter, missing)::sendoff.move
            FROM unnest(:counters::text[], :missing::int[]) AS k (counter, missing)))

@@ -1,7 +1,7 @@
--- Alerts: looked for in the view, told through the outbox.
+-- Alerts: the view finds them, and the outbox publishes them.
 
 -- name: sample_progress
--- Once a minute for each delivery that runs without a limit, whoever comes first.
+-- Once a minute for each delivery that runs without a throughput limit; the first scheduler does it.
 INSERT INTO sendoff.delivery_sample (delivery_id, minute, processed)
 SELECT d.delivery_id, date_trunc('minute', now()), k.to_deliver - k.cancelled - k.pending - k.sending
 FROM sendoff.delivery_record d
@@ -15,7 +15,7 @@ ON CONFLICT DO NOTHING;
 DELETE FROM sendoff.delivery_sample WHERE minute < now() - interval '1 hour';
 
 -- name: read_due_alerts
--- Not told within 24 hours.
+-- Alerts that were not raised within 24 hours.
 SELECT a.delivery_id, a.criterion
 FROM sendoff.alert a
 WHERE NOT EXISTS (
@@ -25,11 +25,13 @@ ORDER BY a.delivery_id, a.criterion
 LIMIT 200;
 
 -- name: lock_delivery
--- As a move does, so that schedulers take turns and the numbers of events rise in the order of their commits.
+-- Locks the row as a move does, so that schedulers take turns and the numbers of events rise in the order of
+-- their commits.
 SELECT delivery_id FROM sendoff.delivery_record WHERE delivery_id = :delivery_id FOR NO KEY UPDATE;
 
 -- name: raise_alert
--- Judged again, with the delivery locked. What was told, its event, and the wakening, in one statement.
+-- Checks again, with the delivery locked. One statement writes the alert and its event, and wakes the
+-- publisher.
 WITH raised AS (
     INSERT INTO sendoff.delivery_alert (delivery_id, criterion, state, since, value, threshold, unit, sentence)
     SELECT a.delivery_id, a.criterion, a.state, a.since, a.value, a.threshold, a.unit, a.sentence
@@ -56,7 +58,7 @@ ORDER BY since, delivery_id, criterion;
 SELECT criterion, enabled, threshold, unit, minimum FROM sendoff.alert_threshold ORDER BY criterion;
 
 -- name: set_threshold
--- What is null stays as it is.
+-- A null value changes nothing.
 UPDATE sendoff.alert_threshold
 SET threshold = coalesce(:threshold, threshold), minimum = coalesce(:minimum, minimum),
     enabled = coalesce(:enabled, enabled)

@@ -1,8 +1,8 @@
 -- Claims: the right to try one attempt, taken just before the channel is called.
 
 -- name: lock_claims
--- Claims share this lock; pause and stop take it alone (close_claims). Unlike row locks it queues fairly, so
--- that a stop waits for the claims before it and for none that came later.
+-- Claims share this lock; pause and stop take it exclusively (close_claims). Unlike row locks it queues
+-- fairly, so that a stop waits for earlier claims and not for later ones.
 SELECT pg_advisory_xact_lock_shared(:delivery_id);
 
 -- name: close_claims
@@ -79,7 +79,7 @@ SELECT ARRAY(SELECT recipient FROM taken WHERE status = 'sending') AS granted,
            SELECT (was, status, count(*))::sendoff.move FROM taken GROUP BY was, status));
 
 -- name: read_absent_recipients
--- Numbers that are none of a confirmed delivery.
+-- The numbers that are not recipients of a confirmed delivery.
 SELECT a.recipient
 FROM unnest(:recipients::int[]) AS a (recipient)
 LEFT JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id AND d.confirmed_at IS NOT NULL
@@ -89,10 +89,11 @@ WHERE d.delivery_id IS NULL OR a.recipient > d.to_deliver;
 SELECT sendoff.hand_over(:delivery_id, :recipients::int[], :tokens::bigint[], :margin::interval);
 
 -- name: give_back_claims
--- Undoes claims that were not handed over: a first attempt is as if it had never been, a further one waits for its
--- retry again, which is due. Their pages are opened. :recipients is sorted, and its range given too: a plan that was
--- made while the table was empty looks no further than that, here and below. Asked with the claims shared or closed, since a stop counts who is
--- pending. In a delivery that is cancelled the fact that stood before stands.
+-- Undoes claims that were not handed over: the row of a first attempt is deleted, and a further attempt waits
+-- for its retry again, which is due. Their pages are opened. :recipients is sorted, and its range given too: a
+-- plan that was made while the table was empty looks no further than that, here and below. Run it with the
+-- claims shared or closed, since a stop counts pending recipients. In a cancelled delivery the fact before the
+-- claim is final.
 WITH delivery AS MATERIALIZED (
     SELECT cancelled_at IS NOT NULL AS cancelled, under_way AND cancelled_at IS NULL AS going
     FROM sendoff.delivery_record
@@ -150,8 +151,8 @@ FOR UPDATE SKIP LOCKED;
 SELECT token, recipients FROM sendoff.claim_lease WHERE delivery_id = :delivery_id ORDER BY token;
 
 -- name: expire_claims
--- A claim that was handed over and has had no result for so long: the message may have been sent, so it is never sent
--- again by itself.
+-- Claims that were handed over and have had no result for so long: the message may have been sent, so it is
+-- never sent again automatically.
 WITH expired AS (
     SELECT recipient
     FROM sendoff.outcome
@@ -173,7 +174,7 @@ SELECT count(*)::int AS expired, sendoff.count_moves(:delivery_id, ARRAY(
 FROM moved;
 
 -- name: end_leases
--- Expired leases go, but for those of which a claim still waits for its result.
+-- Deletes expired leases, except those with a claim that waits for its result.
 WITH open AS MATERIALIZED (
     SELECT claim_token AS token, max(handed_over_at) AS last
     FROM sendoff.outcome

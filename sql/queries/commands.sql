@@ -1,8 +1,8 @@
 -- Commands and their recorded answers.
 
 -- name: lock_command
--- Two deliveries of one command take turns: the second finds the answer of the first. The lock is on a hash
--- of the id, beside the ids of deliveries, which are positive.
+-- If the broker delivers a command twice, the two executions take turns: the second finds the answer of the
+-- first. The lock's key is a hash of the id, apart from the ids of deliveries, which are positive.
 SELECT pg_advisory_xact_lock(-1 - abs(hashtextextended(:command_id, 0) / 2));
 
 -- name: limit_lock_waits

@@ -1,8 +1,9 @@
 -- The delivery, its state and its content.
 
 -- name: read_delivery_for_update
--- Locks the one row that every command and every move of state goes through, so that they take turns. Not its key:
--- a first counter of a shard refers to it, and a stop that waits for that counter would be waited for.
+-- Locks the one row that every command and every move of state goes through, so that they take turns. The key
+-- is not locked: the first counter of a shard refers to it, and would wait for a stop that waits for that
+-- counter.
 SELECT delivery_id, label, channel, state, preparation, to_deliver, contact_date, time_zone, valid_for, valid_until,
        confirmed_at, late_limit, messages_per_hour, purged_at,
        (SELECT max(due_at) FROM sendoff.delivery_wave w WHERE w.delivery_id = d.delivery_id) AS last_due_at
@@ -11,9 +12,9 @@ WHERE delivery_id = :delivery_id
 FOR NO KEY UPDATE;
 
 -- name: move_delivery
--- The one guarded move: :expected are the states that it expects; no row back means that somebody else moved first.
--- A pause remembers where it was paused; a start or an end is dated when it first happens. The move is recorded,
--- and its event (:event, where it has one) put into the outbox, here and in finish_delivery alone.
+-- The one guarded move: :expected are the states that it expects; no row means that another process moved it
+-- first. A pause remembers where it was paused; the first start and the first end set their times. Only this
+-- statement and finish_delivery record the move and put its event (:event, if it has one) into the outbox.
 WITH old AS (
     SELECT delivery_id, state
     FROM sendoff.delivery_record
@@ -55,7 +56,7 @@ SET confirmed_at = now(), confirmed_by = :operator, valid_until = :valid_until
 WHERE delivery_id = :delivery_id;
 
 -- name: authorise_delivery
--- By a confirm, and by a resume: the authority that it starts under.
+-- Written by a confirm and by a resume: the authority under which it starts.
 UPDATE sendoff.delivery_record
 SET authorised_by = :operator, authorised_by_token = :by_token
 WHERE delivery_id = :delivery_id;
@@ -64,8 +65,8 @@ WHERE delivery_id = :delivery_id;
 SELECT authorised_by, authorised_by_token FROM sendoff.delivery_record WHERE delivery_id = :delivery_id;
 
 -- name: read_nothing_open
--- What finish_delivery expects, asked first without its locks: the sum reads at most 16 short rows, so that it may
--- be asked after every batch.
+-- The condition of finish_delivery, checked first without its locks. The sum reads at most 16 short rows, so
+-- it may be checked after every batch.
 SELECT d.delivery_id
 FROM sendoff.delivery_record d
 JOIN sendoff.deployment k ON k.delivery_id = d.delivery_id
@@ -73,8 +74,8 @@ WHERE d.delivery_id = :delivery_id AND d.state = ANY (:expected::text[]) AND NOT
   AND k.pending + k.sending + k.retrying <= 0;
 
 -- name: finish_delivery
--- Finished is computed: nobody is pending, sending or retrying. Asked with the claims closed, so that no result plans a
--- retry meanwhile.
+-- A delivery is finished when nobody is pending, sending or retrying. Run it with the claims closed, so that
+-- no result plans a retry meanwhile.
 WITH old AS (
     SELECT delivery_id, state
     FROM sendoff.delivery_record
@@ -101,8 +102,8 @@ WITH old AS (
 SELECT delivery_id, pg_notify('sendoff_events', '') FROM recorded;
 
 -- name: read_progress
--- After a batch: is anything left open, and how many of those that were attempted went wrong? Reads at most 16
--- short rows.
+-- After a batch: whether any recipient is open, and how many of the attempted bounced or failed. Reads at
+-- most 16 short rows.
 SELECT d.running, k.pending + k.sending + k.retrying <= 0 AS complete, d.breaker_tripped_at IS NOT NULL AS tripped,
        coalesce(d.breaker_minimum, :minimum) AS minimum,
        coalesce(d.hard_bounce_pct, :hard_bounce_pct) AS hard_bounce_pct, coalesce(d.error_pct, :error_pct) AS error_pct,
@@ -115,7 +116,7 @@ WHERE d.delivery_id = :delivery_id;
 UPDATE sendoff.delivery_record SET breaker_tripped_at = now() WHERE delivery_id = :delivery_id;
 
 -- name: read_due_deliveries
--- Confirmed, and their contact date is reached.
+-- Confirmed deliveries whose contact date has come.
 SELECT delivery_id
 FROM sendoff.delivery_record
 WHERE under_way AND state = 'start_pending' AND (contact_date IS NULL OR contact_date <= now())
@@ -123,8 +124,8 @@ ORDER BY contact_date NULLS FIRST, delivery_id
 LIMIT 100;
 
 -- name: read_seconds_to_next_start
--- How long a scheduler may sleep: to the next contact date, or not at all where one is past; null where none
--- is waiting.
+-- How long a scheduler may sleep: until the next contact date, or not at all if one is past; null if none
+-- waits.
 SELECT extract(epoch FROM min(contact_date) - now())::float8
 FROM sendoff.delivery_record
 WHERE under_way AND state = 'start_pending';
@@ -133,7 +134,7 @@ WHERE under_way AND state = 'start_pending';
 SELECT clock_timestamp();
 
 -- name: read_waves
--- The first of them, as a person is shown them; how many there are comes with each.
+-- The first waves, as people see them. Each row has the number of all.
 SELECT last - first + 1 AS recipients, due_at, due_after, count(*) OVER ()::int AS waves
 FROM sendoff.delivery_wave
 WHERE delivery_id = :delivery_id
@@ -141,7 +142,7 @@ ORDER BY wave
 LIMIT :shown;
 
 -- name: read_expired_deliveries
--- Under way, and their validity is over: what was not tried is to be cancelled.
+-- Deliveries under way whose validity is over: recipients that were not tried must be cancelled.
 SELECT delivery_id
 FROM sendoff.delivery_record
 WHERE under_way AND valid_until <= now() AND cancelled_at IS NULL

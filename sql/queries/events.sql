@@ -1,9 +1,9 @@
 -- Events: taken from the outbox, published, deleted.
 
 -- name: take_events
--- The oldest event of each delivery, and no other: the next is taken when it is gone, so that events of one
--- delivery leave in order, whoever publishes them. A lease keeps others off while the broker confirms; it runs
--- out by itself when its owner dies.
+-- Only the oldest event of each delivery: the next is taken after it is deleted, so that the events of one
+-- delivery are published in order by any number of processes. A lease reserves an event until the broker
+-- confirms it. It expires by itself if its owner dies.
 WITH head AS (
     SELECT e.delivery_id, e.number
     FROM sendoff.event e
@@ -28,14 +28,14 @@ LEFT JOIN sendoff.delivery_alert a ON a.delivery_id = taken.delivery_id AND a.nu
 ORDER BY taken.number;
 
 -- name: release_events
--- Gives leases back: the broker did not confirm.
+-- Ends leases: the broker did not confirm.
 UPDATE sendoff.event e
 SET leased_until = NULL
 FROM unnest(:delivery_ids::bigint[], :numbers::bigint[]) AS held (delivery_id, number)
 WHERE e.delivery_id = held.delivery_id AND e.number = held.number;
 
 -- name: drop_events
--- The broker has them.
+-- Deletes events that the broker has confirmed.
 DELETE FROM sendoff.event e
 USING unnest(:delivery_ids::bigint[], :numbers::bigint[]) AS told (delivery_id, number)
 WHERE e.delivery_id = told.delivery_id AND e.number = told.number;

@@ -1,8 +1,8 @@
 -- The directory of operators.
 
 -- name: share_operator
--- Before read_operator, as a statement of its own: a revocation waits for the command that relies on the role, or
--- comes first. One that was waited for is seen only by a statement that begins afterwards.
+-- Runs before read_operator, as a statement of its own: a revocation waits for the command that uses the
+-- role, or comes first. After we waited for a revocation, only a later statement sees it.
 SELECT name FROM sendoff.operator WHERE name = :name FOR SHARE;
 
 -- name: read_operator

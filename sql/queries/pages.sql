@@ -2,7 +2,7 @@
 
 -- name: create_pages
 -- In the confirming transaction: from here on the pages are the work, and no outbox is needed. A delivery
--- without waves is one.
+-- without waves has one wave.
 INSERT INTO sendoff.delivery_page (delivery_id, page, first, last, due_at)
 SELECT :delivery_id, row_number() OVER (ORDER BY w.first, n), w.first + n * :page_size,
        least(w.first + (n + 1) * :page_size - 1, w.last), w.due_at
@@ -22,7 +22,8 @@ WHERE d.delivery_id = :delivery_id;
 INSERT INTO sendoff.delivery_pace (delivery_id, page_size) VALUES (:delivery_id, :page_size);
 
 -- name: start_waves
--- The delivery starts now: waves that are counted from the start are due so much later, however late it is.
+-- The delivery starts now: waves that are counted from the start get their times from this start, even a late
+-- one.
 UPDATE sendoff.delivery_page p
 SET due_at = now() + w.due_after
 FROM sendoff.delivery_wave w
@@ -36,7 +37,7 @@ SELECT pg_notify('sendoff_pages', :delivery_id::text);
 -- name: lease_pages
 -- The first page of every running delivery, the deliveries after :after first, then the second of each: round-robin,
 -- so that a small delivery never waits behind a large one. SKIP LOCKED lets any number of fan-outs work side by
--- side. Deliveries with a limit of their throughput are left to lease_paced_pages.
+-- side. lease_paced_pages leases the pages of deliveries with a throughput limit.
 WITH candidate AS (
     SELECT p.delivery_id, p.page, row_number() OVER (PARTITION BY p.delivery_id ORDER BY p.page) AS nth
     FROM sendoff.delivery_record d
@@ -64,8 +65,8 @@ WHERE p.delivery_id = picked.delivery_id AND p.page = picked.page AND d.delivery
 RETURNING p.delivery_id, p.page, p.first, p.last, d.channel, d.valid_until;
 
 -- name: lock_paces
--- Deliveries with a limit that may publish a page now, those first that could have for the longest time. The
--- lock makes fan-outs take turns for each; what the one before did is seen by the next statement.
+-- Deliveries with a throughput limit that may publish a page now, first those that have waited longest. The
+-- lock makes fan-outs take turns for each; the next statement sees the changes of the one before.
 SELECT p.delivery_id
 FROM sendoff.delivery_record d
 JOIN sendoff.delivery_pace p ON p.delivery_id = d.delivery_id
@@ -81,9 +82,9 @@ FOR NO KEY UPDATE OF p SKIP LOCKED;
 
 -- name: lease_paced_pages
 -- One page of each of the locked deliveries, unless more than a page of what was published before still waits
--- for a sender: with the senders down, no backlog gathers that they would send all at once. The next page may
--- follow when this one's messages are worked off at the limit. The time since then is lost, but for a quarter
--- of a page, which makes good for the fan-out coming a moment late: an outage is not followed by a burst.
+-- for a sender: if the senders are down, no backlog grows that they would send at once. The next page may
+-- follow when this page's messages are sent at the limit. Time that passed since then is lost, except a
+-- quarter of a page, which allows for a fan-out that comes a moment late. So no burst follows an outage.
 WITH picked AS (
     SELECT o.delivery_id, o.page, k.messages, d.messages_per_hour
     FROM sendoff.delivery_pace p
@@ -131,7 +132,7 @@ WHERE p.delivery_id = picked.delivery_id AND p.page = picked.page AND d.delivery
 RETURNING p.delivery_id, p.page, p.first, p.last, d.channel, d.valid_until;
 
 -- name: read_seconds_to_next_page
--- How long a fan-out may sleep for the sake of deliveries with a limit; null where none waits for its turn.
+-- How long a fan-out may sleep until a delivery with a throughput limit may publish; null if none waits.
 SELECT extract(epoch FROM min(p.next_at) - now())::float8
 FROM sendoff.delivery_record d
 JOIN sendoff.delivery_pace p ON p.delivery_id = d.delivery_id
@@ -140,10 +141,10 @@ WHERE d.running AND d.cancelled_at IS NULL AND p.next_at > now();
 -- name: read_sends
 -- The bodies of a page's send messages, made where the data is: 1 µs a message against 12 in Python. What is the same
 -- for all comes as text: what stands before the recipient, between the attempt and the address, and behind the variables.
--- Only recipients that are still to be tried: those without a row, and retries that are due. Of a page that is published
--- for the first time nobody has a row, which is seen at once and saves 0.4 µs a look. OFFSET 0 keeps the look-up by the
--- whole key: for an empty table the planner thinks half the key as good, and a plan that was made then compares every
--- recipient of the page with every row of the delivery (42 s for 20,000 recipients).
+-- Only recipients that must still be tried: those without a row, and due retries. In a page that is published
+-- for the first time nobody has a row: one look shows this and saves 0.4 µs for each. OFFSET 0 keeps the
+-- look-up by the whole key: for an empty table the planner thinks half the key as good, and a plan that was
+-- made then compares every recipient of the page with every row of the delivery (42 s for 20,000 recipients).
 -- And :delivery_id, not the recipient's delivery_id: partitions are left out once, before the first row.
 WITH known AS MATERIALIZED (
     SELECT EXISTS (
@@ -174,7 +175,7 @@ WHERE delivery_id = :delivery_id AND page = :page AND state = 'open' AND leased_
 RETURNING page;
 
 -- name: release_page
--- Gives a lease back, so that a stop or an outage does not hold the page up until the lease ends.
+-- Ends a lease, so that a stop or an outage does not delay the page until the lease expires.
 UPDATE sendoff.delivery_page
 SET leased_until = NULL, leased_by = NULL
 WHERE delivery_id = :delivery_id AND page = :page AND state = 'open' AND leased_by = :owner
@@ -190,9 +191,10 @@ WHERE p.state = 'published' AND p.look_at <= now()
 ORDER BY p.delivery_id;
 
 -- name: inspect_pages
--- Published pages whose time to be looked at has come, and how many of the range were published and not claimed. Retries that are due later are left to open_due_retries. Their next look is put off in the
--- same statement, so that schedulers do not repeat each other. Counted page by page: a join, planned while the table
--- was empty, would compare every page with every row of the delivery.
+-- Published pages that are due for an inspection, and how many of the range were published and not claimed.
+-- open_due_retries handles retries that are due later. Their next look is put off in the same statement, so
+-- that schedulers do not repeat each other. Counted page by page: a join, planned while the table was empty,
+-- would compare every page with every row of the delivery.
 WITH due AS (
     SELECT p.delivery_id, p.page, p.first, p.last, p.published_at
     FROM sendoff.delivery_page p
@@ -219,8 +221,8 @@ CROSS JOIN LATERAL (
 ORDER BY due.page;
 
 -- name: close_pages
--- Looks again, in this very statement, whether everybody of the page was claimed: a claim may have been given back, or
--- a retry have fallen due, since the page was inspected.
+-- Checks again, in the same statement, that all recipients of the page were claimed: since the inspection a
+-- claim may have been undone, or a retry may be due.
 UPDATE sendoff.delivery_page p
 SET state = 'closed', look_at = NULL
 FROM sendoff.delivery_record d
@@ -242,9 +244,9 @@ WHERE delivery_id = :delivery_id AND page = ANY (:pages::int[]) AND state = 'pub
 RETURNING page;
 
 -- name: open_due_retries
--- Closed pages with a retry that has fallen due, and published ones with one that has since they were published,
--- whatever else is in them: who needs no further try is not published again. A page that is open is not looked at, and need not be: it is published when it is due,
--- with the retries of then. The index has only those who wait for a retry.
+-- Closed pages with a due retry, and published pages with a retry that became due since their publish.
+-- Recipients that need no further attempt are not published again. Open pages need no check: they are
+-- published when they are due, with their due retries. The index has only those who wait for a retry.
 UPDATE sendoff.delivery_page p
 SET state = 'open', due_at = now(), look_at = NULL
 WHERE p.delivery_id = :delivery_id AND p.state <> 'open'
@@ -263,22 +265,21 @@ WHERE d.running AND d.cancelled_at IS NULL AND k.retrying > 0
 ORDER BY d.delivery_id;
 
 -- name: reopen_all_pages
--- After a resume: messages that were refused during the pause are gone from the queue. So may be those of a page
--- that is being published at this moment: its lease is taken back, so that it is not counted as published.
+-- After a resume: messages that were refused during the pause are no longer in the queue. This may be true
+-- for a page that is being published now too: its lease is ended, so that it does not count as published.
 UPDATE sendoff.delivery_page
 SET state = 'open', due_at = now(), look_at = NULL, leased_until = NULL, leased_by = NULL
 WHERE delivery_id = :delivery_id AND (state = 'published' OR (state = 'open' AND leased_by IS NOT NULL))
 RETURNING page;
 
 -- name: close_all_pages
--- Nothing of the delivery is open any more.
+-- Closes all pages of a delivery without open recipients.
 UPDATE sendoff.delivery_page
 SET state = 'closed', look_at = NULL, leased_until = NULL, leased_by = NULL
 WHERE delivery_id = :delivery_id AND state <> 'closed';
 
 -- name: look_at_open_pages
--- Of a delivery that is cancelled: nobody leases its open pages any more, and only published ones are looked at,
--- which is where claims without a result run out.
+-- For a cancelled delivery: nobody leases its open pages any more, and only published pages are inspected.
 UPDATE sendoff.delivery_page
 SET state = 'published', published_at = coalesce(published_at, now()), look_at = now(), leased_until = NULL,
     leased_by = NULL

@@ -4,8 +4,8 @@
 SELECT sendoff.open_partition_set(:period);
 
 -- name: read_missing_partitions
--- What of a set is not there, or was to be detached and is so by half: rows cannot be put in. Retention removes sets
--- that are leaving.
+-- Partitions of a set that are missing or half detached: rows cannot be inserted. Sets that retention is
+-- removing are left out.
 SELECT t.name || '_' || s.first_id AS partition
 FROM sendoff.partition_set s
 CROSS JOIN sendoff.partitioned_table t

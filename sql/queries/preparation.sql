@@ -1,7 +1,7 @@
 -- Preparation: the audience goes through a temporary table of the session into the delivery.
 
 -- name: create_staged_target
--- Rows as the recipients file has them, judged one by one. Temporary: a process that dies leaves nothing, and
+-- Rows of the recipients file, checked one by one. Temporary: a process that dies leaves nothing, and
 -- nothing of it is written to the log. Keys are compared byte by byte, which sorts a million in half the time.
 CREATE TEMPORARY TABLE IF NOT EXISTS staged_target (
     line         integer NOT NULL,
@@ -23,12 +23,12 @@ TRUNCATE pg_temp.staged_target;
 ANALYZE pg_temp.staged_target;
 
 -- name: read_span
--- When the first and the last of those are due that have a time of their own.
+-- When the first and the last row with its own time are due.
 SELECT min(due_at) AS first, max(due_at) AS last FROM pg_temp.staged_target;
 
 -- name: lock_preparation
--- One preparation of a delivery at a time; held by the session, so that it ends with the process. Below the
--- ids of deliveries, which claims lock, and below the key of the migrations.
+-- A lock for one preparation of a delivery at a time. The session holds it, so that it ends with the process.
+-- Below the ids of deliveries, which claims lock, and below the key of the migrations.
 SELECT pg_try_advisory_lock(-1000000000 - :delivery_id::bigint);
 
 -- name: keep_preparations_out
@@ -41,7 +41,7 @@ INSERT INTO sendoff.delivery_record (label, channel, created_by) VALUES (:label,
 RETURNING delivery_id;
 
 -- name: drop_audience
--- What the preparation before has left. Outcomes there are only of people who were erased since.
+-- Deletes the rows of the preparation before. It has outcomes only for people who were erased since then.
 WITH recipients AS (
     DELETE FROM sendoff.recipient WHERE delivery_id = :delivery_id
 ), exclusions AS (
@@ -109,7 +109,7 @@ WHERE cause IS NULL
 ORDER BY due_at NULLS FIRST, line;
 
 -- name: insert_waves_by_time
--- Those who are due together are a wave; without a time of their own, at the start.
+-- Recipients that are due together are a wave. Those without a time of their own are due at the start.
 INSERT INTO sendoff.delivery_wave (delivery_id, wave, first, last, due_at, due_after)
 SELECT :delivery_id, row_number() OVER due, sum(count(*)) OVER due - count(*) + 1, sum(count(*)) OVER due, due_at,
        CASE WHEN due_at IS NULL THEN interval '0' END
@@ -122,9 +122,9 @@ WINDOW due AS (ORDER BY due_at NULLS FIRST);
 SELECT count(*)::int FROM pg_temp.staged_target WHERE cause IS NULL;
 
 -- name: insert_recipients_by_share
--- Dealt by the hash of the delivery and the address: each share is like the whole, whatever order the file
--- has; another delivery deals otherwise, and the same one, prepared again, as before. :starts are the places at
--- which the waves after the first begin. Within its wave everybody keeps the order of the file.
+-- Divided by the hash of the delivery and the address: each share is like the whole audience, for any order
+-- of the file. Another delivery divides differently, and the same one, prepared again, as before. :starts are
+-- the places at which the waves after the first begin. Within a wave, recipients keep the order of the file.
 WITH dealt AS (
     SELECT line, width_bucket(
                row_number() OVER (ORDER BY md5(:delivery_id::bigint || ' ' || address_key) COLLATE "C"),
@@ -139,7 +139,7 @@ JOIN pg_temp.staged_target t ON t.line = d.line
 ORDER BY d.wave, t.line;
 
 -- name: insert_waves_by_share
--- A share of nobody is no wave.
+-- A share without recipients is not a wave.
 INSERT INTO sendoff.delivery_wave (delivery_id, wave, first, last, due_after)
 SELECT :delivery_id, row_number() OVER (ORDER BY last), first, last, due_after
 FROM unnest(:firsts::int[], :lasts::int[], :delays::interval[]) AS w (first, last, due_after)
@@ -165,8 +165,8 @@ FROM numbered
 GROUP BY (recipient - 1) / 1000;
 
 -- name: complete_preparation
--- The next snapshot: what the confirmation shows, and what it will freeze. Where everybody's own clock decides
--- (:by_local_time), the contact date is that of the first.
+-- The next snapshot: what the confirmation shows, and what it will freeze. If the contact date is local to
+-- each recipient (:by_local_time), it is that of the first recipient.
 UPDATE sendoff.delivery_record d
 SET label = :label, channel = :channel,
     contact_date = coalesce(CASE WHEN :by_local_time THEN (SELECT min(due_at)

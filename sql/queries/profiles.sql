@@ -1,5 +1,5 @@
--- Profiles: what is held of one, its history, and its erasure. Look-ups go by the indexes on profile_id, which every
--- partition has: one probe a set.
+-- Profiles: the stored data of one, its history, and its erasure. Look-ups go by the indexes on profile_id,
+-- which every partition has: one probe a set.
 
 -- name: read_held
 SELECT count(*)::int AS messages, count(DISTINCT r.delivery_id)::int AS deliveries,
@@ -20,7 +20,7 @@ ORDER BY delivery_id DESC, recipient DESC
 LIMIT :rows;
 
 -- name: read_profile_messages
--- All that is held of messages: what profile_history leaves out.
+-- All stored data of messages that profile_history leaves out.
 SELECT r.delivery_id, r.recipient, r.address, r.variables::text AS variables, o.attempt, o.status, o.claimed_at,
        o.sent_at, o.bounced_at, o.error_at, o.unknown_at, o.retry_at, o.reason, o.code, o.fault, o.reply, o.provider_id,
        o.excluded_at
@@ -55,7 +55,7 @@ JOIN sendoff.quarantined_address q ON q.channel = d.channel
 WHERE d.delivery_id = :delivery_id AND q.address_key = :address_key;
 
 -- name: read_erasable
--- The next messages of a profile; those that are erased have none any more.
+-- The next messages of a profile. Erased messages have no profile any more.
 SELECT delivery_id, array_agg(recipient ORDER BY recipient) AS recipients
 FROM (
     SELECT delivery_id, recipient

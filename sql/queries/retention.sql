@@ -1,8 +1,9 @@
--- Retention: sets of partitions that leave, and what holds them back.
+-- Retention: removes sets of partitions, and finds the deliveries that prevent it.
 
 -- name: read_sets
--- A delivery leaves so long after its end; one that was never confirmed, so long after it was last touched; one under
--- way never. The newest set stays: new deliveries go into it. The five that hold a set for longest are named.
+-- A delivery may be removed so long after its end or, if it was never confirmed, after its last change. A
+-- delivery under way is never removed. The newest set stays: new deliveries go into it. The five deliveries
+-- that keep a set for longest are named.
 SELECT s.first_id, s.last_id, s.opened_at, s.leaving_at IS NOT NULL AS leaving,
        s.first_id = max(s.first_id) OVER () AS newest, d.deliveries, d.recipients, d.held, d.held_by, p.bytes
 FROM sendoff.partition_set s
@@ -24,18 +25,19 @@ CROSS JOIN LATERAL (
 ORDER BY s.first_id;
 
 -- name: read_holders
--- Deliveries that hold a set back, as a person is told of them.
+-- Deliveries that prevent a set's removal, as people see them.
 SELECT delivery_id, state, CASE WHEN confirmed_at IS NULL THEN updated_at ELSE finished_at END AS since
 FROM sendoff.delivery_record
 WHERE delivery_id = ANY (:delivery_ids::bigint[])
 ORDER BY array_position(:delivery_ids, delivery_id);
 
 -- name: lock_retention
--- One at a time; held by the session, so that it ends with the process. Below the ids of deliveries.
+-- A lock for one removal at a time. The session holds it, so that it ends with the process. Below the ids of
+-- deliveries.
 SELECT pg_try_advisory_lock(-7365648);
 
 -- name: lock_set
--- Before it is judged again: what a command moves meanwhile is seen by the next statement, or waits.
+-- Locks the rows before the second check: the next statement sees a command's move, or the command waits.
 SELECT delivery_id
 FROM sendoff.delivery_record
 WHERE delivery_id BETWEEN :first_id AND :last_id
@@ -55,7 +57,7 @@ WHERE delivery_id BETWEEN :first_id AND :last_id AND purged_at IS NULL;
 SELECT max(delivery_id) FROM sendoff.delivery_record WHERE delivery_id BETWEEN :first_id AND :last_id;
 
 -- name: drop_plans
--- What else is kept of an audience and of the way to it.
+-- Deletes the other data about an audience: its pages, waves, erasures, pace and content.
 WITH pages AS (
     DELETE FROM sendoff.delivery_page WHERE delivery_id BETWEEN :first_id AND :last_id
 ), waves AS (
@@ -69,8 +71,9 @@ DELETE FROM sendoff.delivery_content WHERE delivery_id BETWEEN :first_id AND :la
 
 -- name: read_next_step
 -- The next statement that a leaving set needs, as the catalog shows it: what died between a detachment and a drop
--- goes on where it ended. CONCURRENTLY waits for whoever reads the partition, and nobody waits for it.
--- Recipients leave last: as long as tracking is recorded, whose an opt-out is can be told, however long a step waits.
+-- goes on where it ended. CONCURRENTLY waits for readers of the partition, and nobody waits for it.
+-- Recipients are removed last: as long as tracking is recorded, the profile of an opt-out can be found, even
+-- if a step waits long.
 SELECT p.name AS partition,
        CASE WHEN i.inhrelid IS NULL THEN format('DROP TABLE sendoff.%I', p.name)
             ELSE format('ALTER TABLE sendoff.%I DETACH PARTITION sendoff.%I %s', t.name, p.name,
@@ -83,11 +86,11 @@ ORDER BY t.name = 'recipient', t.name
 LIMIT 1;
 
 -- name: be_patient
--- A statement that waits for longer is tried again; the pool undoes this setting when the session is given back.
+-- A statement that waits longer is tried again. The pool resets this setting when the session ends.
 SELECT set_config('lock_timeout', :patience, false);
 
 -- name: read_oldest_transaction
--- Whom a detachment most likely waits for.
+-- The sessions for which a detachment probably waits.
 SELECT pid, coalesce(nullif(application_name, ''), usename, backend_type) AS name, xact_start AS since
 FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL

@@ -1,4 +1,4 @@
--- What the server says of itself and of us, for “sendoff check”.
+-- Facts about the server and our role, for “sendoff check”.
 
 -- name: read_role
 SELECT current_user AS name, r.rolsuper AS superuser,

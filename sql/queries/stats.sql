@@ -2,7 +2,7 @@
 
 -- name: lock_stats
 -- One recount of a delivery at a time: two would both repair the same drift. Held by the session, because the
--- snapshot must be taken after it; the key lies below those of deliveries and commands.
+-- snapshot must be taken after it; its key is below those of deliveries and commands.
 SELECT pg_advisory_lock(-9000000000000000000 - :delivery_id % 100000000000000000);
 
 -- name: unlock_stats
@@ -12,21 +12,21 @@ SELECT pg_advisory_unlock(-9000000000000000000 - :delivery_id % 1000000000000000
 SELECT * FROM sendoff.deployment WHERE delivery_id = :delivery_id;
 
 -- name: plan_recount
--- For the rest of the transaction, what a count of a whole delivery wants and nothing else: a plan for this delivery,
--- which may read the table from end to end. Where the key finds the rows, a bitmap of a million of them fits into the
--- memory. In parallel where that is worth the workers, and then whatever the statistics say, which know nothing yet of
--- a delivery that was just sent.
+-- Settings for the rest of the transaction, for a count of a whole delivery: a plan for this delivery, which
+-- may read the whole table. Where the key finds the rows, a bitmap of a million of them fits into the memory.
+-- In parallel if the delivery is large enough, without regard to the statistics, which do not yet know a
+-- delivery that was just sent.
 SELECT set_config('plan_cache_mode', 'force_custom_plan', true), set_config('enable_seqscan', 'on', true),
        set_config('work_mem', '64MB', true), set_config('effective_io_concurrency', '0', true),
        set_config('parallel_setup_cost', '0', true), set_config('min_parallel_table_scan_size', '0', true),
        CASE WHEN NOT :parallel THEN set_config('max_parallel_workers_per_gather', '0', true) END;
 
 -- name: export_snapshot
--- So that another connection can count in it.
+-- Exports the snapshot, so that another connection can count in it.
 SELECT pg_export_snapshot();
 
 -- name: recount
--- To be fetched as a whole: the server runs nothing in parallel when it is asked for a number of rows.
+-- Fetch all rows at once: the server does not run in parallel if it is asked for a number of rows.
 SELECT * FROM sendoff.recount(:delivery_id);
 
 -- name: recount_tracking

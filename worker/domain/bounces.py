@@ -8,9 +8,9 @@ is never the fault of the recipient's address.
 The rules are data. They are applied in this order:
 
 1. words that blame the sender's reputation, authentication or set-up: they win over the code;
-2. the enhanced status code (RFC 3463 and the registry of RFC 5248), where it is a specific one;
+2. the enhanced status code (RFC 3463 and the registry of RFC 5248), if it is a specific one;
 3. words for the rest, since many servers give vague codes with exact words;
-4. the enhanced status code where it is a vague one, and last the basic code (RFC 5321 section 4.2.3).
+4. the enhanced status code, if it is a vague one, and last the basic code (RFC 5321 section 4.2.3).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Classified:
     kind: BounceKind
     reason: BounceReason
     status: str
-    """The server's enhanced code, its class that of the basic code; `4.0.0` or `5.0.0` where it gave none."""
+    """The server's enhanced code, with the class of the basic code; `4.0.0` or `5.0.0` if it gave none."""
     fault: Fault
 
 

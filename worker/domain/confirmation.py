@@ -77,7 +77,7 @@ def summary(delivery: Delivery, excluded: dict[str, int], waves: Waves, now: dat
         delivery: The delivery.
         excluded: Targets left out by the preparation, by cause.
         waves: The first waves, and the number of all.
-        now: The time, aware; the validity is counted from it where there is no contact date.
+        now: The time, with its time zone. The validity is counted from it if there is no contact date.
     """
     return Summary(
         label=delivery.label,

@@ -88,9 +88,9 @@ class _Lines:
 class RecipientsFile:
     """The rows below a header.
 
-    Columns are separated by commas or, where the header has none, by semicolons, as spreadsheets write them
-    in many countries, or else by tabs. A first line `sep=;` says which, as spreadsheets mean it, and is no
-    row. Blank lines are none either.
+    Columns are separated by commas. If the header has no commas, they are separated by semicolons, which
+    spreadsheets use in many countries, or else by tabs. As in spreadsheets, a first line `sep=;` names the
+    separator and is not a row. Blank lines are not rows.
     """
 
     def __init__(self, readline: Callable[[int], str]) -> None:

@@ -79,7 +79,7 @@ def unprotected(database_url: str, amqp_url: str) -> dict[str, str]:
 
 
 def passwords(url: str) -> list[str]:
-    """Returns the password of a server's address, as it is written and as it is meant, if there is one."""
+    """Returns the passwords of a server's address, as written and decoded; empty if there is none."""
     parts = urlsplit(url)
     written = [parts.password or "", *(v for k, v in parse_qsl(parts.query) if k == "password")]
     return [word for one in written for word in dict.fromkeys((one, unquote(one))) if word]

@@ -302,7 +302,7 @@ class _Filling:
 def _encodable(values: dict[str, Any]) -> bool:
     """Returns whether no value contains a lone surrogate: JSON can carry it, but it is not a character.
 
-    Lists and mappings are not looked through: if there are any, every piece is encoded instead.
+    Lists and mappings are not searched: if there are any, every piece is encoded instead.
     """
     for value in values.values():
         if isinstance(value, str):

@@ -122,7 +122,7 @@ class Executions(Protocol):
     """Opens the transactions in which commands are executed: `worker.db.executions.Executions`."""
 
     def begin(self) -> AbstractAsyncContextManager[Execution]:
-        """Opens one; it is rolled back where the block raises."""
+        """Opens a transaction. An exception in the block rolls it back."""
 
 
 class Authority(Protocol):
