@@ -49,8 +49,10 @@ class Ran:
         return self._process.returncode is not None
 
     def signal(self, number: signal.Signals) -> None:
-        if not self.ended:
-            self._process.send_signal(number)
+        # Not by the process object: it would first reap a process that has just ended, and lose its status.
+        with suppress(ProcessLookupError):
+            if not self.ended:
+                os.kill(self.pid, number)
 
     async def check(self, *statuses: int) -> str:
         """Waits for the end and sees that it is a good one; returns what was said on standard error."""
