@@ -217,7 +217,7 @@ async def test_properties_that_cannot_be_read_cost_only_themselves(
     assert [m.body for m in taken] == [b"odd"] * len(ODD)
     assert [taken[i].correlation_id for i in (2, -1)] == ["M\ufffd\ufffdK", "MARK"]
     assert taken[4].message_id == "M\ufffd\ufffdK"
-    assert [dict(taken[i].headers) for i in (7, 9)] == [{}, {}]
+    assert [dict(taken[i].headers) for i in (7, 9)] == [{"M\ufffd\ufffdK": "value"}, {"key": None}]
     await raw.connection.close()
 
 
