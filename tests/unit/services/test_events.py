@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -12,12 +11,12 @@ import pytest
 from contracts import routing
 from contracts.events import DeliveryEvent, Event
 from contracts.states import State
-from tests.support.fakes import FakePublisher, FakeRetrying, SilentPublisher, counts, metrics
+from tests.support.fakes import FakePublisher, FakeRetrying, FakeWakener, SilentPublisher, counts, metrics
 from worker.domain.failures import Broken, Busy
 from worker.services.events import EventsLimits, EventsParts, EventsService
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
 
 def event(delivery_id: int, number: int, kind: Event = Event.STARTED) -> DeliveryEvent:
@@ -51,25 +50,6 @@ class FakeOutbox:
     async def release(self, events: Sequence[DeliveryEvent]) -> None:
         self.calls.append("release")
         self.taken -= {e.event_id for e in events}
-
-
-class FakeWakener:
-    """Stops the service at its first wait."""
-
-    def __init__(self) -> None:
-        self.listens = False
-        self.waited: list[float] = []
-
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[None]:
-        self.listens = True
-        yield
-        self.listens = False
-
-    async def wait(self, stop: asyncio.Event, seconds: float) -> None:
-        assert self.listens
-        self.waited.append(seconds)
-        stop.set()
 
 
 class Setup:
