@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pamqp.commands import Basic
 
-from worker.amqp.pika import properties
+from worker.amqp import properties
 
 MESSAGE_ID, TIMESTAMP = Basic.Properties.flags["message_id"], Basic.Properties.flags["timestamp"]
 TIMES = st.integers(1, 2**37).map(lambda seconds: datetime.fromtimestamp(seconds, UTC))
@@ -41,7 +41,7 @@ def test_pamqp_still_reads_properties_by_the_code_that_is_replaced() -> None:
     source = dedent(inspect.getsource(properties.PAMQPS_OWN))
     digest = hashlib.sha256(source.encode()).hexdigest()
     assert digest == "6dc3fcb6eff561fc4ab0eee10dba9499225b15d23f055052063e40e3f54686b8", (
-        "pamqp has changed the method that is replaced. Compare it with worker/amqp/pika/properties.py;"
+        "pamqp has changed the method that is replaced. Compare it with worker/amqp/properties.py;"
         " where pamqp no longer raises, remove the replacement."
     )
 

@@ -17,7 +17,7 @@ from worker.amqp.bulk.errors import AmqpChannelClosed, ConnectionClosed, Connect
 from worker.amqp.bulk.layout import CHANNEL
 from worker.amqp.bulk.reader import Reader
 from worker.amqp.errors import BrokerUnreachable, no_virtual_host
-from worker.amqp.pika.properties import patch_pamqp
+from worker.amqp.properties import patch_pamqp
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -34,7 +34,7 @@ from worker.amqp.bulk.layout import (
     HEADER_FRAME,
     METHOD,
 )
-from worker.amqp.pika.publisher import APP_ID
+from worker.amqp.messages import APP_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -13,10 +13,9 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.routing import AUTHORIZATION, COMMANDS, CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
-from worker.amqp.messages import Unroutable
+from worker.amqp.messages import APP_ID, Unroutable
 from worker.amqp.pika.connection import unless_blocked
 from worker.amqp.pika.failures import ERRORS, classify
-from worker.amqp.pika.publisher import APP_ID
 from worker.domain.failures import Failure
 
 if TYPE_CHECKING:

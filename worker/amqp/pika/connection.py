@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import aio_pika
 import aiormq.exceptions
 
+from worker.amqp import properties
 from worker.amqp.errors import BLOCKED, RECONNECT_INTERVAL, BrokerUnreachable, no_virtual_host
-from worker.amqp.pika import properties
 from worker.amqp.pika.failures import ERRORS, ignoring_outage
 from worker.lifecycle import beside
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import structlog
 from aio_pika import DeliveryMode, Message
@@ -13,7 +13,7 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.routing import CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
 from worker.amqp.errors import RECONNECT_INTERVAL, BrokerForbids
-from worker.amqp.messages import Unroutable
+from worker.amqp.messages import APP_ID, Unroutable
 from worker.amqp.pika.connection import blocked
 from worker.amqp.pika.failures import classify
 from worker.domain.failures import Failure
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from worker.amqp.messages import Outgoing
 
 log = structlog.get_logger(__name__)
-
-APP_ID: Final = "sendoff"
 
 
 class PikaPublisher:
