@@ -159,7 +159,7 @@ def queries() -> dict[str, Query]:
             raise ValueError(f"sql/queries/{file.name}: SQL before the first “-- name:”")
         for name, text in zip(blocks[::2], blocks[1::2], strict=True):
             if name in found:
-                raise ValueError(f"sql/queries/{file.name}: the query “{name}” stands twice")
+                raise ValueError(f"sql/queries/{file.name}: the query “{name}” is there twice")
             found[name] = Query(text.strip())
     return found
 

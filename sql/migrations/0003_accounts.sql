@@ -155,8 +155,8 @@ CREATE INDEX claim_lease_delivery ON sendoff.claim_lease (delivery_id);
 
 -- What may be claimed of what is asked for, and who of them is excluded instead, with the cause; nobody where the delivery
 -- does not run. Recipients are dense, so that "exists" is a comparison with to_deliver. A scalar sub-select looks one
--- row up, where a join would read the whole quarantine or denylist for each batch. Whose profile a recipient is has to
--- be looked up too; where a channel has no denylist, nobody is. Sorted here, so that what is looked up is looked up once,
+-- row up, where a join would read the whole quarantine or denylist for each batch. The profile of a recipient
+-- is looked up too, unless the channel has no denylist. Sorted here, so that what is looked up is looked up once,
 -- and not each time that a statement speaks of it. One SELECT, so that it becomes part of the plan.
 CREATE FUNCTION sendoff.judge_claims(
     delivery bigint, numbers integer[], attempts smallint[], address_keys text[]
@@ -212,7 +212,7 @@ END $$;
 -- The status of a recipient that waits for a retry that will not come: the fact of its precedence
 -- (worker/domain/outcomes.py) is now the outcome, as it is for a later result. A bare expression, as the next
 -- one is, so that it becomes part of the plan.
-CREATE FUNCTION sendoff.standing_status(precedence integer) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+CREATE FUNCTION sendoff.status_of(precedence integer) RETURNS text LANGUAGE sql IMMUTABLE AS $$
     SELECT CASE precedence % 16 WHEN 1 THEN 'unknown' WHEN 2 THEN 'error' ELSE 'bounced_soft' END
 $$;
 

@@ -92,15 +92,15 @@ COMMENT ON COLUMN sendoff.deployment.started_at IS 'When sending began.';
 COMMENT ON COLUMN sendoff.deployment.finished_at IS 'When everybody was settled.';
 COMMENT ON COLUMN sendoff.deployment.to_deliver IS 'Recipients of the confirmed preparation.';
 COMMENT ON COLUMN sendoff.deployment.sent IS
-    'Recipients whose standing outcome is sent: the channel took the message, and nothing came back.';
+    'Recipients whose current outcome is sent: the channel took the message, and nothing came back.';
 COMMENT ON COLUMN sendoff.deployment.bounced IS
-    'Recipients whose standing outcome is a bounce: hard, soft and ignored.';
-COMMENT ON COLUMN sendoff.deployment.bounced_hard IS 'Those refused, or returned, for good.';
+    'Recipients whose current outcome is a bounce: hard, soft and ignored.';
+COMMENT ON COLUMN sendoff.deployment.bounced_hard IS 'Those refused, or returned, permanently.';
 COMMENT ON COLUMN sendoff.deployment.bounced_soft IS 'Those refused, or returned, for now, with no attempt left.';
 COMMENT ON COLUMN sendoff.deployment.bounced_ignored IS
-    'Those from whom something came back that says nothing about the address.';
+    'Those for which something came back that says nothing about the address.';
 COMMENT ON COLUMN sendoff.deployment.errors IS 'Recipients whose message could not be handed to the channel.';
-COMMENT ON COLUMN sendoff.deployment.unknown IS 'Recipients of whom nobody knows whether the message went out.';
+COMMENT ON COLUMN sendoff.deployment.unknown IS 'Recipients for which nobody knows whether the message went out.';
 COMMENT ON COLUMN sendoff.deployment.excluded_late IS 'Recipients left out at send time.';
 COMMENT ON COLUMN sendoff.deployment.cancelled IS
     'Recipients who were not tried when the delivery was stopped or its validity ended.';

@@ -15,7 +15,7 @@ JOIN sendoff.delivery_record d ON d.delivery_id = r.delivery_id
 LEFT JOIN sendoff.outcome o ON o.delivery_id = r.delivery_id AND o.recipient = r.recipient;
 
 COMMENT ON VIEW sendoff.sending_log IS
-    'One row per recipient of a delivery: its standing outcome, the facts with their times, and the reply.';
+    'One row per recipient of a delivery: its current outcome, the facts with their times, and the reply.';
 COMMENT ON COLUMN sendoff.sending_log.delivery_id IS 'The delivery.';
 COMMENT ON COLUMN sendoff.sending_log.recipient IS 'The recipient''s number in the delivery, from 1 without a gap.';
 COMMENT ON COLUMN sendoff.sending_log.profile_id IS 'The profile, as upstream named it.';
@@ -36,7 +36,7 @@ COMMENT ON COLUMN sendoff.sending_log.fault IS 'Whose fault a bounce is: recipie
 COMMENT ON COLUMN sendoff.sending_log.reply IS 'What the server said, at most 1,000 characters.';
 COMMENT ON COLUMN sendoff.sending_log.provider_id IS 'The number that the server gave the message.';
 COMMENT ON COLUMN sendoff.sending_log.excluded_at IS 'When the recipient was left out at send time.';
-COMMENT ON COLUMN sendoff.sending_log.at IS 'The time of the fact that stands, or else of the claim.';
+COMMENT ON COLUMN sendoff.sending_log.at IS 'The time of the fact that gives the status, or else of the claim.';
 
 CREATE VIEW sendoff.exclusion_log AS
 SELECT e.delivery_id, e.line, NULL::integer AS recipient, e.profile_id, e.address, e.cause, e.detail, false AS late,
@@ -87,13 +87,13 @@ WHERE bounced_at IS NOT NULL AND status IN ('bounced_hard', 'bounced_soft', 'bou
 GROUP BY delivery_id, status, reason, code, fault;
 
 COMMENT ON VIEW sendoff.bounce_reason IS
-    'Standing bounces of a delivery by kind, reason, enhanced code (RFC 3463) and fault.';
+    'Current bounces of a delivery by kind, reason, enhanced code (RFC 3463) and fault.';
 COMMENT ON COLUMN sendoff.bounce_reason.delivery_id IS 'The delivery.';
 COMMENT ON COLUMN sendoff.bounce_reason.kind IS 'hard, soft or ignored.';
 COMMENT ON COLUMN sendoff.bounce_reason.reason IS 'Why, as a word: user_unknown, mailbox_full, …';
 COMMENT ON COLUMN sendoff.bounce_reason.code IS 'The enhanced status code (RFC 3463).';
 COMMENT ON COLUMN sendoff.bounce_reason.fault IS 'Whose fault: recipient, sender, content or infrastructure.';
-COMMENT ON COLUMN sendoff.bounce_reason.bounced IS 'How many recipients have this as their standing outcome.';
+COMMENT ON COLUMN sendoff.bounce_reason.bounced IS 'How many recipients have this as their current outcome.';
 
 CREATE VIEW sendoff.domain_breakdown AS
 SELECT d.delivery_id, d.domain, d.to_deliver::bigint AS to_deliver, coalesce(c.sent, 0) AS sent,
@@ -115,10 +115,10 @@ COMMENT ON COLUMN sendoff.domain_breakdown.delivery_id IS 'The delivery.';
 COMMENT ON COLUMN sendoff.domain_breakdown.domain IS
     'The domain of the address, in lower case; empty where it has none.';
 COMMENT ON COLUMN sendoff.domain_breakdown.to_deliver IS 'Recipients with an address of this domain.';
-COMMENT ON COLUMN sendoff.domain_breakdown.sent IS 'Those whose standing outcome is sent.';
-COMMENT ON COLUMN sendoff.domain_breakdown.bounced IS 'Those whose standing outcome is a bounce.';
-COMMENT ON COLUMN sendoff.domain_breakdown.errors IS 'Those whose standing outcome is an error.';
-COMMENT ON COLUMN sendoff.domain_breakdown.unknown IS 'Those of whom nobody knows.';
+COMMENT ON COLUMN sendoff.domain_breakdown.sent IS 'Those whose current outcome is sent.';
+COMMENT ON COLUMN sendoff.domain_breakdown.bounced IS 'Those whose current outcome is a bounce.';
+COMMENT ON COLUMN sendoff.domain_breakdown.errors IS 'Those whose current outcome is an error.';
+COMMENT ON COLUMN sendoff.domain_breakdown.unknown IS 'Those for which nobody knows whether the message went out.';
 
 -- date_bin subtracts and divides, where date_trunc looks the session's time zone up for each row: half the time.
 CREATE VIEW sendoff.throughput AS
@@ -136,10 +136,10 @@ COMMENT ON COLUMN sendoff.throughput.delivery_id IS 'The delivery.';
 COMMENT ON COLUMN sendoff.throughput.minute IS 'The minute, by its beginning.';
 COMMENT ON COLUMN sendoff.throughput.processed IS
     'Recipients whose message was taken in that minute, or was refused or failed without ever being taken.';
-COMMENT ON COLUMN sendoff.throughput.sent IS 'Those of them whose standing outcome is sent.';
+COMMENT ON COLUMN sendoff.throughput.sent IS 'Those of them whose current outcome is sent.';
 COMMENT ON COLUMN sendoff.throughput.bounced IS
-    'Those whose standing outcome is a bounce, were it reported days later.';
-COMMENT ON COLUMN sendoff.throughput.errors IS 'Those whose standing outcome is an error.';
+    'Those whose current outcome is a bounce, even if it was reported days later.';
+COMMENT ON COLUMN sendoff.throughput.errors IS 'Those whose current outcome is an error.';
 
 CREATE VIEW sendoff.tracking_log AS
 SELECT e.delivery_id, e.event_id, e.recipient, r.profile_id, r.address, e.kind, e.url, e.at, e.received_at,
@@ -223,7 +223,7 @@ COMMENT ON COLUMN sendoff.profile_history.delivery_id IS 'The delivery; the newe
 COMMENT ON COLUMN sendoff.profile_history.recipient IS 'The number of the recipient in it.';
 COMMENT ON COLUMN sendoff.profile_history.label IS 'The label of the delivery.';
 COMMENT ON COLUMN sendoff.profile_history.channel IS 'The channel.';
-COMMENT ON COLUMN sendoff.profile_history.state IS 'Where the delivery stands.';
+COMMENT ON COLUMN sendoff.profile_history.state IS 'The state of the delivery.';
 COMMENT ON COLUMN sendoff.profile_history.address IS 'The address that was written to.';
 COMMENT ON COLUMN sendoff.profile_history.status IS 'What became of the message.';
 COMMENT ON COLUMN sendoff.profile_history.attempt IS 'How often it was tried; 0 for never.';
@@ -244,4 +244,4 @@ COMMENT ON COLUMN sendoff.profile_history.clicked_at IS 'When it was first click
 COMMENT ON COLUMN sendoff.profile_history.human_clicked_at IS 'The same without machines.';
 COMMENT ON COLUMN sendoff.profile_history.mirror_at IS 'When its copy on the web was first looked at.';
 COMMENT ON COLUMN sendoff.profile_history.optout_at IS 'When the profile first opted out by it.';
-COMMENT ON COLUMN sendoff.profile_history.at IS 'The time of the fact that stands, or else of the claim.';
+COMMENT ON COLUMN sendoff.profile_history.at IS 'The time of the fact that gives the status, or else of the claim.';

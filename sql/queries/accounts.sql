@@ -90,11 +90,11 @@ JOIN sendoff.deployment d ON d.delivery_id = closed.delivery_id;
 SELECT delivery_id FROM sendoff.delivery_record WHERE ending_retries ORDER BY delivery_id;
 
 -- name: end_retries
--- Of a delivery that is cancelled: who waited for a retry was tried, and the fact that stands is the outcome. So many
+-- In a cancelled delivery: a recipient that waited for a retry was tried, and its fact gives the status. So many
 -- at a time, as a statement for a million would take a minute and lock them all. Asked with the claims shared.
 WITH ended AS (
     UPDATE sendoff.outcome o
-    SET status = sendoff.standing_status(o.precedence), was = o.status, retry_at = NULL
+    SET status = sendoff.status_of(o.precedence), was = o.status, retry_at = NULL
     WHERE o.delivery_id = :delivery_id AND o.retry_at IS NOT NULL
       AND o.recipient = ANY (ARRAY(
           SELECT w.recipient
@@ -195,7 +195,7 @@ WITH person AS (
     ORDER BY recipient
     ON CONFLICT (delivery_id, recipient) DO UPDATE
     SET was = o.status, reply = NULL, provider_id = NULL, retry_at = NULL,
-        status = CASE o.status WHEN 'retrying' THEN sendoff.standing_status(o.precedence) ELSE o.status END
+        status = CASE o.status WHEN 'retrying' THEN sendoff.status_of(o.precedence) ELSE o.status END
     RETURNING o.was, o.status
 )
 SELECT (SELECT count(*)::int FROM person) AS messages, count(*)::int AS kept_from,

@@ -116,7 +116,7 @@ WITH delivery AS MATERIALIZED (
     UPDATE sendoff.outcome o
     SET was = o.status, attempt = o.prior_precedence / 16, precedence = o.prior_precedence, prior_precedence = NULL,
         claim_token = NULL,
-        status = CASE WHEN d.cancelled THEN sendoff.standing_status(o.prior_precedence) ELSE 'retrying' END,
+        status = CASE WHEN d.cancelled THEN sendoff.status_of(o.prior_precedence) ELSE 'retrying' END,
         retry_at = CASE WHEN NOT d.cancelled THEN now() END
     FROM held h, delivery d
     WHERE o.delivery_id = :delivery_id AND o.recipient = h.recipient AND NOT h.first

@@ -140,7 +140,7 @@ WHERE d.running AND d.cancelled_at IS NULL AND p.next_at > now();
 
 -- name: read_sends
 -- The bodies of a page's send messages, made where the data is: 1 µs a message against 12 in Python. What is the same
--- for all comes as text: what stands before the recipient, between the attempt and the address, and behind the variables.
+-- for all comes as text: the text before the recipient, between the attempt and the address, and after the variables.
 -- Only recipients that must still be tried: those without a row, and due retries. In a page that is published
 -- for the first time nobody has a row: one look shows this and saves 0.4 µs for each. OFFSET 0 keeps the
 -- look-up by the whole key: for an empty table the planner thinks half the key as good, and a plan that was

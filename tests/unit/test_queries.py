@@ -70,10 +70,10 @@ def test_a_parameter_without_a_value_and_a_value_without_a_parameter_are_refused
         sql.Query("SELECT :a::int + :b").arguments(values)
 
 
-def test_a_name_that_stands_twice_is_refused(sql_folder: Path) -> None:
+def test_a_name_that_is_there_twice_is_refused(sql_folder: Path) -> None:
     for file in ("a.sql", "b.sql"):
         (sql_folder / "queries" / file).write_text("-- name: one\nSELECT 1;\n")
-    with pytest.raises(ValueError, match=r"b\.sql: the query “one” stands twice"):
+    with pytest.raises(ValueError, match=r"b\.sql: the query “one” is there twice"):
         sql.queries()
 
 

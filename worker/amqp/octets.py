@@ -23,7 +23,7 @@ _SIZES: Final = {
     ord("D"): 5,
     **dict.fromkeys(b"V\x00", 0),
 }
-"""The octets of a value by its type; a type that stands in none of the two has its length before it."""
+"""The octets of a value by its type; a type that is in neither has its length before it."""
 _LONG: Final = frozenset(b"SxAF")
 
 

@@ -39,8 +39,8 @@ async def take_each(
         consumer: Its prefetch bounds what waits here.
         dead: Where messages are set apart.
         handle: Handles one message.
-        place: Says in which line a message stands, and what it takes a permit of. The messages of a line are
-            handled in their order, different lines side by side.
+        place: Returns the line of a message, and the semaphore that it takes a permit of. The messages of a
+            line are handled in their order, different lines side by side.
         stop: Ends it.
 
     Raises:

@@ -85,8 +85,8 @@ def check(as_json: JsonOption = False) -> None:
     else:
         for f in findings:
             typer.echo(f"{f.part:14} {f.standing.value:12} {plain(f.message)}")
-    standings = {f.standing for f in findings}
-    raise typer.Exit(3 if PartStatus.UNREACHABLE in standings else 1 if PartStatus.WRONG in standings else 0)
+    statuses = {f.standing for f in findings}
+    raise typer.Exit(3 if PartStatus.UNREACHABLE in statuses else 1 if PartStatus.WRONG in statuses else 0)
 
 
 async def _look(settings: Settings) -> list[Finding]:

@@ -80,7 +80,7 @@ def drop(
     if not yes:
         total, seen = asyncio.run(_look(settings, position))
         what = f"all {number(total)} messages" if seen is None else f"“{plain(seen.origin.reason)}”"
-        if not typer.confirm(f"Drop {what} for good?", err=as_json):
+        if not typer.confirm(f"Drop {what} permanently?", err=as_json):
             raise CommandRefused("Nothing was dropped.")
     dropped = asyncio.run(_drop(settings, position, seen))
     typer.echo(to_json({"dropped": dropped}) if as_json else f"Dropped: {number(dropped)}.")

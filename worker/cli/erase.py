@@ -52,7 +52,7 @@ async def _erase(
                 if as_json:
                     typer.echo(to_json({"profile_id": request.profile_id, **asdict(held)}))
                 return
-            question = f"Erase the profile “{plain(request.profile_id)}” for good?"
+            question = f"Erase the profile “{plain(request.profile_id)}” permanently?"
             if not yes and not typer.confirm(question, err=as_json):
                 raise CommandRefused("Nothing was erased.")
             erased = await service.erase(db, request)

@@ -74,7 +74,7 @@ def status_text(row: Mapping[str, Any]) -> str:
 
 
 def status_time(row: Mapping[str, Any]) -> str:
-    """Returns when what stands of a recipient came about, for people; empty where nothing did."""
+    """Returns the time of a recipient's status as text; empty if there is none."""
     at = row["at"]
     return f"{at:%Y-%m-%d %H:%M:%S}" if at else ""
 

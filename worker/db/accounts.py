@@ -214,7 +214,7 @@ class Accounts:
         return [row["delivery_id"] for row in await self._db.fetch("read_deliveries_ending_retries")]
 
     async def end_retries(self, delivery_id: int) -> bool:
-        """Gives some thousand who waited for a retry in a cancelled delivery the status that stands.
+        """Gives some thousand recipients that waited for a retry in a cancelled delivery their final status.
 
         Returns:
             Whether there may be more of them.
@@ -264,7 +264,7 @@ async def _give_back(
 async def cancel_remaining(tx: Transaction, delivery_id: int) -> None:
     """Counts what was not handed over, and who waits for a retry, as cancelled; call `close_claims` first.
 
-    `Accounts.end_retries` then gives those who wait the status that stands.
+    `Accounts.end_retries` then gives those that wait their final status.
     """
     leases = await tx.fetch("read_leases", delivery_id=delivery_id)
     for start in range(0, len(leases), _LEASES_AT_ONCE):

@@ -147,14 +147,14 @@ class ResultsService:
         for (delivery_id, recipient), known in fold(r for _, found in read for r in found).items():
             by_delivery.setdefault(delivery_id, {})[recipient] = known
         sizes = await self._parts.sizes.sizes(by_delivery.keys())
-        strangers: dict[tuple[int, int], str] = {}
+        absent: dict[tuple[int, int], str] = {}
         for delivery_id, facts in by_delivery.items():
             size = sizes[delivery_id]
             last, why = (0, str(size)) if isinstance(size, Busy) else (size, why_absent(size))
             for recipient in [r for r in facts if r > last]:
                 del facts[recipient]
-                strangers[delivery_id, recipient] = why
-        await self._bury(read, strangers)
+                absent[delivery_id, recipient] = why
+        await self._bury(read, absent)
         for delivery_id, facts in sorted(by_delivery.items()):
             if facts:
                 await self._record_delivery(delivery_id, facts, read)

@@ -140,14 +140,14 @@ class TrackingService:
         await self._parts.dead.bury(*unread)
         by_delivery = fold(events)
         sizes = await self._parts.sizes.sizes(by_delivery.keys())
-        strangers: list[tuple[TrackingEvent, str]] = []
+        absent: list[tuple[TrackingEvent, str]] = []
         for delivery_id, by_id in by_delivery.items():
             size = sizes[delivery_id]
             last, why = (0, str(size)) if isinstance(size, Busy) else (size, why_absent(size))
             for event in [e for e in by_id.values() if e.recipient > last]:
                 del by_id[event.event_id]
-                strangers.append((event, why))
-        await self._bury(strangers, sources)
+                absent.append((event, why))
+        await self._bury(absent, sources)
         for delivery_id, by_id in sorted(by_delivery.items()):
             if by_id:
                 tracked = [judge(event, self._parts.machines) for event in by_id.values()]
