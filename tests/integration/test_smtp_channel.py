@@ -21,7 +21,7 @@ from tests.support import scripted_smtp
 from worker.channels.email.channel import EmailChannel
 from worker.channels.email.smtp import SmtpPool
 from worker.channels.email.timeouts import Timeouts
-from worker.channels.protocol import ChannelUnreachable
+from worker.channels.protocol import ChannelUnreachable, Granted
 from worker.domain.content import ContentInvalid
 from worker.domain.verdicts import Accepted, Bounced, Failed
 
@@ -119,7 +119,7 @@ async def test_a_message_arrives() -> None:
     sink = Sink()
     async with serving(sink) as where, channel_to(f"smtp://{where}") as channel:
         await channel.ready()
-        verdict = await channel.send(channel.prepare(CONTENT), to("ana@example.net"))
+        verdict = await channel.send(channel.prepare(CONTENT), to("ana@example.net"), Granted())
     assert verdict == Accepted("250 2.0.0 Ok: queued as 1", "1")
     (envelope,) = sink.envelopes
     assert (envelope.mail_from, envelope.rcpt_tos) == ("news@example.org", ["ana@example.net"])
@@ -137,7 +137,9 @@ async def test_many_at_once_over_few_connections_arrive_once_each() -> None:
     async with serving(sink) as where, channel_to(f"smtp://{where}", size=4) as channel:
         compiled = channel.prepare(CONTENT)
         names = {n: ("unknown" if n % 7 == 0 else "ana") + f"-{n}@example.net" for n in range(1, 501)}
-        verdicts = await asyncio.gather(*(channel.send(compiled, to(name, n)) for n, name in names.items()))
+        verdicts = await asyncio.gather(
+            *(channel.send(compiled, to(name, n), Granted()) for n, name in names.items())
+        )
     assert Counter(type(verdict) for verdict in verdicts) == {Accepted: 429, Bounced: 71}
     arrived = Counter(envelope.rcpt_tos[0] for envelope in sink.envelopes)
     assert arrived == dict.fromkeys((name for name in names.values() if name.startswith("ana")), 1)
@@ -152,7 +154,7 @@ async def test_a_connection_is_replaced_after_its_share() -> None:
     async with serving(sink) as where, channel_to(f"smtp://{where}", **url_options) as channel:
         compiled = channel.prepare(CONTENT)
         for n in range(1, 8):
-            assert isinstance(await channel.send(compiled, to("ana@example.net", n)), Accepted)
+            assert isinstance(await channel.send(compiled, to("ana@example.net", n), Granted()), Accepted)
     assert sorted(Counter(sink.peers).values()) == [1, 3, 3]
 
 
@@ -170,8 +172,8 @@ async def test_a_refused_recipient_is_a_bounce_with_its_kind_reason_status_and_f
     sink = Sink()
     async with serving(sink) as where, channel_to(f"smtp://{where}", size=1) as channel:
         compiled = channel.prepare(CONTENT)
-        verdict = await channel.send(compiled, to(address))
-        assert isinstance(await channel.send(compiled, to("ana@example.net")), Accepted)
+        verdict = await channel.send(compiled, to(address), Granted())
+        assert isinstance(await channel.send(compiled, to("ana@example.net"), Granted()), Accepted)
     assert isinstance(verdict, Bounced)
     assert (verdict.kind, verdict.reason, verdict.status, verdict.fault) == expected
 
@@ -181,7 +183,7 @@ async def test_international_addresses_go_as_utf8_and_international_domains_as_a
     async with serving(sink) as where, channel_to(f"smtp://{where}") as channel:
         compiled = channel.prepare(CONTENT)
         for address in ("δοκιμή@παράδειγμα.gr", "ana@bücher.example"):
-            assert isinstance(await channel.send(compiled, to(address)), Accepted)
+            assert isinstance(await channel.send(compiled, to(address), Granted()), Accepted)
     international, by_domain = sink.envelopes
     assert international.rcpt_tos == ["δοκιμή@παράδειγμα.gr"]
     assert international.smtp_utf8
@@ -197,15 +199,17 @@ async def test_an_international_address_fails_for_good_on_a_server_without_smtpu
         channel_to(f"smtp://{where}", size=1) as channel,
     ):
         compiled = channel.prepare(CONTENT)
-        verdict = await channel.send(compiled, to("δοκιμή@παράδειγμα.gr"))
+        verdict = await channel.send(compiled, to("δοκιμή@παράδειγμα.gr"), Granted())
         assert isinstance(verdict, Failed)
         assert (verdict.reason, verdict.retryable) == ("smtputf8_unsupported", False)
-        assert isinstance(await channel.send(compiled, to("ana@bücher.example")), Accepted)
+        assert isinstance(await channel.send(compiled, to("ana@bücher.example"), Granted()), Accepted)
 
 
 async def test_a_message_larger_than_the_server_takes_is_a_soft_bounce_of_its_content() -> None:
     async with serving(Sink(), data_size_limit=500) as where, channel_to(f"smtp://{where}") as channel:
-        verdict = await channel.send(channel.prepare(CONTENT), to("ana@example.net", first_name="x" * 600))
+        verdict = await channel.send(
+            channel.prepare(CONTENT), to("ana@example.net", first_name="x" * 600), Granted()
+        )
     assert isinstance(verdict, Bounced)
     assert (verdict.kind, verdict.reason, verdict.fault) == (
         BounceKind.SOFT,
@@ -218,8 +222,12 @@ async def test_line_breaks_in_a_header_or_an_address_never_reach_the_server() ->
     sink = Sink()
     async with serving(sink) as where, channel_to(f"smtp://{where}") as channel:
         compiled = channel.prepare(CONTENT)
-        injected = await channel.send(compiled, to("ana@example.net", first_name="x\r\nBcc: eve@example.org"))
-        malformed = await channel.send(compiled, to("ana@example.net>\r\nRCPT TO:<eve@example.org"))
+        injected = await channel.send(
+            compiled, to("ana@example.net", first_name="x\r\nBcc: eve@example.org"), Granted()
+        )
+        malformed = await channel.send(
+            compiled, to("ana@example.net>\r\nRCPT TO:<eve@example.org"), Granted()
+        )
     assert isinstance(injected, Failed)
     assert (injected.reason, injected.retryable) == ("template", False)
     assert isinstance(malformed, Failed)
@@ -277,7 +285,7 @@ async def test_smtps_encrypts_from_the_first_byte_and_checks_the_certificate(cer
         async with channel_to(f"smtps://{where}?ca={certificate}") as channel:
             compiled = channel.prepare(CONTENT | {"text": "{{ long }}"})
             assert isinstance(
-                await channel.send(compiled, to("ana@example.net", long="x " * 150_000)), Accepted
+                await channel.send(compiled, to("ana@example.net", long="x " * 150_000), Granted()), Accepted
             )
         async with channel_to(f"smtps://{where}") as channel:
             with pytest.raises(ChannelUnreachable, match=r"self.signed certificate"):
@@ -315,13 +323,15 @@ async def test_a_login_goes_over_starttls_and_a_refused_one_is_told_without_the_
         async with channel_to(
             f"smtp+starttls://ana:p%40ss%2Fword@{where}?ca={certificate}&helo=me.example"
         ) as channel:
-            assert isinstance(await channel.send(channel.prepare(CONTENT), to("ana@example.net")), Accepted)
+            assert isinstance(
+                await channel.send(channel.prepare(CONTENT), to("ana@example.net"), Granted()), Accepted
+            )
         async with channel_to(f"smtp+starttls://ana:wrong@{where}?ca={certificate}") as channel:
             with pytest.raises(ChannelUnreachable, match="refused the login: 535") as refused:
                 await channel.ready()
             assert "wrong" not in str(refused.value)
         async with channel_to(f"smtp+starttls://{where}?ca={certificate}") as channel:
-            verdict = await channel.send(channel.prepare(CONTENT), to("ana@example.net"))
+            verdict = await channel.send(channel.prepare(CONTENT), to("ana@example.net"), Granted())
             assert isinstance(verdict, Failed)
             assert (verdict.reason, verdict.retryable) == ("authentication", True)
     assert set(sink.users) == {b"ana"}
