@@ -155,11 +155,13 @@ async def test_a_plan_made_for_empty_tables_looks_recipients_up_by_the_whole_key
     whole = {
         "cancel_remaining",
         "drop_audience",
+        "end_retries",  # of those that wait for a retry alone, which have an index
         "insert_domains",
         "read_excluded_by_cause",
         "recount",
         "recount_tracking",
         "read_sending_log",  # of a command, which plans it for the table as it is
+        "retries_ended",  # as end_retries
     }
     half = re.compile(
         r"(Scan using|Index Scan on) \w+_1_.*\n *Index Cond: \(delivery_id = \S+\)$", re.MULTILINE
