@@ -185,6 +185,13 @@ def test_a_quote_in_the_middle_of_a_field_is_told() -> None:
     assert fault.startswith("its quotes cannot be read: ")
 
 
+@pytest.mark.parametrize(
+    ("blank", "lines"), [("\n" * LONGEST_ROW, LONGEST_ROW), (" " * (LONGEST_ROW - 1) + "\n", 1)]
+)
+def test_any_number_of_blank_characters_before_the_header_is_no_row(blank: str, lines: int) -> None:
+    assert read(f"{blank}address\na\n") == [(lines + 2, ["a"], None)]
+
+
 @pytest.mark.parametrize("blank", [*" \t\u00a0\u3000\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"])
 def test_names_are_trimmed_of_whatever_a_spreadsheet_leaves_behind(blank: str) -> None:
     assert RecipientsFile(io.StringIO(f"n,{blank}address{blank}\n").readline).columns == ("n", "address")

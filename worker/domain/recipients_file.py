@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import deque
+from contextlib import suppress
 from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
@@ -127,7 +128,9 @@ class RecipientsFile:
     def _first_line(self) -> str:
         """Returns the next line that is not blank, without consuming it; "" at the end."""
         while (line := self._lines.peek()) and not line.strip():
-            next(self._lines)
+            with suppress(_RowTooLong):  # blank, so that it belongs to no row
+                next(self._lines)
+            self._lines.start_row()
         return line
 
     def __iter__(self) -> Iterator[tuple[int, list[str], str | None]]:
