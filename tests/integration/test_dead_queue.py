@@ -301,13 +301,7 @@ async def test_it_is_looked_into_and_emptied_whatever_is_in_it(stack: Stack, sen
     assert answer["replayed"] + len(answer["kept"]) == taken
     assert (await run("drop", 1, "--yes"))["dropped"] == 1
     assert (await run("drop", "--all", "--yes"))["dropped"] == len(answer["kept"]) - 1
-
-    # RabbitMQ 3.10 may forget acknowledgements of a quorum queue whose channel closes at once.
-    async def emptied() -> bool:
-        await run("drop", "--all", "--yes")
-        return await stack.depth(routing.DEAD_QUEUE) == 0
-
-    await until(emptied)
+    assert (await run("list"))["total"] == 0
 
 
 async def test_a_broker_out_of_reach_is_status_3(stack: Stack, sendoff: Sendoff) -> None:

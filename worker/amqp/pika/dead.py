@@ -42,6 +42,9 @@ _BROKERS: Final = ("x-death", "x-first-death-", "x-last-death-", "x-delivery-cou
 LOOKED_AT: Final = 1_000
 """Messages that are taken whenever somebody looks, however few are asked for: the broker puts what comes back
 behind all that came back before, so only who takes all of that again finds everything in its old order."""
+_ACKNOWLEDGED_AT_ONCE: Final = 16
+"""Acknowledgements that are sent before the queue must answer. RabbitMQ 3.10 gives 32 of them to a quorum
+queue, keeps the others until the queue has applied these, and forgets them if the channel closes before."""
 _HEADERS_MOST: Final = 120_000
 """Octets of headers that are published again: with the other properties they have to fit into one frame."""
 _NO_REASON: Final = "It does not say why it is here."
@@ -87,6 +90,7 @@ class DeadLetters:
         self._timeout = timeout
         self._taken = 0
         self._ahead: deque[AbstractIncomingMessage] = deque()
+        self._acknowledged = 0
         self.total = queue.declaration_result.message_count or 0
         """The number of messages when it was opened."""
 
@@ -147,11 +151,20 @@ class DeadLetters:
             raise CannotReplay(f"The broker does not take it to {where}: {error}.") from error
         except DeliveryError as error:
             raise CannotReplay(f"The broker refused it for {where}.") from error
-        await letter.message.ack()
+        await self._acknowledge(letter)
 
     async def drop(self, letter: DeadLetter) -> None:
         """Removes a message permanently."""
+        await self._acknowledge(letter)
+
+    async def _acknowledge(self, letter: DeadLetter) -> None:
+        """Acknowledges a message, and waits for the queue now and then."""
         await letter.message.ack()
+        self._acknowledged += 1
+        if self._acknowledged % _ACKNOWLEDGED_AT_ONCE == 0:
+            later = await self._queue.get(fail=False, timeout=self._timeout)
+            if later is not None and self._taken + len(self._ahead) < self.total:
+                self._ahead.append(later)
 
 
 @asynccontextmanager
