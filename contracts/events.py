@@ -19,7 +19,7 @@ class Event(StrEnum):
     STARTED = "delivery.started"
     """Sending began."""
     PAUSED = "delivery.paused"
-    """It was paused: by an operator, whom `operator` names, or by itself."""
+    """It was paused by an operator, or paused itself. `operator` names the operator."""
     RESUMED = "delivery.resumed"
     """An operator resumed it, or had unknown outcomes of a finished delivery sent again."""
     STOPPED = "delivery.stopped"

@@ -56,7 +56,7 @@ class Stats(Message):
     errors: Count
     """Recipients whose current outcome is an error."""
     unknown: Count
-    """Recipients for whom nobody knows whether the channel took the message."""
+    """Recipients for which nobody knows whether the channel took the message."""
     excluded_late: Count
     """Recipients left out at send time, for example because they were quarantined after the preparation."""
     cancelled: Count

@@ -20,7 +20,7 @@ BEGIN
         END IF;
         EXECUTE format('GRANT CONNECT ON DATABASE %I TO %I', current_database(), role);
     END LOOP;
-    -- Whoever else has an account on this server stays out.
+    -- Other accounts of this server have no access.
     EXECUTE format('REVOKE ALL ON DATABASE %I FROM PUBLIC', current_database());
     EXECUTE format('GRANT CREATE, TEMPORARY ON DATABASE %I TO sendoff_owner', current_database());
     -- An audience is sorted in a temporary table.

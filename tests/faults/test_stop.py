@@ -21,7 +21,7 @@ RECIPIENTS = 8_000
 GRACE = 60
 LEASES = {"PAGE_SIZE": 100, "PAGE_LEASE": 2, "CLAIM_LEASE": 3, "RESULT_LEASE": 3, "PAGE_LOOK_AFTER": 1}
 SECONDS = 20
-"""A third of the grace: whoever needs longer has waited for it."""
+"""A third of the grace: a process that takes longer has waited for it."""
 
 
 @pytest.mark.parametrize(

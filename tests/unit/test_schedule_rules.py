@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
@@ -13,10 +14,9 @@ from rich.console import Console
 
 from contracts import commands as told
 from contracts.commands import Summary
-from contracts.states import State
+from tests.support.fakes_schedule import CONFIRMED
 from worker.channels.registry import content_table
 from worker.cli.control import summary_table
-from worker.domain.deliveries import Delivery
 from worker.domain.delivery_file import DeliveryFile, DeliveryFileInvalid, parse_delivery_file
 from worker.domain.schedule import (
     WaveDefinition,
@@ -316,20 +316,7 @@ def test_a_person_sees_the_waves_and_the_limits_before_the_ok() -> None:
 
 def test_a_start_is_too_late_when_later_than_the_limit() -> None:
     due = datetime(2026, 12, 1, 9, tzinfo=UTC)
-    delivery = Delivery(
-        delivery_id=1,
-        label="x",
-        channel="null",
-        state=State.START_PENDING,
-        preparation=1,
-        to_deliver=1,
-        contact_date=due,
-        time_zone="UTC",
-        valid_for=timedelta(days=3),
-        valid_until=None,
-        confirmed_at=None,
-        late_limit=timedelta(hours=2),
-    )
+    delivery = replace(CONFIRMED, contact_date=due, late_limit=timedelta(hours=2))
     assert delivery.too_late(due + timedelta(hours=2)) is None
     told = delivery.too_late(due + timedelta(hours=2, seconds=1))
     assert told is not None

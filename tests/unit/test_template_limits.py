@@ -1,4 +1,4 @@
-"""What templates must not be able to do, whoever wrote them: take memory, keep the process, reach Python.
+"""What no template may do: take memory, keep the process, reach Python.
 
 The attacks run in a process of their own whose memory and processor time are limited, so that one which
 gets through ends that process, and not the tests.

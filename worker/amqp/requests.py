@@ -1,4 +1,4 @@
-"""Commands: those of one delivery taken one after the other, and answered to whoever asked."""
+"""Commands: it handles those of one delivery one after the other, and answers them."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def fold(results: Iterable[Sent | Bounce | Error]) -> dict[tuple[int, int], Fact
 
 def _weight(f: Facts) -> tuple[int, float, tuple[str, ...]]:
     # Two facts of one weight (a bounce reported twice in different words) need an order too: the earlier
-    # wins, and of two with the same time the lesser text.
+    # wins, and of two with the same time the greater text.
     texts = (f.reason, f.code, f.fault, f.reply, f.provider_id)
     return f.precedence, -f.at.timestamp(), tuple(text or "" for text in texts)
 

@@ -104,7 +104,7 @@ async def test_who_is_not_granted_is_settled_and_not_sent_to(concurrency: int | 
     assert counts(setup.metrics.sends_claimed) == {("email",): 1}
 
 
-async def test_of_those_not_granted_whoever_does_not_exist_is_buried(concurrency: int | None) -> None:
+async def test_a_message_for_a_recipient_that_does_not_exist_is_buried(concurrency: int | None) -> None:
     held, absent = wanted(1, 4), wanted(1, 99)
     setup = Setup(held, absent, concurrency=concurrency)
     setup.claims.held[1, 4] = -1

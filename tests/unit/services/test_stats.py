@@ -43,7 +43,7 @@ def request(number: int, name: str = "q", reply_to: str | None = "answers") -> I
 
 
 def recount(number: int, drift: dict[str, int] | None = None, **changes: Any) -> Recount:
-    """What a recount of a delivery of four recipients finds, of whom one was sent to."""
+    """What a recount of a delivery of four recipients finds, if one of them was sent to."""
     row: dict[str, Any] = dict.fromkeys(Stats.model_fields, 0)
     row |= dict.fromkeys(("contact_date", "confirmed_at", "started_at", "finished_at", "updated_at"))
     row |= {name: None for name in row if name.endswith("_pct")}
@@ -128,7 +128,7 @@ class Setup:
         return counts(self.metrics.commands)
 
 
-async def test_the_answer_is_the_recount_to_whoever_asked() -> None:
+async def test_every_request_is_answered_with_the_recount() -> None:
     setup = Setup(recount(7))
     message = request(7, "q1")
     await setup.handle(message)

@@ -24,11 +24,6 @@ class Timeouts:
     dot: float = 600
     """For the reply to the final dot."""
 
-    @property
-    def after_body(self) -> float:
-        """The most seconds from the first octet of the body to the reply to the final dot."""
-        return self.block + self.dot
-
     @classmethod
     def all(cls, seconds: float) -> Timeouts:
         """Gives every phase the same time."""
