@@ -53,7 +53,7 @@ async def take_each(
             message = lines[line][0]
             async with place(message)[1]:
                 if not stop.is_set():
-                    await _settle(message, consumer, dead, handle)
+                    await _handle_one(message, consumer, dead, handle)
             lines[line].popleft()
         del lines[line]
 
@@ -68,7 +68,7 @@ async def take_each(
                 group.create_task(serve(line))
 
 
-async def _settle(
+async def _handle_one(
     message: Incoming, consumer: Consumer, dead: Burying, handle: Callable[[Incoming], Awaitable[object]]
 ) -> None:
     try:

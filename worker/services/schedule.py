@@ -396,23 +396,23 @@ class ScheduleService:
         return await self._parts.pages.to_inspect()
 
     async def _look_after_pages(self, due: PagesDue) -> None:
-        look_after = self._limits.look_after
-        for page in await self._parts.pages.inspect(due.delivery_id, look_after, _PAGES_AT_ONCE):
-            await self._act_on_page(due, page)
-
-    async def _act_on_page(self, due: PagesDue, page: Inspected) -> None:
-        delivery_id = due.delivery_id
-        if due.running and page.unclaimed and await self._is_lost(due.channel, page):
+        delivery_id, pages = due.delivery_id, self._parts.pages
+        lost: list[Inspected] = []
+        done: list[int] = []
+        for page in await pages.inspect(delivery_id, self._limits.look_after, _PAGES_AT_ONCE):
+            if due.running and page.unclaimed and await self._is_lost(due.channel, page):
+                lost.append(page)
+            elif due.over or not page.unclaimed:
+                done.append(page.page)
+        if done:
+            await pages.close(delivery_id, done)
+        if lost:
+            unclaimed = sum(page.unclaimed for page in lost)
             log.warning(
-                "page to be published again",
-                delivery_id=delivery_id,
-                page=page.page,
-                unclaimed=page.unclaimed,
+                "pages to be published again", delivery_id=delivery_id, pages=len(lost), unclaimed=unclaimed
             )
-            await self._parts.pages.reopen(delivery_id, [page.page])
-            self._parts.metrics.pages_reopened.labels("lost").inc()
-        elif due.over or not page.unclaimed:
-            await self._parts.pages.close(delivery_id, [page.page])
+            await pages.reopen(delivery_id, [page.page for page in lost])
+            self._parts.metrics.pages_reopened.labels("lost").inc(len(lost))
 
     async def _is_lost(self, channel: str, page: Inspected) -> bool:
         """Returns whether a page's messages are lost: the queue is empty, or they have waited too long.

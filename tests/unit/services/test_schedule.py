@@ -198,6 +198,14 @@ async def test_a_page_is_opened_again_where_it_is_lost_and_closed_where_nothing_
     assert counts(setup.metrics.pages_reopened) == ({("lost",): 1} if reopened else {})
 
 
+async def test_the_pages_of_a_delivery_are_closed_and_opened_in_a_statement_each() -> None:
+    setup = Setup()
+    setup.pages.due = {RUNNING: [inspected(unclaimed=page % 2, page=page) for page in range(1, 7)]}
+    await setup.service.handle()
+    assert (setup.pages.closed, setup.pages.reopened) == ([(1, [2, 4, 6])], [(1, [1, 3, 5])])
+    assert counts(setup.metrics.pages_reopened) == {("lost",): 3}
+
+
 @pytest.mark.parametrize(
     ("waiting", "age", "lost"),
     [(0, 0, True), (1, 3_600, False), (1, 3_601, True), (None, 3_601, False)],
