@@ -125,8 +125,8 @@ class Settings(BaseSettings):
     """How often a published page is inspected, until all its recipients have an outcome."""
     redelivery_after: Annotated[float, Field(gt=0)] = 900
     """When a published page with unclaimed recipients is published again, even if the queue is full."""
-    smtp_connections: Annotated[int, Field(ge=1, le=500)] = 10
-    """Connections to the relay per process."""
+    smtp_connections: Annotated[int, Field(ge=1, le=500)] = 20
+    """Connections to the relay per process; a process that is killed leaves at most so many in doubt."""
     smtp_timeout: Annotated[float, Field(gt=0, le=600)] = 60
     """How long connecting to the relay may take, and how long a message waits for a free connection."""
     smtp_command_timeout: Annotated[float, Field(gt=0, le=3600)] = 300

@@ -35,21 +35,18 @@ WITH known AS MATERIALIZED (
            attempt * 16 AS precedence, now() AS claimed_at,
            CASE WHEN coalesce(cause, denied) IS NOT NULL THEN now() END AS excluded_at,
            coalesce(cause, CASE WHEN denied IS NOT NULL THEN 'denylisted' END) AS reason, denied AS reply,
-           CASE WHEN coalesce(cause, denied) IS NULL THEN :token::bigint END AS claim_token,
-           CASE WHEN coalesce(cause, denied) IS NULL AND :handed_over::boolean THEN now() END AS handed_over_at
+           CASE WHEN coalesce(cause, denied) IS NULL THEN :token::bigint END AS claim_token
     FROM asked
 ), fresh AS (
     INSERT INTO sendoff.outcome (
-        delivery_id, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply, claim_token,
-        handed_over_at)
+        delivery_id, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply, claim_token)
     SELECT * FROM wanted
     WHERE NOT (SELECT anybody FROM known) AND attempt = 1
     ORDER BY recipient
     RETURNING recipient, NULL AS was, status
 ), contested AS (
     INSERT INTO sendoff.outcome AS o (
-        delivery_id, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply, claim_token,
-        handed_over_at)
+        delivery_id, recipient, attempt, status, precedence, claimed_at, excluded_at, reason, reply, claim_token)
     SELECT * FROM wanted
     WHERE (SELECT anybody FROM known)
       AND (attempt = 1 OR (SELECT true FROM sendoff.outcome k
@@ -59,7 +56,6 @@ WITH known AS MATERIALIZED (
     SET attempt = excluded.attempt, status = excluded.status, was = o.status, precedence = excluded.precedence,
         claimed_at = excluded.claimed_at, excluded_at = excluded.excluded_at, reason = excluded.reason,
         reply = coalesce(excluded.reply, o.reply), retry_at = NULL, claim_token = excluded.claim_token,
-        handed_over_at = excluded.handed_over_at,
         prior_precedence = CASE o.status WHEN 'retrying' THEN o.precedence ELSE o.prior_precedence END
     WHERE (o.status = 'retrying' AND o.attempt = excluded.attempt - 1 AND o.retry_at <= now())
        OR (o.status = 'sending' AND o.attempt = excluded.attempt AND o.claim_token = excluded.claim_token)
@@ -67,11 +63,11 @@ WITH known AS MATERIALIZED (
 ), taken AS (
     TABLE fresh UNION ALL TABLE contested
 ), leased AS (
-    INSERT INTO sendoff.claim_lease (token, delivery_id, recipients, expires_at)
-    SELECT :token, :delivery_id, array_agg(recipient ORDER BY recipient), now() + :lease::interval
-    FROM taken
-    WHERE status = 'sending'
-    HAVING count(*) > 0
+    INSERT INTO sendoff.claim_lease (token, delivery_id, recipients, handed_over, handed_over_at, expires_at)
+    SELECT :token, :delivery_id, CASE WHEN :handed_over::boolean THEN '{}' ELSE t.granted END,
+           CASE WHEN :handed_over THEN t.granted ELSE '{}' END, CASE WHEN :handed_over THEN now() END, now() + :lease::interval
+    FROM (SELECT array_agg(recipient) AS granted FROM taken WHERE status = 'sending') t
+    WHERE t.granted IS NOT NULL
     ON CONFLICT (token) DO NOTHING
 )
 SELECT ARRAY(SELECT recipient FROM taken WHERE status = 'sending') AS granted,
@@ -89,23 +85,24 @@ WHERE d.delivery_id IS NULL OR a.recipient > d.to_deliver;
 SELECT sendoff.hand_over(:delivery_id, :recipients::int[], :tokens::bigint[], :margin::interval);
 
 -- name: give_back_claims
--- Undoes claims that were not handed over: the row of a first attempt is deleted, and a further attempt waits
--- for its retry again, which is due. Their pages are opened. :recipients is sorted, and its range given too: a
--- plan that was made while the table was empty looks no further than that, here and below. Run it with the
--- claims shared or closed, since a stop counts pending recipients. In a cancelled delivery the fact before the
--- claim is final.
+-- Undoes claims that are not handed over, and cannot be any more: the row of a first attempt is deleted, and a further
+-- attempt waits for its retry again, which is due. Their pages are opened. A claim is a recipient with its token, since
+-- another token may hold the recipient by now. :recipients is sorted, and its range given too: a plan that was made
+-- while the table was empty looks no further than that, here and below. Run it with the claims shared or closed, since
+-- a stop counts pending recipients. In a cancelled delivery the fact before the claim is final.
 WITH delivery AS MATERIALIZED (
     SELECT cancelled_at IS NOT NULL AS cancelled, under_way AND cancelled_at IS NULL AS going
     FROM sendoff.delivery_record
     WHERE delivery_id = :delivery_id
 ), held AS MATERIALIZED (
-    SELECT recipient, prior_precedence IS NULL AS first
-    FROM sendoff.outcome
-    WHERE delivery_id = :delivery_id AND recipient = ANY (:recipients::int[]) AND status = 'sending'
-      AND recipient BETWEEN (:recipients::int[])[1] AND (:recipients::int[])[cardinality(:recipients::int[])]
-      AND claim_token = ANY (:tokens::bigint[]) AND handed_over_at IS NULL
-    ORDER BY recipient
-    FOR UPDATE
+    SELECT o.recipient, o.prior_precedence IS NULL AS first
+    FROM sendoff.outcome o
+    JOIN unnest(:recipients::int[], :tokens::bigint[]) AS c (recipient, token)
+      ON c.recipient = o.recipient AND c.token = o.claim_token
+    WHERE o.delivery_id = :delivery_id AND o.recipient = ANY (:recipients::int[]) AND o.status = 'sending'
+      AND o.recipient BETWEEN (:recipients::int[])[1] AND (:recipients::int[])[cardinality(:recipients::int[])]
+    ORDER BY o.recipient
+    FOR UPDATE OF o
 ), removed AS (
     DELETE FROM sendoff.outcome o
     USING held h, delivery d
@@ -140,27 +137,42 @@ FROM moved;
 SELECT DISTINCT delivery_id FROM sendoff.claim_lease WHERE expires_at < now() ORDER BY delivery_id LIMIT 100;
 
 -- name: read_expired_leases
-SELECT token, recipients
-FROM sendoff.claim_lease
-WHERE delivery_id = :delivery_id AND expires_at < now()
-ORDER BY token
-LIMIT :leases
-FOR UPDATE SKIP LOCKED;
+-- The claims of expired leases: those that were not handed over, and those that were and have had no result for
+-- too long. After this nothing more is handed over under their tokens.
+WITH expired AS (
+    SELECT token
+    FROM sendoff.claim_lease
+    WHERE delivery_id = :delivery_id AND expires_at < now()
+    ORDER BY token
+    LIMIT :leases
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE sendoff.claim_lease l
+SET given_back = true
+FROM expired e
+WHERE l.token = e.token
+RETURNING l.token, ARRAY(SELECT unnest(l.recipients) EXCEPT SELECT unnest(l.handed_over)) AS held, l.handed_over,
+          l.handed_over_at < now() - :result_lease::interval AS overdue;
 
 -- name: read_leases
-SELECT token, recipients FROM sendoff.claim_lease WHERE delivery_id = :delivery_id ORDER BY token;
+-- The claims of a delivery that were not handed over; call it with the claims closed.
+SELECT token, ARRAY(SELECT unnest(recipients) EXCEPT SELECT unnest(handed_over)) AS held
+FROM sendoff.claim_lease
+WHERE delivery_id = :delivery_id
+ORDER BY token;
 
 -- name: expire_claims
 -- Claims that were handed over and have had no result for so long: the message may have been sent, so it is
 -- never sent again automatically.
 WITH expired AS (
-    SELECT recipient
-    FROM sendoff.outcome
-    WHERE delivery_id = :delivery_id AND recipient = ANY (:recipients::int[]) AND status = 'sending'
-      AND recipient BETWEEN (:recipients::int[])[1] AND (:recipients::int[])[cardinality(:recipients::int[])]
-      AND claim_token = ANY (:tokens::bigint[]) AND handed_over_at < now() - :result_lease::interval
-    ORDER BY recipient
-    FOR NO KEY UPDATE
+    SELECT o.recipient
+    FROM sendoff.outcome o
+    JOIN unnest(:recipients::int[], :tokens::bigint[]) AS c (recipient, token)
+      ON c.recipient = o.recipient AND c.token = o.claim_token
+    WHERE o.delivery_id = :delivery_id AND o.recipient = ANY (:recipients::int[]) AND o.status = 'sending'
+      AND o.recipient BETWEEN (:recipients::int[])[1] AND (:recipients::int[])[cardinality(:recipients::int[])]
+    ORDER BY o.recipient
+    FOR NO KEY UPDATE OF o
 ), moved AS (
     UPDATE sendoff.outcome o
     SET status = 'unknown', was = o.status, precedence = o.attempt * 16 + 1, unknown_at = now()
@@ -176,15 +188,14 @@ FROM moved;
 -- name: end_leases
 -- Deletes expired leases, except those with a claim that waits for its result.
 WITH open AS MATERIALIZED (
-    SELECT claim_token AS token, max(handed_over_at) AS last
+    SELECT DISTINCT claim_token AS token
     FROM sendoff.outcome
     WHERE delivery_id = :delivery_id AND recipient = ANY (:recipients::int[]) AND status = 'sending'
       AND recipient BETWEEN (:recipients::int[])[1] AND (:recipients::int[])[cardinality(:recipients::int[])]
       AND claim_token = ANY (:tokens::bigint[])
-    GROUP BY claim_token
 ), kept AS (
     UPDATE sendoff.claim_lease l
-    SET expires_at = open.last + :result_lease::interval
+    SET expires_at = l.handed_over_at + :result_lease::interval
     FROM open
     WHERE l.token = open.token
 )

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 
 SMTP = "SMTP into smtp-sink"
+CONNECTIONS = "50"
+"""What a Postfix with its defaults takes from one client. smtp-sink answers at once, and a sender has no more
+messages under way than connections until the broker has their results."""
 RATIO = "{}, Sendoff over the libraries, ×"
 NO_SINK = "Mail goes to the sink of the local servers, which keeps it and is slower than smtp-sink. {}"
 
@@ -47,7 +50,10 @@ def mail(installation: Installation, recipients: int, *, rounds: int, notes: lis
             return await measure(installation, "email", recipients, 1)
         try:
             with smtp.sink() as (_, port):
-                variables = {"SENDOFF_SMTP_URL": f"smtp://127.0.0.1:{port}"}
+                variables = {
+                    "SENDOFF_SMTP_URL": f"smtp://127.0.0.1:{port}",
+                    "SENDOFF_SMTP_CONNECTIONS": CONNECTIONS,
+                }
                 return await measure(installation, "email", recipients, 1, variables)
         except SystemExit as error:
             raise CaseFailed(str(error)) from None

@@ -45,8 +45,8 @@ class FakeMark:
 
 
 @asynccontextmanager
-async def marking(mark: FakeMark) -> AsyncIterator[HandOvers]:
-    hand_overs = HandOvers(mark)
+async def marking(mark: FakeMark, at_most: int = 100) -> AsyncIterator[HandOvers]:
+    hand_overs = HandOvers(mark, at_most)
     async with asyncio.timeout(10), beside(hand_overs.run(), "mark"):
         yield hand_overs
 
@@ -91,7 +91,7 @@ async def test_of_two_tokens_of_a_recipient_the_later_alone_is_marked() -> None:
 async def test_an_exception_answers_everybody_who_is_not_marked_and_ends_the_marking() -> None:
     mark = FakeMark()
     mark.broken = 2
-    hand_overs = HandOvers(mark)
+    hand_overs = HandOvers(mark, 100)
     answers = [hand_overs.begin(claimed(1, delivery_id)) for delivery_id in (1, 2, 3)]
     with pytest.raises(Broken):
         await asyncio.wait_for(hand_overs.run(), 10)
@@ -116,3 +116,29 @@ async def test_who_does_not_wait_any_more_keeps_no_other_from_an_answer() -> Non
         gone.cancel()
         assert await there is True
         assert await hand_overs.begin(claimed(3)) is True
+
+
+async def test_no_more_are_marked_than_may_be_in_doubt_until_results_are_reported() -> None:
+    mark = FakeMark()
+    async with marking(mark, at_most=2) as hand_overs:
+        asked = [claimed(r) for r in range(1, 6)]
+        answers = [hand_overs.begin(one) for one in asked]
+        assert await asyncio.gather(*answers[:2]) == [True] * 2
+        hand_overs.end(asked[0])
+        assert await answers[2] is True
+        hand_overs.end(asked[3])  # refused before it was marked
+        hand_overs.end(asked[1])
+        hand_overs.end(asked[2])
+        assert await answers[4] is True
+    assert [sorted(claims) for _, claims in mark.asked] == [[1, 2], [3], [5]]
+
+
+async def test_who_was_not_marked_takes_no_room() -> None:
+    mark = FakeMark()
+    mark.others = {(1, 1)}
+    async with marking(mark, at_most=1) as hand_overs:
+        theirs, ours = claimed(1), claimed(2)
+        refused, granted = hand_overs.begin(theirs), hand_overs.begin(ours)
+        assert await refused is False
+        hand_overs.end(theirs)
+        assert await granted is True

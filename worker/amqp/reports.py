@@ -24,6 +24,8 @@ class Report(NamedTuple):
     message: Incoming
     result: Result | None
     """None if there is nothing to publish: the message is only acknowledged."""
+    done: Callable[[], None] | None = None
+    """Called when the broker has the result."""
 
 
 class Reports:
@@ -72,6 +74,8 @@ class Reports:
             by_consumer: dict[Consumer, list[Incoming]] = {}
             for report in taken:
                 by_consumer.setdefault(report.consumer, []).append(report.message)
+                if report.done is not None:
+                    report.done()
             for consumer, messages in by_consumer.items():
                 consumer.acknowledge(messages)
             if not self._waiting:

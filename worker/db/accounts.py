@@ -14,7 +14,7 @@ import asyncpg
 from worker.domain.settlement import REASON
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from datetime import datetime
 
     from worker.db.pool import Database, Transaction
@@ -116,18 +116,18 @@ class Accounts:
         return set(marked)
 
     async def give_back(self, delivery_id: int, claims: Mapping[int, int]) -> int:
-        """Undoes claims that were not handed over, so that other senders can take them.
+        """Undoes claims, so that other senders can take them. Their holder must not send any more.
 
         Args:
             delivery_id: The delivery.
             claims: For each recipient, the token of the claim.
 
         Returns:
-            How many were undone. Claims that are handed over, or not held any more, do not change.
+            How many were undone. Claims that are not held any more do not change.
         """
         async with self._db.transaction() as tx:
             await share_claims(tx, delivery_id)
-            return await _give_back(tx, delivery_id, sorted(claims), sorted(set(claims.values())))
+            return await _give_back(tx, delivery_id, claims.items())
 
     async def expired(self) -> list[int]:
         """Returns deliveries in which leases of claims have expired."""
@@ -142,18 +142,26 @@ class Accounts:
         """
         async with self._db.transaction() as tx:
             await share_claims(tx, delivery_id)
-            leases = await tx.fetch("read_expired_leases", delivery_id=delivery_id, leases=_LEASES_AT_ONCE)
-            recipients = sorted({r for lease in leases for r in lease["recipients"]})
-            tokens = [lease["token"] for lease in leases]
-            given_back = await _give_back(tx, delivery_id, recipients, tokens)
-            claims: dict[str, Any] = {
-                "delivery_id": delivery_id,
-                "recipients": recipients,
-                "tokens": tokens,
-                "result_lease": timedelta(seconds=result_lease),
-            }
-            unknown = await tx.fetchval("expire_claims", **claims)
-            await tx.execute("end_leases", **claims)
+            leases = await tx.fetch(
+                "read_expired_leases",
+                delivery_id=delivery_id,
+                leases=_LEASES_AT_ONCE,
+                result_lease=timedelta(seconds=result_lease),
+            )
+            given_back = await _give_back(
+                tx, delivery_id, [(r, lease["token"]) for lease in leases for r in lease["held"]]
+            )
+            overdue = [
+                (r, lease["token"]) for lease in leases if lease["overdue"] for r in lease["handed_over"]
+            ]
+            unknown = await _of_claims(tx, "expire_claims", delivery_id, overdue)
+            await tx.execute(
+                "end_leases",
+                delivery_id=delivery_id,
+                recipients=sorted({r for lease in leases for r in lease["handed_over"]}),
+                tokens=[lease["token"] for lease in leases],
+                result_lease=timedelta(seconds=result_lease),
+            )
         return Expired(given_back, unknown)
 
     async def record(self, delivery_id: int, folded: Mapping[int, Facts], retries: Retries) -> int:
@@ -250,15 +258,18 @@ async def close_claims(tx: Transaction, delivery_id: int) -> None:
     await tx.execute("close_claims", delivery_id=delivery_id)
 
 
-async def _give_back(
-    tx: Transaction, delivery_id: int, recipients: Sequence[int], tokens: Sequence[int]
-) -> int:
-    if not recipients:
+async def _give_back(tx: Transaction, delivery_id: int, claims: Iterable[tuple[int, int]]) -> int:
+    return await _of_claims(tx, "give_back_claims", delivery_id, claims)
+
+
+async def _of_claims(tx: Transaction, query: str, delivery_id: int, claims: Iterable[tuple[int, int]]) -> int:
+    """Ends claims, each a recipient and the token, by one of two queries; returns how many it ended."""
+    ordered = sorted(claims)
+    if not ordered:
         return 0
-    given_back: int = await tx.fetchval(
-        "give_back_claims", delivery_id=delivery_id, recipients=recipients, tokens=tokens
-    )
-    return given_back
+    recipients, tokens = zip(*ordered, strict=True)
+    ended: int = await tx.fetchval(query, delivery_id=delivery_id, recipients=recipients, tokens=tokens)
+    return ended
 
 
 async def cancel_remaining(tx: Transaction, delivery_id: int) -> None:
@@ -269,8 +280,7 @@ async def cancel_remaining(tx: Transaction, delivery_id: int) -> None:
     leases = await tx.fetch("read_leases", delivery_id=delivery_id)
     for start in range(0, len(leases), _LEASES_AT_ONCE):
         some = leases[start : start + _LEASES_AT_ONCE]
-        recipients = sorted({r for lease in some for r in lease["recipients"]})
-        await _give_back(tx, delivery_id, recipients, [lease["token"] for lease in some])
+        await _give_back(tx, delivery_id, [(r, lease["token"]) for lease in some for r in lease["held"]])
     await tx.execute("cancel_remaining", delivery_id=delivery_id)
     await tx.execute("look_at_open_pages", delivery_id=delivery_id)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -28,13 +29,21 @@ class HandOvers:
     """Gathers the claims that will be handed over next, and marks them together.
 
     A transaction for each mark would be one more for each mail. So all claims that ask during a mark are
-    marked together in the next one.
+    marked together in the next one. If the process dies, every claim that is marked and has no published
+    result is in doubt. So only so many are marked at the same time.
     """
 
-    def __init__(self, mark: Callable[[int, Mapping[int, int]], Awaitable[set[int]]]) -> None:
-        """Takes the function that marks a delivery's claims, by recipient, and returns those it marked."""
+    def __init__(self, mark: Callable[[int, Mapping[int, int]], Awaitable[set[int]]], at_most: int) -> None:
+        """Takes its parts.
+
+        Args:
+            mark: Marks a delivery's claims, by recipient, and returns those it marked.
+            at_most: The most claims that are marked and not ended.
+        """
         self._mark = mark
+        self._at_most = at_most
         self._asked: dict[Claimed, asyncio.Future[bool]] = {}
+        self._marked: set[Claimed] = set()
         self._wake = asyncio.Event()
 
     def begin(self, claimed: Claimed) -> asyncio.Future[bool]:
@@ -47,15 +56,23 @@ class HandOvers:
         self._wake.set()
         return answer
 
+    def end(self, claimed: Claimed) -> None:
+        """Notes that the broker has the result of a claim, or that nothing was sent; others can be marked."""
+        self._asked.pop(claimed, None)
+        self._marked.discard(claimed)
+        self._wake.set()
+
     async def run(self) -> None:
         """Marks until it is cancelled."""
         while True:
             await self._wake.wait()
             self._wake.clear()
-            await self._mark_all()
+            asked = list(islice(self._asked, self._at_most - len(self._marked)))
+            if asked:
+                await self._mark_all({one: self._asked.pop(one) for one in asked})
 
-    async def _mark_all(self) -> None:
-        asked, self._asked = self._asked, {}
+    async def _mark_all(self, asked: dict[Claimed, asyncio.Future[bool]]) -> None:
+        self._marked.update(asked)
         by_delivery: dict[int, dict[int, int]] = {}
         for one in asked:
             by_delivery.setdefault(one.delivery_id, {})[one.recipient] = one.token

@@ -149,6 +149,10 @@ class _Right:
             self._answer = self._hand_overs.begin(self._claimed)
         return self._answer
 
+    def end(self) -> None:
+        if self._answer is not None:
+            self._hand_overs.end(self._claimed)
+
     @property
     def expired(self) -> bool:
         return seconds_since_boot() >= self._until
@@ -168,7 +172,7 @@ class SendService:
         least = limits.batch if self._at_once is None else 2 * self._at_once
         self._window = ClaimWindow(least, limits.batch)
         self._contents = Contents(parts.channel, self._read_content)
-        self._hand_overs = HandOvers(self._mark)
+        self._hand_overs = HandOvers(self._mark, self._at_once or 0)
         self._reports = Reports(
             parts.publisher,
             parts.exchange,
@@ -395,11 +399,12 @@ class SendService:
         claimed: Claimed,
         until: float,
     ) -> None:
-        verdict = await self._try(compiled, one.send, _Right(self._hand_overs, claimed, until))
+        right = _Right(self._hand_overs, claimed, until)
+        verdict = await self._try(compiled, one.send, right)
         if isinstance(verdict, Withheld):
             await self._give_back(claimed)
         result = _result(one.send, verdict, datetime.now(UTC))
-        self._reports.add([Report(one.consumer, one.message, result)])
+        self._reports.add([Report(one.consumer, one.message, result, right.end)])
 
     async def _give_back(self, claimed: Claimed) -> None:
         """Undoes a claim, so that another sender can take it before its lease expires."""
