@@ -1,4 +1,4 @@
-"""The composition root: the only place where settings become connections, and connections become services."""
+"""The composition root: the only place where connections become services."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from contracts import routing
+from worker import readiness
 from worker.amqp import topology
 from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.dead import DeadQueue
-from worker.amqp.errors import BLOCKED
-from worker.amqp.pika.connection import open_broker
 from worker.amqp.pika.consumer import PikaConsumer
-from worker.amqp.pika.publisher import PikaPublisher
 from worker.auth.authority import Authority
 from worker.auth.tokens import open_verifier
 from worker.channels.registry import CHANNELS
+from worker.connections import Connections, open_connections
 from worker.db import listen
 from worker.db.accounts import Accounts
 from worker.db.alerts import Alerts
@@ -32,14 +31,11 @@ from worker.db.breaker import Breaker
 from worker.db.deliveries import Deliveries, DeliveryContents
 from worker.db.events import Outbox
 from worker.db.executions import Executions
-from worker.db.failures import ERRORS, classify
 from worker.db.pages import Pages
-from worker.db.pool import SchemaMismatch, open_database
 from worker.db.starts import Starts
 from worker.db.stats import Statistics
 from worker.db.tracking import TrackingLog
 from worker.domain.breaker import BreakerLimits
-from worker.domain.failures import Failure
 from worker.domain.retry import Retries
 from worker.domain.servers import unprotected
 from worker.lifecycle import Watching, run_services, stop_on_signals
@@ -112,42 +108,8 @@ class Worker:
 
     def probes(self, stop: asyncio.Event) -> dict[str, Probe]:
         """Returns the readiness probes, by part."""
-
-        async def process() -> str:
-            return "The process is stopping." if stop.is_set() else ""
-
-        async def broker() -> str:
-            connected = self.broker.connected and self.bulk_publisher.connected
-            if not connected:
-                return "The connection to the broker is lost."
-            return BLOCKED if self.publisher.blocked or self.bulk_publisher.blocked else ""
-
-        async def consumers() -> str:
-            absent = [c.queue for c in self.consumers if not await c.present()]
-            absent += [s.name for s in self.senders if not s.unreachable and not await s.consuming()]
-            return f"The broker does not deliver from: {', '.join(absent)}." if absent else ""
-
-        async def channels() -> str:
-            return " ".join(s.unreachable for s in self.senders if s.unreachable)
-
-        async def database() -> str:
-            try:
-                await self.db.check_version()
-                await self.db.check_writable()
-            except SchemaMismatch as error:
-                return str(error)
-            except ERRORS as error:
-                what = "is out of reach" if classify(error) is Failure.AWAY else "does not do it"
-                return f"The database {what}: {str(error) or type(error).__name__}."
-            return ""
-
-        return {
-            "process": process,
-            "broker": broker,
-            "consumers": consumers,
-            "channels": channels,
-            "database": database,
-        }
+        connections = Connections(self.db, self.broker, self.publisher, self.bulk_publisher)
+        return readiness.probes(stop, connections, self.consumers, self.senders)
 
     def _consumer(self, queue: str, prefetch: int) -> Consumer:
         consumer = PikaConsumer(self.broker.consuming, self.names.queue(queue), prefetch=prefetch)
@@ -341,54 +303,20 @@ async def open_worker(
         SchemaMismatch, TopologyMismatch: the server is not set up, or is set up for another version.
     """
     owner = f"{socket.gethostname()}:{os.getpid()}"
-    name = f"sendoff {owner}"
+    names = routing.Names(settings.queue_prefix)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     metrics = Metrics.create(registry)
     stop = stop or asyncio.Event()
-    async with AsyncExitStack() as stack:
-        db = await open_database(
-            settings.database_url,
-            size=settings.database_pool,
-            connect_timeout=settings.connect_timeout,
-            command_timeout=settings.command_timeout,
-            application=name,
-            stop=stop,
-            on_away=metrics.database_failures.inc,
-            on_busy=lambda doing: metrics.database_busy.labels(doing).inc(),
-        )
-        stack.push_async_callback(db.close)
-        await db.check()
-        broker = await open_broker(settings.amqp_url, name=name, timeout=settings.connect_timeout)
-        stack.push_async_callback(broker.close)
-        names = routing.Names(settings.queue_prefix)
-        await topology.check(broker.consuming, names, settings.channels)
-        publisher = PikaPublisher(
-            broker.publishing, window=settings.publish_window, timeout=settings.command_timeout, stop=stop
-        )
-        await publisher.start()
-        bulk_publisher: Publisher = publisher
-        if settings.transport == "bulk":
-            bulk = BulkPublisher(
-                settings.amqp_url,
-                name=f"{name} publish",
-                window=settings.publish_window,
-                timeout=settings.command_timeout,
-                connect_timeout=settings.connect_timeout,
-                stop=stop,
-            )
-            await bulk.start()
-            stack.push_async_callback(bulk.close)
-            bulk_publisher = bulk
-        metrics.broker_connected.set_function(lambda: broker.connected and bulk_publisher.connected)
+    async with open_connections(settings, names, f"sendoff {owner}", metrics, stop) as connections:
         yield Worker(
             settings,
             names,
-            broker,
-            publisher,
-            bulk_publisher,
-            db,
-            Accounts(db),
+            connections.broker,
+            connections.publisher,
+            connections.bulk_publisher,
+            connections.db,
+            Accounts(connections.db),
             registry,
             metrics,
             owner,

@@ -19,15 +19,11 @@ import pytest
 from pamqp import commands
 
 from tests.support.bulk_peers import SECONDS, Proxy
+from tests.support.transports import Transport, declare, delete, finish, numbered, present, ready, take
 from worker.amqp.buffer import CALM
 from worker.amqp.bulk.connection import Events, connect
-from worker.amqp.bulk.consumer import BulkConsumer
-from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.errors import BrokerUnreachable
 from worker.amqp.messages import Outgoing, Unroutable
-from worker.amqp.pika.connection import open_broker
-from worker.amqp.pika.consumer import PikaConsumer
-from worker.amqp.pika.publisher import PikaPublisher
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -35,43 +31,7 @@ if TYPE_CHECKING:
 
     from aio_pika.abc import AbstractConnection
 
-    from worker.amqp.messages import Incoming
     from worker.settings import Settings
-
-
-class Transport:
-    """Makes started publishers and consumers of one kind."""
-
-    def __init__(self, kind: str, url: str, stack: AsyncExitStack) -> None:
-        self.kind = kind
-        self._url = url
-        self._stack = stack
-
-    async def publisher(self, url: str = "", window: int = 500) -> Any:
-        url = url or self._url
-        if self.kind == "bulk":
-            bulk = BulkPublisher(url, name="test", window=window, timeout=SECONDS, connect_timeout=SECONDS)
-            await bulk.start()
-            self._stack.push_async_callback(bulk.close)
-            return bulk
-        broker = await open_broker(url, name="test", timeout=SECONDS)
-        self._stack.push_async_callback(broker.close)
-        publisher = PikaPublisher(broker.publishing, window=window, timeout=SECONDS)
-        await publisher.start()
-        return publisher
-
-    async def consumer(self, queue: str, prefetch: int = 500, url: str = "") -> Any:
-        url = url or self._url
-        if self.kind == "bulk":
-            bulk = BulkConsumer(url, queue, name="test", prefetch=prefetch, connect_timeout=SECONDS)
-            await bulk.start()
-            self._stack.push_async_callback(bulk.close)
-            return bulk
-        broker = await open_broker(url, name="test", timeout=SECONDS)
-        self._stack.push_async_callback(broker.close)
-        consumer = PikaConsumer(broker.consuming, queue, prefetch=prefetch)
-        await consumer.start()
-        return consumer
 
 
 @pytest.fixture(params=["bulk", "aio-pika"])
@@ -87,57 +47,12 @@ async def admin(server_settings: Settings) -> AsyncIterator[AbstractConnection]:
         yield connection
 
 
-async def declare(admin: AbstractConnection, name: str) -> None:
-    async with admin.channel() as channel:
-        await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
-
-
-async def delete(admin: AbstractConnection, name: str) -> None:
-    async with admin.channel() as channel:
-        await channel.queue_delete(name)
-
-
 @pytest.fixture
 async def queue(admin: AbstractConnection) -> AsyncIterator[str]:
     name = f"test.bulk.{secrets.token_hex(6)}"
     await declare(admin, name)
     yield name
     await delete(admin, name)
-
-
-async def ready(admin: AbstractConnection, queue: str, *, consumers: int | None = None) -> int:
-    """How many messages wait, once the broker counts so many consumers: a gone one has given its own back."""
-    async with asyncio.timeout(SECONDS), admin.channel() as channel:
-        while True:
-            found = (await channel.declare_queue(queue, passive=True)).declaration_result
-            if consumers in (None, found.consumer_count):
-                return found.message_count or 0
-
-
-async def take(consumer: Any, count: int, *, settle: bool = True) -> list[Incoming]:
-    taken: list[Incoming] = []
-    async with asyncio.timeout(SECONDS):
-        while len(taken) < count:
-            batch = await consumer.batch(100, 0.01)
-            taken += batch
-            if settle:
-                consumer.acknowledge(batch)
-    return taken
-
-
-async def finish(consumer: Any) -> None:
-    await consumer.stop()
-    await consumer.close()
-
-
-async def present(consumer: Any, *, is_it: bool = True) -> None:
-    async with asyncio.timeout(SECONDS):
-        while await consumer.present() is not is_it:  # noqa: ASYNC110 - as in until
-            await asyncio.sleep(0.01)
-
-
-def numbered(count: int) -> list[Outgoing]:
-    return [Outgoing(b"%d" % n, "t", f"id-{n}") for n in range(count)]
 
 
 async def test_ten_thousand_messages_arrive_in_order_and_intact(

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 
 from contracts import routing
 from contracts.states import State
-from worker.db.retrying import Idempotent
 from worker.domain.authority import check_start
-from worker.domain.failures import Busy
 from worker.domain.states import Move
+from worker.duties import Duties, Duty
 from worker.lifecycle import pause
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Coroutine, Sequence
+    from collections.abc import Collection, Sequence
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 _PAGES_AT_ONCE: Final = 200
 _TURNS: Final = 20
@@ -206,16 +203,6 @@ class ScheduleLimits:
     hold unclaimed recipients."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Duty(Generic[T]):
-    """What is done at every tick, for each delivery that is found."""
-
-    name: str
-    doing: str
-    find: Callable[[], Coroutine[Any, Any, list[T]]]
-    do: Callable[[T], Coroutine[Any, Any, None]]
-
-
 class ScheduleService:
     """Does its duties at every tick."""
 
@@ -225,16 +212,17 @@ class ScheduleService:
         """Takes its parts and its limits."""
         self._parts = parts
         self._limits = limits
+        self._doing = Duties(parts.retrying, parts.metrics, limits.deadline)
         self._waiting: dict[str, int | None] = {}
-        self._starting = _Duty("start", "starting what is due", parts.deliveries.due, self._start)
+        self._starting = Duty("start", "starting what is due", parts.deliveries.due, self._start)
         accounts, deliveries, pages = parts.accounts, parts.deliveries, parts.pages
-        self._duties: tuple[_Duty[Any], ...] = (
-            _Duty("claims", "ending expired claims", accounts.expired, self._expire),
-            _Duty("validity", "cancelling what is over", deliveries.expired, self._cancel),
-            _Duty("cancelled", "ending cancelled retries", accounts.ending_retries, self._end_retries),
-            _Duty("retries", "opening due retries", pages.with_retries, self._open_retries),
-            _Duty("pages", "looking after pages", self._pages_to_inspect, self._look_after_pages),
-            _Duty("finish", "finishing what is done", deliveries.complete, self._finish),
+        self._duties: tuple[Duty[Any], ...] = (
+            Duty("claims", "ending expired claims", accounts.expired, self._expire),
+            Duty("validity", "cancelling what is over", deliveries.expired, self._cancel),
+            Duty("cancelled", "ending cancelled retries", accounts.ending_retries, self._end_retries),
+            Duty("retries", "opening due retries", pages.with_retries, self._open_retries),
+            Duty("pages", "looking after pages", self._pages_to_inspect, self._look_after_pages),
+            Duty("finish", "finishing what is done", deliveries.complete, self._finish),
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -253,9 +241,9 @@ class ScheduleService:
         while not stop.is_set():
             await pause(stop, await self.start_due())
 
-    async def _keep_doing(self, duty: _Duty[Any], stop: asyncio.Event) -> None:
+    async def _keep_doing(self, duty: Duty[Any], stop: asyncio.Event) -> None:
         while not stop.is_set():
-            await self._do(duty)
+            await self._doing.do(duty)
             await pause(stop, self._limits.tick)
 
     async def _keep_alerting(self, stop: asyncio.Event) -> None:
@@ -270,55 +258,20 @@ class ScheduleService:
             Broken, Stopped: as `worker.db.retrying.Retrier.until_done`. So do the other two duties.
         """
         for duty in self._duties:
-            await self._do(duty)
+            await self._doing.do(duty)
 
     async def start_due(self) -> float:
         """Starts what is due; returns the seconds to the next look."""
-        await self._do(self._starting)
-        seconds = await self._unless_busy(self._parts.deliveries.seconds_to_next_start, self._starting.doing)
+        await self._doing.do(self._starting)
+        seconds = await self._doing.unless_busy(
+            self._parts.deliveries.seconds_to_next_start, self._starting.doing
+        )
         return _LONGEST_SLEEP if seconds is None else min(max(seconds, _SHORTEST_SLEEP), _LONGEST_SLEEP)
 
     async def alert(self) -> None:
         """Notes how far deliveries are, and tells of those in trouble."""
-        if await self._unless_busy(self._alert, "looking for alerts"):
-            self._succeeded("alerts")
-
-    async def _do(self, duty: _Duty[Any]) -> None:
-        """Does a duty for each delivery that is found; one that is too much for now is left out."""
-        found = await self._unless_busy(duty.find, duty.doing)
-        if found is None:
-            return
-        done = [await self._in_time(duty, one) for one in found]
-        if all(done):
-            self._succeeded(duty.name)
-
-    async def _in_time(self, duty: _Duty[T], found: T) -> bool:
-        """Does a duty for one delivery; returns whether it could be done within the deadline."""
-
-        async def action() -> bool:
-            await duty.do(found)
-            return True
-
-        deadline = asyncio.timeout(self._limits.deadline)
-        try:
-            async with deadline:
-                return bool(await self._unless_busy(action, duty.doing))
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-        log.warning("duty took too long", doing=duty.doing, found=str(found), seconds=self._limits.deadline)
-        self._parts.metrics.duty_timeouts.labels(duty.name).inc()
-        return False
-
-    def _succeeded(self, duty: str) -> None:
-        self._parts.metrics.duty_last_success.labels(duty).set_to_current_time()
-
-    async def _unless_busy(self, action: Callable[[], Coroutine[Any, Any, T]], doing: str) -> T | None:
-        """Returns the action's result; None if the database is too busy: the next tick tries again."""
-        try:
-            return await self._parts.retrying.until_done(Idempotent(action), doing)
-        except Busy:  # already logged and counted
-            return None
+        if await self._doing.unless_busy(self._alert, "looking for alerts"):
+            self._doing.succeeded("alerts")
 
     async def _alert(self) -> bool:
         await self._parts.alerts.sample()

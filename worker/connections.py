@@ -1,0 +1,88 @@
+"""The connections of one process: to the database, and to the broker over both transports."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, NamedTuple
+
+from worker.amqp import topology
+from worker.amqp.bulk.publisher import BulkPublisher
+from worker.amqp.pika.connection import open_broker
+from worker.amqp.pika.publisher import PikaPublisher
+from worker.db.pool import open_database
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator
+
+    from contracts.routing import Names
+    from worker.amqp.messages import Publisher
+    from worker.amqp.pika.connection import Broker
+    from worker.db.pool import Database
+    from worker.settings import Settings
+    from worker.telemetry.metrics import Metrics
+
+
+class Connections(NamedTuple):
+    """The open connections."""
+
+    db: Database
+    broker: Broker
+    publisher: Publisher
+    """Publishes answers, events and dead messages, over aio-pika."""
+    bulk_publisher: Publisher
+    """Publishes what is one message for each recipient."""
+
+
+@asynccontextmanager
+async def open_connections(
+    settings: Settings, names: Names, name: str, metrics: Metrics, stop: asyncio.Event
+) -> AsyncIterator[Connections]:
+    """Connects to all servers, checks them, and closes all connections when the block ends.
+
+    Args:
+        settings: The settings.
+        names: The installation's names.
+        name: What operators see in the servers' lists of connections.
+        metrics: Where outages are counted.
+        stop: After it is set, nothing waits for a database or a broker that is away.
+
+    Raises:
+        DatabaseUnreachable, BrokerUnreachable: there is no server at the address.
+        SchemaMismatch, TopologyMismatch: the server is not set up, or is set up for another version.
+    """
+    async with AsyncExitStack() as stack:
+        db = await open_database(
+            settings.database_url,
+            size=settings.database_pool,
+            connect_timeout=settings.connect_timeout,
+            command_timeout=settings.command_timeout,
+            application=name,
+            stop=stop,
+            on_away=metrics.database_failures.inc,
+            on_busy=lambda doing: metrics.database_busy.labels(doing).inc(),
+        )
+        stack.push_async_callback(db.close)
+        await db.check()
+        broker = await open_broker(settings.amqp_url, name=name, timeout=settings.connect_timeout)
+        stack.push_async_callback(broker.close)
+        await topology.check(broker.consuming, names, settings.channels)
+        publisher = PikaPublisher(
+            broker.publishing, window=settings.publish_window, timeout=settings.command_timeout, stop=stop
+        )
+        await publisher.start()
+        bulk_publisher: Publisher = publisher
+        if settings.transport == "bulk":
+            bulk = BulkPublisher(
+                settings.amqp_url,
+                name=f"{name} publish",
+                window=settings.publish_window,
+                timeout=settings.command_timeout,
+                connect_timeout=settings.connect_timeout,
+                stop=stop,
+            )
+            await bulk.start()
+            stack.push_async_callback(bulk.close)
+            bulk_publisher = bulk
+        metrics.broker_connected.set_function(lambda: broker.connected and bulk_publisher.connected)
+        yield Connections(db, broker, publisher, bulk_publisher)
