@@ -87,3 +87,38 @@ class HandOvers:
             for answer in asked.values():
                 if not answer.done():
                     answer.set_result(False)
+
+
+class Right:
+    """The right to hand one claimed message over, as a channel uses it."""
+
+    __slots__ = ("_answer", "_claimed", "_hand_overs", "_until")
+
+    def __init__(self, hand_overs: HandOvers, claimed: Claimed, until: float) -> None:
+        """Takes its parts.
+
+        Args:
+            hand_overs: Marks the claim.
+            claimed: The claim.
+            until: When no send is begun any more, in seconds since the boot.
+        """
+        self._hand_overs = hand_overs
+        self._claimed = claimed
+        self._until = until
+        self._answer: asyncio.Future[bool] | None = None
+
+    def begin(self) -> asyncio.Future[bool]:
+        """Begins to mark the message as handed over. A repeat changes nothing."""
+        if self._answer is None:
+            self._answer = self._hand_overs.begin(self._claimed)
+        return self._answer
+
+    def end(self) -> None:
+        """Notes that the broker has the result, or that nothing was sent."""
+        if self._answer is not None:
+            self._hand_overs.end(self._claimed)
+
+    @property
+    def expired(self) -> bool:
+        """Whether the lease is nearly over."""
+        return seconds_since_boot() >= self._until

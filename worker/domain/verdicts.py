@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from contracts import results
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from contracts.results import BounceKind, BounceReason, Fault
+    from contracts.sends import Send
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +67,41 @@ class Withheld:
 
 Verdict = Accepted | Bounced | Failed | Unsure | Withheld
 """The result of one attempt."""
+
+
+def result_of(
+    send: Send, verdict: Verdict, at: datetime
+) -> results.Taken | results.Bounce | results.Error | None:
+    """Returns the result to publish; None where there is none yet, or nothing was sent.
+
+    Args:
+        send: The send message.
+        verdict: What became of it.
+        at: When it was known.
+    """
+    if isinstance(verdict, Accepted):
+        return results.Taken(
+            send.delivery_id, send.recipient, send.attempt, at, verdict.reply, verdict.provider_id
+        )
+    common: dict[str, Any] = {
+        "delivery_id": send.delivery_id,
+        "recipient": send.recipient,
+        "attempt": send.attempt,
+        "at": at,
+    }
+    match verdict:
+        case Bounced():
+            return results.Bounce(
+                **common,
+                kind=verdict.kind,
+                reason=verdict.reason,
+                status=verdict.status,
+                reply=verdict.reply,
+                fault=verdict.fault,
+            )
+        case Failed():
+            return results.Error(
+                **common, reason=verdict.reason, retryable=verdict.retryable, detail=verdict.detail
+            )
+        case Unsure() | Withheld():
+            return None

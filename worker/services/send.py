@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 import structlog
 from pydantic import TypeAdapter, ValidationError
 
-from contracts import results
 from contracts.base import explain
 from contracts.sends import Send
 from worker.amqp.consuming import consuming
@@ -27,12 +26,12 @@ from worker.amqp.dead import Letter
 from worker.amqp.reports import Report, Reports
 from worker.channels.contents import Contents
 from worker.channels.protocol import ChannelUnreachable, Granted
-from worker.db.hand_over import Claimed, HandOvers, seconds_since_boot
+from worker.db.hand_over import Claimed, HandOvers, Right, seconds_since_boot
 from worker.db.retrying import Idempotent, Unstorable
 from worker.domain.audience import address_key
 from worker.domain.content import ContentInvalid
 from worker.domain.failures import NO_MESSAGES_FAULT, Busy, Failure, Stopped
-from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure, Withheld
+from worker.domain.verdicts import Failed, Unsure, Withheld, result_of
 from worker.domain.window import ClaimWindow
 from worker.lifecycle import pause, unless_stopped
 
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
     from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
-    from worker.amqp.reports import Result
     from worker.channels.protocol import Channel, HandOver
     from worker.db.retrying import Retrying
     from worker.domain.verdicts import Verdict
@@ -131,31 +129,6 @@ class _Asked(NamedTuple):
     send: Send
     consumer: Consumer
     message: Incoming
-
-
-class _Right:
-    """The right to hand one claimed message over."""
-
-    __slots__ = ("_answer", "_claimed", "_hand_overs", "_until")
-
-    def __init__(self, hand_overs: HandOvers, claimed: Claimed, until: float) -> None:
-        self._hand_overs = hand_overs
-        self._claimed = claimed
-        self._until = until
-        self._answer: asyncio.Future[bool] | None = None
-
-    def begin(self) -> asyncio.Future[bool]:
-        if self._answer is None:
-            self._answer = self._hand_overs.begin(self._claimed)
-        return self._answer
-
-    def end(self) -> None:
-        if self._answer is not None:
-            self._hand_overs.end(self._claimed)
-
-    @property
-    def expired(self) -> bool:
-        return seconds_since_boot() >= self._until
 
 
 class SendService:
@@ -333,7 +306,7 @@ class SendService:
             now = datetime.now(UTC)
             tried = [(one, await self._try(compiled, one.send, Granted())) for one in ordered]
             self._reports.add(
-                [Report(a.consumer, a.message, _result(a.send, verdict, now)) for a, verdict in tried]
+                [Report(a.consumer, a.message, result_of(a.send, verdict, now)) for a, verdict in tried]
             )
             return
         until = begun + _SAFE_SHARE * self._limits.claim_lease
@@ -399,11 +372,11 @@ class SendService:
         claimed: Claimed,
         until: float,
     ) -> None:
-        right = _Right(self._hand_overs, claimed, until)
+        right = Right(self._hand_overs, claimed, until)
         verdict = await self._try(compiled, one.send, right)
         if isinstance(verdict, Withheld):
             await self._give_back(claimed)
-        result = _result(one.send, verdict, datetime.now(UTC))
+        result = result_of(one.send, verdict, datetime.now(UTC))
         self._reports.add([Report(one.consumer, one.message, result, right.end)])
 
     async def _give_back(self, claimed: Claimed) -> None:
@@ -434,32 +407,3 @@ class SendService:
                 because=verdict.detail,
             )
         return verdict
-
-
-def _result(send: Send, verdict: Verdict, at: datetime) -> Result | None:
-    if isinstance(verdict, Accepted):
-        return results.Taken(
-            send.delivery_id, send.recipient, send.attempt, at, verdict.reply, verdict.provider_id
-        )
-    common: dict[str, Any] = {
-        "delivery_id": send.delivery_id,
-        "recipient": send.recipient,
-        "attempt": send.attempt,
-        "at": at,
-    }
-    match verdict:
-        case Bounced():
-            return results.Bounce(
-                **common,
-                kind=verdict.kind,
-                reason=verdict.reason,
-                status=verdict.status,
-                reply=verdict.reply,
-                fault=verdict.fault,
-            )
-        case Failed():
-            return results.Error(
-                **common, reason=verdict.reason, retryable=verdict.retryable, detail=verdict.detail
-            )
-        case Unsure() | Withheld():
-            return None
