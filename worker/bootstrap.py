@@ -47,8 +47,8 @@ from worker.services.schedule import ScheduleLimits, ScheduleParts, ScheduleServ
 from worker.services.send import SendLimits, SendParts, SendService
 from worker.services.stats import StatsLimits, StatsParts, StatsService
 from worker.services.tracking import TrackingLimits, TrackingParts, TrackingService, open_machines
-from worker.telemetry.health import serving
 from worker.telemetry.metrics import Metrics
+from worker.web.health import serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from worker.db.pool import Database
     from worker.lifecycle import Service
     from worker.settings import Settings
-    from worker.telemetry.health import Probe
+    from worker.web.health import Probe
 
 log = structlog.get_logger(__name__)
 
@@ -333,7 +333,7 @@ async def run(settings: Settings, services: Sequence[str], stop: asyncio.Event |
         stop: A test sets it; signals set it too.
 
     Raises:
-        What `open_worker` raises, HealthUnavailable, and ServiceDied.
+        What `open_worker` raises, AddressUnavailable, and ServiceDied.
     """
     stop = stop or asyncio.Event()
     stop_on_signals(stop)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from worker.amqp.messages import Consumer
     from worker.connections import Connections
     from worker.services.send import SendService
-    from worker.telemetry.health import Probe
+    from worker.web.health import Probe
 
 
 def probes(

@@ -16,7 +16,7 @@ from contracts import routing
 from tests.support.database import read_only
 from tests.support.proxy import CutProxy
 from tests.support.stack import until
-from worker.telemetry.health import serving
+from worker.web.health import serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

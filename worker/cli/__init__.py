@@ -44,7 +44,7 @@ from worker.db.pool import DatabaseUnreachable, SchemaMismatch
 from worker.lifecycle import ServiceDied
 from worker.operations.prepare import PreparationRefused
 from worker.settings import SettingsError
-from worker.telemetry.health import HealthUnavailable
+from worker.web.server import AddressUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,7 +56,7 @@ _STATUS: Final[dict[type[Exception], int]] = {
     PreparationRefused: 1,
     BrokerForbids: 1,
     SettingsError: 2,
-    HealthUnavailable: 2,
+    AddressUnavailable: 2,
     BrokerUnreachable: 3,
     DatabaseUnreachable: 3,
     SchemaMismatch: 3,
