@@ -11,7 +11,7 @@ SERVERS := $(PYTHON) dev/servers.py
 SOURCES := contracts worker sql tests dev
 UV_COMPILE = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
-.PHONY: help up down venv test check format lock schemas tables demo bench bench-tables clean
+.PHONY: help up down venv test check format lock schemas tables demo bench bench-tables corpus clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ bench: venv ## measure against other frameworks doing the same job (ARGS='--quic
 bench-tables: venv ## measure what dashboards ask of ten million recipients (ARGS='--rows 1000000')
 	@SENDOFF_DEV_SHARED_MEGABYTES=$$(awk '/^MemTotal/ {print int($$2 / 4096)}' /proc/meminfo) \
 	    $(SERVERS) run -- $(BIN)/python -m tests.bench.tables $(ARGS)
+
+corpus: venv ## read a corpus of replies with the rules, and compare (DIR=/path, which holds expected.csv)
+	@$(BIN)/python dev/corpus.py "$(DIR)"
 
 venv: .venv/built ## build .venv from the hashed lock, if it is not there or is out of date
 

@@ -17,15 +17,27 @@ RECIPIENT, SENDER, CONTENT, INFRASTRUCTURE = (
 R = BounceReason
 
 PHRASES = {
-    (SOFT, R.POLICY, INFRASTRUCTURE): (
+    (SOFT, R.POLICY, SENDER): (
         *("relaying denied", "relay access denied", "relay is not permitted", "relay not allowed"),
         *("relaying prohibited", "unable to relay", "not allowed to relay", "not permitted to relay"),
         *("we do not relay", "allowed rcpthosts", "client host rejected", "HELO command rejected"),
-        *("cannot find your hostname", "cannot find your reverse hostname"),
+        *("your account has been suspended", "sending paused for this account"),
+        *(
+            "policy",
+            "policies",
+            "not permitted",
+            "not allowed",
+            "administrative prohibition",
+            "access denied",
+        ),
+    ),
+    (SOFT, R.SYSTEM, INFRASTRUCTURE): (
+        *("disk full", "insufficient system storage", "internal error", "try again later", "mail loop"),
     ),
     (SOFT, R.AUTHENTICATION, SENDER): (
         *("SPF", "dkim", "dmarc", "unauthenticated email", "unauthenticated mail", "unauthenticated sender"),
         *("reverse DNS", "ptr", "rdns", "reverse hostname"),
+        *("cannot find your hostname", "cannot find your reverse hostname"),
     ),
     (SOFT, R.REFUSED, SENDER): (
         *("sender rejected", "sender address refused", "sender domain denied", "sender verify failed"),
@@ -52,8 +64,8 @@ PHRASES = {
     (SOFT, R.GREYLISTED, INFRASTRUCTURE): ("greylisted", "graylist", "grey list", "grey-listing"),
     (SOFT, R.MAILBOX_FULL, RECIPIENT): (
         *("mailbox is full", "inbox full", "account exceeded", "user has no quota", "storage exceeded"),
-        *("disk full", "overquota", "over quota", "quota exceeded", "quota is exceeded"),
-        *("out of storage", "insufficient storage", "insufficient system storage"),
+        *("overquota", "over quota", "quota exceeded", "quota is exceeded", "exceeded storage allocation"),
+        *("out of storage", "insufficient storage"),
     ),
     (SOFT, R.TOO_LARGE, CONTENT): (
         *("message too big", "message is too large", "mail too large", "size exceeds", "size limit"),
@@ -79,9 +91,6 @@ PHRASES = {
     (SOFT, R.UNREACHABLE, INFRASTRUCTURE): (
         *("timed out", "time out", "timeout", "connection refused", "connection reset", "connection lost"),
         *("no route", "unreachable", "could not connect"),
-    ),
-    (SOFT, R.POLICY, SENDER): (
-        *("policy", "policies", "not permitted", "not allowed", "administrative prohibition"),
     ),
 }
 

@@ -194,14 +194,14 @@ REPLIES = [
         R.REFUSED,
         SENDER,
     ),
-    (550, "5.7.1 <mx.example.org>: Helo command rejected: Host not found", SOFT, R.POLICY, INFRASTRUCTURE),
-    (554, "5.7.1 <ana@example.net>: Relay access denied", SOFT, R.POLICY, INFRASTRUCTURE),
+    (550, "5.7.1 <mx.example.org>: Helo command rejected: Host not found", SOFT, R.POLICY, SENDER),
+    (554, "5.7.1 <ana@example.net>: Relay access denied", SOFT, R.POLICY, SENDER),
     (
         553,
         "sorry, that domain isn't in my list of allowed rcpthosts (#5.7.1)",
         SOFT,
         R.POLICY,
-        INFRASTRUCTURE,
+        SENDER,
     ),
     # Passing trouble
     (
@@ -230,10 +230,10 @@ REPLIES = [
     (552, "5.2.3 Your message exceeded the size limits", SOFT, R.TOO_LARGE, CONTENT),
     (554, "5.6.0 Message contains invalid header", SOFT, R.CONTENT, CONTENT),
     # Too little said to condemn anybody
-    (550, "", SOFT, R.REFUSED, RECIPIENT),
-    (554, "Transaction failed", SOFT, R.REFUSED, RECIPIENT),
+    (550, "", SOFT, R.REFUSED, None),
+    (554, "Transaction failed", SOFT, R.REFUSED, None),
     (554, "5.7.1 <ana@example.org>: Recipient address rejected: Access denied", SOFT, R.POLICY, SENDER),
-    (599, "?", SOFT, R.NOT_DEFINED, INFRASTRUCTURE),
+    (599, "?", SOFT, R.NOT_DEFINED, None),
 ]
 
 
@@ -243,7 +243,7 @@ REPLIES = [
     ids=[f"{code} {text[:50]}" for code, text, *_ in REPLIES],
 )
 def test_a_reply_of_a_real_server_has_its_kind_reason_and_fault(
-    code: int, text: str, kind: BounceKind, reason: BounceReason, fault: Fault
+    code: int, text: str, kind: BounceKind, reason: BounceReason, fault: Fault | None
 ) -> None:
     meaning = classify(code, text)
     assert (meaning.kind, meaning.reason, meaning.fault) == (kind, reason, fault)
@@ -268,7 +268,9 @@ def test_the_status_is_the_servers_with_the_class_of_the_basic_code(
 
 
 def test_a_status_that_is_given_wins_over_the_text() -> None:
-    assert classify(550, "some words", status="5.1.1") == Classified(HARD, R.USER_UNKNOWN, "5.1.1", RECIPIENT)
+    assert classify(550, "some words", status="5.1.1") == Classified(
+        HARD, R.USER_UNKNOWN, "5.1.1", RECIPIENT, again=False, rule="mailbox_unknown"
+    )
 
 
 @pytest.mark.parametrize(("code", "text"), [(550, "5.1.1 User unknown"), (550, "No such user"), (553, "")])
@@ -292,8 +294,11 @@ def test_only_a_permanent_refusal_of_the_named_recipient_is_hard(
 ) -> None:
     meaning = classify(code, text, recipient_named=recipient_named)
     assert meaning.status[0] == str(code)[0]
+    if code < 500:
+        assert meaning.again
     if meaning.kind is HARD:
         assert code >= 500
+        assert not meaning.again
         assert meaning.fault is RECIPIENT
         assert recipient_named
 

@@ -34,7 +34,8 @@ class Bounced:
     """RFC 3463. It begins with 5 for a permanent refusal, with 4 for a temporary one."""
     reply: str
     """The channel's answer."""
-    fault: Fault
+    fault: Fault | None
+    """None if the answer does not say."""
 
 
 @dataclass(frozen=True, slots=True)
