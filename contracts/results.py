@@ -23,7 +23,8 @@ class BounceKind(StrEnum):
     HARD = "hard"
     """The address does not work. There is no further attempt."""
     SOFT = "soft"
-    """It failed this time. A later attempt may work."""
+    """It says nothing final about the address. Whether there is a further attempt follows from `status` and
+    `reason`."""
     IGNORED = "ignored"
     """Nothing: an automatic answer, for example."""
 

@@ -5,8 +5,8 @@ results may come late, twice and in any order, and the status is the same. The o
 bounce always wins. Otherwise the later attempt wins. Within one attempt a bounce wins over *sent*, *sent*
 over *error*, a permanent error over a retryable one, and each of them over *unknown* and the claim.
 
-A retry belongs to the winning fact. A soft bounce or a retryable error is *retrying* while its next attempt
-is planned, with the same precedence. So only a fact that wins over it ends the retry.
+A retry belongs to the winning fact. A refusal that may be repeated, or a retryable error, is *retrying* while
+its next attempt is planned, with the same precedence. So only a fact that wins over it ends the retry.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from contracts.results import Bounce, BounceKind, Error, Sent
+from worker.domain.bounces import may_be_repeated
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -103,7 +104,7 @@ class Facts(NamedTuple):
     reply: str | None = None
     provider_id: str | None = None
     retryable: bool = False
-    """Whether the winning fact is a soft bounce or a retryable error."""
+    """Whether the attempt may be repeated: after a refusal for now, or a retryable error."""
 
 
 def facts(result: Sent | Bounce | Error) -> Facts:
@@ -128,7 +129,7 @@ def facts(result: Sent | Bounce | Error) -> Facts:
             code=result.status,
             fault=result.fault and result.fault.value,
             reply=_short(result.reply),
-            retryable=status is OutcomeStatus.BOUNCED_SOFT,
+            retryable=may_be_repeated(result.kind, result.reason, result.status),
         )
     status = OutcomeStatus.ERROR
     return Facts(
