@@ -83,6 +83,12 @@ class Figures(Message):
     """The limit for hard bounces in percent; 0 for none."""
     error_limit_pct: float
     """The limit for errors in percent; 0 for none."""
+    refused: Count = 0
+    """Of the attempted, those who were refused for a fault of the sender."""
+    refused_pct: float = 0
+    """These in percent of the attempted, to two decimals."""
+    refused_limit_pct: float = 0
+    """The limit for such refusals in percent; 0 for none."""
 
 
 class DeliveryEvent(Message):

@@ -124,6 +124,9 @@ EXAMPLES: Final[dict[type[BaseModel], list[dict[str, Any]]]] = {
                 "error_pct": 0.8,
                 "hard_bounce_limit_pct": 10.0,
                 "error_limit_pct": 20.0,
+                "refused": 3,
+                "refused_pct": 1.2,
+                "refused_limit_pct": 10.0,
             },
         },
         {

@@ -155,6 +155,8 @@ class Settings(BaseSettings):
     """A delivery pauses itself when more percent of the attempted are hard bounces; 0 for no limit."""
     breaker_error_pct: Annotated[float, Field(ge=0, le=100)] = 20
     """A delivery pauses itself when more percent of the attempted are errors; 0 for no limit."""
+    breaker_refused_pct: Annotated[float, Field(ge=0, le=100)] = 10
+    """It pauses itself when more percent of the attempted are refused for a sender's fault; 0: no limit."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 4
     """Attempts for one recipient of a delivery that has no limit of its own; 1 for no retries."""
     retry_delays: Annotated[tuple[_Delay, ...], Field(min_length=1, max_length=100), NoDecode] = (

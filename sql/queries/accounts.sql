@@ -23,8 +23,11 @@ WITH result AS (
     ) e
     CROSS JOIN LATERAL (SELECT coalesce(r.recipient = ANY (e.recipients), false) AS erased) person
     CROSS JOIN LATERAL (
-        SELECT now() + r.retry_after < d.valid_until AND r.attempt < coalesce(d.max_attempts, :max_attempts::int)
-               AND d.cancelled_at IS NULL AND d.under_way AND NOT person.erased AS planned
+        SELECT r.retry_after IS NOT NULL AND now() + r.retry_after < d.valid_until
+               AND d.cancelled_at IS NULL AND d.under_way AND NOT person.erased
+               AND r.attempt - coalesce((SELECT k.spared FROM sendoff.outcome k
+                                         WHERE k.delivery_id = :delivery_id AND k.recipient = r.recipient), 0)
+                   < coalesce(d.max_attempts, :max_attempts::int) AS planned
     ) again
     WHERE d.confirmed_at IS NOT NULL AND r.recipient <= d.to_deliver
 ), changed AS (
@@ -115,6 +118,26 @@ UPDATE sendoff.delivery_record
 SET ending_retries = false
 WHERE delivery_id = :delivery_id AND ending_retries
   AND NOT EXISTS (SELECT FROM sendoff.outcome o WHERE o.delivery_id = :delivery_id AND o.retry_at IS NOT NULL);
+
+-- name: spare_refused
+-- Those who were refused for a fault of the sender count as not tried: they wait for a retry that is due, and the attempt
+-- does not count. The number of the attempt stays, so that a doubled result changes nothing. Run it with the
+-- claims closed.
+WITH spared AS (
+    UPDATE sendoff.outcome o
+    SET status = 'retrying', was = o.status, retry_at = now(), spared = o.spared + 1
+    WHERE o.delivery_id = :delivery_id AND o.fault = 'sender' AND o.status = 'bounced_soft'
+      AND (SELECT d.spares_refused FROM sendoff.delivery_record d WHERE d.delivery_id = :delivery_id)
+      AND (SELECT true FROM sendoff.erased_recipient x
+           WHERE x.delivery_id = :delivery_id AND x.recipient = o.recipient) IS NULL
+    RETURNING o.was, o.status
+)
+SELECT count(*)::int AS spared, sendoff.count_moves(:delivery_id, ARRAY(
+           SELECT (was, status, count(*))::sendoff.move FROM spared GROUP BY was, status))
+FROM spared;
+
+-- name: stop_sparing
+UPDATE sendoff.delivery_record SET spares_refused = false WHERE delivery_id = :delivery_id AND spares_refused;
 
 -- name: read_unknown
 -- For a range of recipients, by the key.

@@ -103,17 +103,36 @@ SELECT delivery_id, pg_notify('sendoff_events', '') FROM recorded;
 
 -- name: read_progress
 -- After a batch: whether any recipient is open, and how many of the attempted bounced or failed. Reads at
--- most 16 short rows.
+-- most 16 short rows. Refusals that blame the sender are counted one by one, while the breaker looks at them: there are
+-- few, or it trips.
 SELECT d.running, k.pending + k.sending + k.retrying <= 0 AS complete, d.breaker_tripped_at IS NOT NULL AS tripped,
        coalesce(d.breaker_minimum, :minimum) AS minimum,
        coalesce(d.hard_bounce_pct, :hard_bounce_pct) AS hard_bounce_pct, coalesce(d.error_pct, :error_pct) AS error_pct,
-       (k.sent + k.bounced + k.errors)::int AS attempted, k.bounced_hard::int AS bounced_hard, k.errors::int AS errors
+       coalesce(d.refused_pct, :refused_pct) AS refused_pct,
+       (k.sent + k.bounced + k.errors)::int AS attempted, k.bounced_hard::int AS bounced_hard, k.errors::int AS errors,
+       CASE WHEN d.running AND d.breaker_tripped_at IS NULL AND coalesce(d.refused_pct, :refused_pct) > 0
+                 AND k.bounced_soft > 0
+            THEN (SELECT count(*)::int FROM sendoff.outcome o
+                  WHERE o.delivery_id = :delivery_id AND o.fault = 'sender' AND o.status = 'bounced_soft')
+            ELSE 0 END AS refused
 FROM sendoff.delivery_record d
 JOIN sendoff.deployment k ON k.delivery_id = d.delivery_id
 WHERE d.delivery_id = :delivery_id;
 
 -- name: trip_breaker
-UPDATE sendoff.delivery_record SET breaker_tripped_at = now() WHERE delivery_id = :delivery_id;
+UPDATE sendoff.delivery_record
+SET breaker_tripped_at = now(), spares_refused = :spares_refused
+WHERE delivery_id = :delivery_id;
+
+-- name: read_refusing_domains
+-- The domains at which most recipients were refused for a fault of the sender.
+SELECT lower(split_part(r.address, '@', 2)) AS domain, count(*)::int AS refused
+FROM sendoff.outcome o
+JOIN sendoff.recipient r ON r.delivery_id = :delivery_id AND r.recipient = o.recipient
+WHERE o.delivery_id = :delivery_id AND o.fault = 'sender' AND o.status = 'bounced_soft' AND r.address LIKE '%@%'
+GROUP BY domain
+ORDER BY refused DESC, domain
+LIMIT :domains;
 
 -- name: read_due_deliveries
 -- Confirmed deliveries whose contact date has come.

@@ -174,7 +174,7 @@ SET label = :label, channel = :channel,
                                                            WHERE delivery_id = :delivery_id) END, :contact_date),
     time_zone = :time_zone, valid_for = :valid_for, late_limit = :late_limit, messages_per_hour = :messages_per_hour,
     breaker_minimum = :breaker_minimum, hard_bounce_pct = :hard_bounce_pct, error_pct = :error_pct,
-    max_attempts = :max_attempts, preparation = d.preparation + 1,
+    refused_pct = :refused_pct, max_attempts = :max_attempts, preparation = d.preparation + 1,
     to_deliver = s.to_deliver, excluded = s.excluded, prepared_at = now(), updated_at = now()
 FROM (
     SELECT count(*) FILTER (WHERE cause IS NULL) AS to_deliver, count(cause) AS excluded

@@ -71,6 +71,9 @@ async def test_the_breaker_trips_above_the_limit_and_not_at_it(stack: Stack) -> 
         "error_pct": 0,
         "hard_bounce_limit_pct": 10,
         "error_limit_pct": 20,
+        "refused": 0,
+        "refused_pct": 0,
+        "refused_limit_pct": 10,
     }  # fmt: skip
     assert (await stack.rows("SELECT state_reason FROM sendoff.delivery"))[0]["state_reason"] == REASON
 

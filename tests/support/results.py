@@ -18,9 +18,8 @@ def result(number: int, recipient: int, **more: Any) -> dict[str, Any]:
 
 
 def bounced(number: int, recipient: int, kind: str = "hard", **more: Any) -> dict[str, Any]:
-    return result(
-        number, recipient, kind=kind, reason="user_unknown", status="5.1.1", fault="recipient", **more
-    )
+    reason, status = ("user_unknown", "5.1.1") if kind == "hard" else ("mailbox_full", "4.2.2")
+    return result(number, recipient, kind=kind, reason=reason, status=status, fault="recipient", **more)
 
 
 async def drained(stack: Stack) -> bool:

@@ -16,11 +16,11 @@ PERCENT = st.integers(0, 100)
 
 @st.composite
 def tallies(draw: st.DrawFn) -> Tally:
-    hard, errors, rest = draw(COUNTS), draw(COUNTS), draw(COUNTS)
-    return Tally(hard + errors + rest, hard, errors)
+    hard, errors, refused, rest = draw(COUNTS), draw(COUNTS), draw(COUNTS), draw(COUNTS)
+    return Tally(hard + errors + refused + rest, hard, errors, refused)
 
 
-LIMITS = st.builds(BreakerLimits, st.integers(0, 10_000), PERCENT, PERCENT)
+LIMITS = st.builds(BreakerLimits, st.integers(0, 10_000), PERCENT, PERCENT, PERCENT)
 
 
 @given(tallies(), LIMITS)
@@ -32,6 +32,7 @@ def test_the_breaker_trips_if_and_only_if_a_share_is_above_its_limit(
         for count, limit in (
             (tally.bounced_hard, limits.hard_bounce_pct),
             (tally.errors, limits.error_pct),
+            (tally.refused, limits.refused_pct),
         )
         if limit and tally.attempted
     ]
@@ -41,6 +42,7 @@ def test_the_breaker_trips_if_and_only_if_a_share_is_above_its_limit(
     if tripped is not None:
         assert tripped.reason.count("limit") == sum(above)
         assert f"of {tally.attempted} attempted" in tripped.reason
+        assert tripped.by_sender == ("blame the sender" in tripped.reason)
 
 
 @given(tallies(), LIMITS, st.integers(1, 100))
@@ -48,11 +50,13 @@ def test_more_that_went_well_never_trips_the_breaker_once_enough_came(
     tally: Tally, limits: BreakerLimits, more: int
 ) -> None:
     assume(tally.attempted >= limits.minimum and judge(tally, limits) is None)
-    assert judge(Tally(tally.attempted + more, tally.bounced_hard, tally.errors), limits) is None
+    assert (
+        judge(Tally(tally.attempted + more, tally.bounced_hard, tally.errors, tally.refused), limits) is None
+    )
 
 
 def test_the_reason_holds_the_figures() -> None:
-    tripped = judge(Tally(250, 31, 2), BreakerLimits(100, 10, 20))
+    tripped = judge(Tally(250, 31, 2, 3), BreakerLimits(100, 10, 20, 10))
     assert tripped is not None
     assert tripped.reason == (
         "The circuit breaker paused it: hard bounces 12.4 % of 250 attempted, limit 10 %."
@@ -65,11 +69,14 @@ def test_the_reason_holds_the_figures() -> None:
         "error_pct": 0.8,
         "hard_bounce_limit_pct": 10,
         "error_limit_pct": 20,
+        "refused": 3,
+        "refused_pct": 1.2,
+        "refused_limit_pct": 10,
     }
 
 
 def test_the_reason_names_every_share_above_its_limit_to_two_decimals() -> None:
-    tripped = judge(Tally(300, 100, 200), BreakerLimits(100, 10, 20.5))
+    tripped = judge(Tally(300, 100, 200, 0), BreakerLimits(100, 10, 20.5, 10))
     assert tripped is not None
     assert tripped.reason == (
         "The circuit breaker paused it: hard bounces 33.33 % of 300 attempted, limit 10 %;"
@@ -80,15 +87,26 @@ def test_the_reason_names_every_share_above_its_limit_to_two_decimals() -> None:
 @pytest.mark.parametrize(
     ("tally", "trips"),
     [
-        (Tally(99, 99, 0), False),
-        (Tally(100, 10, 20), False),
-        (Tally(100, 11, 0), True),
-        (Tally(100, 0, 21), True),
+        (Tally(99, 99, 0, 0), False),
+        (Tally(100, 10, 20, 10), False),
+        (Tally(100, 11, 0, 0), True),
+        (Tally(100, 0, 21, 0), True),
+        (Tally(100, 0, 0, 11), True),
     ],
 )
 def test_the_breaker_waits_for_its_minimum_trips_above_its_limits_and_is_off_at_0(
     tally: Tally, *, trips: bool
 ) -> None:
-    assert (judge(tally, BreakerLimits(100, 10, 20)) is not None) == trips
-    assert judge(tally, BreakerLimits(0, 10, 20)) is None
-    assert judge(tally, BreakerLimits(100, 0, 0)) is None
+    assert (judge(tally, BreakerLimits(100, 10, 20, 10)) is not None) == trips
+    assert judge(tally, BreakerLimits(0, 10, 20, 10)) is None
+    assert judge(tally, BreakerLimits(100, 0, 0, 0)) is None
+
+
+def test_the_reason_names_the_domains_that_refuse_us() -> None:
+    tripped = judge(Tally(200, 0, 0, 90), BreakerLimits(100, 10, 20, 10))
+    assert tripped is not None
+    assert tripped.at_domains([("example.org", 80), ("example.net", 10)]).reason == (
+        "The circuit breaker paused it: refusals that blame the sender 45 % of 200 attempted, limit 10 %;"
+        " most at example.org (80), example.net (10)."
+    )
+    assert tripped.at_domains([]) is tripped

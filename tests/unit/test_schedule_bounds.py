@@ -40,6 +40,7 @@ def waves(*shares: tuple[str, str]) -> str:
         ("breaker_minimum", 0, 2**31 - 1),
         ("hard_bounce_pct", 0, 100),
         ("error_pct", 0, 100),
+        ("refused_pct", 0, 100),
         ("max_attempts", 1, 100),
     ],
 )

@@ -311,6 +311,25 @@ async def settle(
     return settled
 
 
+async def spare_refused(tx: Transaction, delivery_id: int, *, last: bool = False) -> int:
+    """Lets those who were refused for a fault of the sender wait for another try; call `close_claims` first.
+
+    It does so only if the circuit breaker tripped by such refusals.
+
+    Args:
+        tx: The transaction.
+        delivery_id: The delivery.
+        last: Whether later refusals are final: the delivery goes on.
+
+    Returns:
+        How many of them wait now.
+    """
+    spared: int = await tx.fetchval("spare_refused", delivery_id=delivery_id)
+    if last:
+        await tx.execute("stop_sparing", delivery_id=delivery_id)
+    return spared
+
+
 async def erase(
     tx: Transaction, delivery_id: int, recipients: Sequence[int], profile_id: str
 ) -> tuple[int, int]:

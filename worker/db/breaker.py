@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from worker.db import accounts, deliveries
 from worker.domain.breaker import BreakerLimits, Tally, Tripped, judge
@@ -11,6 +11,10 @@ from worker.domain.states import Move
 
 if TYPE_CHECKING:
     from worker.db.pool import Database, Transaction
+
+
+_DOMAINS_NAMED: Final = 3
+"""So many of the domains that refuse us are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +59,16 @@ class Breaker:
             await deliveries.read_for_update(tx, delivery_id)
             verdict = (await _progress(tx, delivery_id, defaults)).verdict
             if verdict is not None:
+                if verdict.by_sender:
+                    rows = await tx.fetch(
+                        "read_refusing_domains", delivery_id=delivery_id, domains=_DOMAINS_NAMED
+                    )
+                    verdict = verdict.at_domains([(row["domain"], row["refused"]) for row in rows])
                 await deliveries.move(
                     tx, delivery_id, Move.PAUSE, reason=verdict.reason, figures=verdict.figures
                 )
-                await tx.execute("trip_breaker", delivery_id=delivery_id)
+                await tx.execute("trip_breaker", delivery_id=delivery_id, spares_refused=verdict.by_sender)
+                await accounts.spare_refused(tx, delivery_id)
         return verdict
 
 
@@ -69,10 +79,14 @@ async def _progress(source: Database | Transaction, delivery_id: int, defaults: 
         minimum=defaults.minimum,
         hard_bounce_pct=defaults.hard_bounce_pct,
         error_pct=defaults.error_pct,
+        refused_pct=defaults.refused_pct,
     )
     if row is None:
         raise LookupError(f"There is no delivery {delivery_id}.")
-    own = BreakerLimits(row["minimum"], row["hard_bounce_pct"], row["error_pct"])
-    armed = row["running"] and not row["tripped"] and not row["complete"]
-    tally = Tally(row["attempted"], row["bounced_hard"], row["errors"])
-    return Progress(row["complete"], judge(tally, own) if armed else None)
+    own = BreakerLimits(row["minimum"], row["hard_bounce_pct"], row["error_pct"], row["refused_pct"])
+    tally = Tally(row["attempted"], row["bounced_hard"], row["errors"], row["refused"])
+    verdict = judge(tally, own) if row["running"] and not row["tripped"] else None
+    # When all have an outcome, only those who were refused for our fault can still be helped by a pause.
+    if row["complete"] and verdict is not None and not verdict.by_sender:
+        verdict = None
+    return Progress(row["complete"], verdict)

@@ -120,7 +120,12 @@ class Execution:
         await pages.create(self._tx, delivery_id, recipients, page_size, messages_per_hour)
 
     async def reopen_pages(self, delivery_id: int) -> None:
-        """Opens every published page, to be published again."""
+        """Opens every published page, to be published again.
+
+        Those who were refused for a fault of the sender before the pause, or during it, are tried again; call
+        `close_claims` first.
+        """
+        await accounts.spare_refused(self._tx, delivery_id, last=True)
         await pages.reopen_all(self._tx, delivery_id)
 
     async def cancel_remaining(self, delivery_id: int) -> None:

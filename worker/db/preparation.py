@@ -97,6 +97,7 @@ async def replace_audience(
         breaker_minimum=definition.limits.breaker_minimum,
         hard_bounce_pct=definition.limits.hard_bounce_pct,
         error_pct=definition.limits.error_pct,
+        refused_pct=definition.limits.refused_pct,
         max_attempts=definition.limits.max_attempts,
     )
     await tx.execute("insert_content", delivery_id=delivery_id, content=definition.content_json)

@@ -153,6 +153,8 @@ class SendingLimits(BaseModel):
     """It pauses itself when more percent of the attempted are hard bounces; 0 for no limit."""
     error_pct: Annotated[float, Field(ge=0, le=100)] | None = None
     """It pauses itself when more percent of the attempted are errors; 0 for no limit."""
+    refused_pct: Annotated[float, Field(ge=0, le=100)] | None = None
+    """Likewise for refusals that blame the sender; 0 for no limit."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] | None = None
     """Attempts for one recipient; 1 for no retries; None for the setting."""
 

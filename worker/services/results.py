@@ -182,13 +182,14 @@ class ResultsService:
         """Finishes a delivery that is done, and pauses one with too many bounces or errors."""
         parts, defaults = self._parts, self._limits.breaker
         seen = await parts.breaker.progress(delivery_id, defaults)
-        if seen.complete:
-            await parts.finisher.finish(delivery_id)
-        elif seen.verdict is not None:
+        if seen.verdict is not None:
             tripped = await parts.breaker.trip(delivery_id, defaults)
             if tripped is not None:
                 parts.metrics.breaker_trips.inc()
                 log.warning("delivery paused", delivery_id=delivery_id, because=tripped.reason)
+                return
+        if seen.complete:
+            await parts.finisher.finish(delivery_id)
 
     async def _write(self, delivery_id: int, facts: dict[int, Facts]) -> int:
         metrics = self._parts.metrics

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 LIMITS = ResultsLimits(
     batch=100,
     age=0,
-    breaker=BreakerLimits(minimum=10, hard_bounce_pct=5, error_pct=5),
+    breaker=BreakerLimits(minimum=10, hard_bounce_pct=5, error_pct=5, refused_pct=5),
     retries=Retries((60,), 3),
 )
 TRIPPED = Tripped(
@@ -278,8 +278,17 @@ async def test_a_doubled_batch_is_written_and_moves_nothing() -> None:
         (Progress(complete=False, verdict=None), True, [], []),
         (Progress(complete=False, verdict=TRIPPED), True, [], [1]),
         (Progress(complete=False, verdict=TRIPPED), False, [], []),
+        (Progress(complete=True, verdict=TRIPPED), True, [], [1]),
+        (Progress(complete=True, verdict=TRIPPED), False, [1], []),
     ],
-    ids=["done", "going on", "too much goes wrong", "somebody else was first"],
+    ids=[
+        "done",
+        "going on",
+        "too much goes wrong",
+        "somebody else was first",
+        "all are refused",
+        "so says another",
+    ],
 )
 async def test_a_delivery_that_moved_is_finished_or_paused_where_it_must_be(
     seen: Progress, finished: list[int], paused: list[int], *, tripping: bool
