@@ -1,0 +1,1 @@
+"""Returned mail: what a mail that came back says, and where such mail comes from."""
