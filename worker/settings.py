@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 from pydantic import AmqpDsn, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker.domain.keys import read_keys
+from worker.domain.mailbox import mailbox
 from worker.domain.retention import read_age
 from worker.domain.servers import postgres_hosts
 
@@ -137,6 +139,13 @@ class Settings(BaseSettings):
     """How long a body may take to leave for the network."""
     smtp_dot_timeout: Annotated[float, Field(gt=0, le=3600)] = 600
     """How long it may take to answer the final dot; after that the outcome is unknown."""
+    bounce_domain: str = ""
+    """The domain of the envelope senders, to which mail is returned; empty for the address of `from`."""
+    bounce_keys: SecretStr | None = None
+    """The keys that sign them and the Message-IDs, as `number:secret`, separated by commas: the first signs,
+    all are read."""
+    bounce_keys_file: Path | None = None
+    """Or the file with them, one a line."""
     result_batch: Annotated[int, Field(ge=1, le=5_000)] = 1_000
     """Result messages that are recorded together at most."""
     result_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.02
@@ -197,6 +206,18 @@ class Settings(BaseSettings):
             raise ValueError("it must begin with smtp://, smtp+starttls:// or smtps://")
         return value
 
+    @field_validator("bounce_domain")
+    @classmethod
+    def _is_domain(cls, value: str) -> str:
+        return mailbox(f"bounces@{value}").domain if value else value
+
+    @field_validator("bounce_keys")
+    @classmethod
+    def _are_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value:
+            read_keys(value.get_secret_value())
+        return value
+
     @field_validator("retention")
     @classmethod
     def _is_age(cls, value: str) -> str:
@@ -227,6 +248,8 @@ class Settings(BaseSettings):
         "token",
         "machine_rules_file",
         "fingerprint_key",
+        "bounce_keys",
+        "bounce_keys_file",
         mode="before",
     )
     @classmethod
@@ -268,6 +291,13 @@ class Settings(BaseSettings):
         ):
             faults.append(
                 f"SENDOFF_FINGERPRINT_KEY is too short: it needs {_FINGERPRINT_BYTES} bytes or more"
+            )
+        signing = [name for name in ("bounce_keys", "bounce_keys_file") if getattr(self, name)]
+        if len(signing) > 1:
+            faults.append("SENDOFF_BOUNCE_KEYS and SENDOFF_BOUNCE_KEYS_FILE are both set: leave one out")
+        if self.bounce_domain and not signing:
+            faults.append(
+                "SENDOFF_BOUNCE_DOMAIN needs keys: set SENDOFF_BOUNCE_KEYS, or SENDOFF_BOUNCE_KEYS_FILE"
             )
         if self.auth == "none" and keys:
             faults.append(

@@ -23,6 +23,8 @@ from worker.channels.email.smtp import SmtpPool
 from worker.channels.email.timeouts import Timeouts
 from worker.channels.protocol import ChannelUnreachable, Granted
 from worker.domain.content import ContentInvalid
+from worker.domain.keys import read_keys
+from worker.domain.return_path import ReturnPath
 from worker.domain.verdicts import Accepted, Bounced, Failed
 
 if TYPE_CHECKING:
@@ -130,6 +132,20 @@ async def test_a_message_arrives() -> None:
     text = message.get_body(("plain",))
     assert text is not None
     assert text.get_content() == "Dear Zoë, you are number 17 of 42.\r\n"
+
+
+async def test_envelope_sender_and_message_id_tell_which_attempt_comes_back() -> None:
+    sink = Sink()
+    returns = ReturnPath(read_keys(f"1:{'k' * 32}"), "returns.example.org")
+    async with serving(sink) as where:
+        channel = EmailChannel(SmtpPool(f"smtp://{where}", size=1, timeouts=Timeouts.all(60)), returns)
+        await channel.send(channel.prepare(CONTENT), to("ana@example.net"), Granted())
+        await channel.close()
+    (envelope,) = sink.envelopes
+    message = email.message_from_bytes(envelope.content, policy=policy.SMTP)
+    assert returns.read(envelope.mail_from) == returns.read(message["Message-ID"]) == (42, 17, 1)
+    assert envelope.mail_from.endswith("@returns.example.org")
+    assert message["From"] == "News <news@example.org>"
 
 
 async def test_many_at_once_over_few_connections_arrive_once_each() -> None:

@@ -13,6 +13,7 @@ from contracts.sends import message_id
 from worker.channels.email.message import MessageBuilder
 from worker.domain.content import ContentInvalid, EmailContent
 from worker.domain.mailbox import MailboxInvalid, mailbox
+from worker.domain.return_path import Reference
 from worker.domain.templates import Renderer, RenderFailed
 from worker.domain.verdicts import Failed
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from contracts.sends import Send
     from worker.channels.email.smtp import SmtpPool
     from worker.channels.protocol import HandOver
+    from worker.domain.return_path import ReturnPath
     from worker.domain.verdicts import Verdict
 
 
@@ -36,13 +38,15 @@ class Compiled:
 class EmailChannel:
     """Sends over SMTP."""
 
-    def __init__(self, pool: SmtpPool) -> None:
+    def __init__(self, pool: SmtpPool, returns: ReturnPath | None = None) -> None:
         """Takes the pool. Closing the channel closes the pool.
 
         Args:
             pool: The connections to send over.
+            returns: Signs envelope senders and Message-IDs; None to leave both as they are.
         """
         self._pool = pool
+        self._returns = returns
 
     @property
     def concurrency(self) -> int:
@@ -88,6 +92,8 @@ class EmailChannel:
             address that no SMTP command can carry gives `Failed("invalid_address")`. Neither is retryable.
         """
         attempt = message_id(send.delivery_id, send.recipient, send.attempt)
+        reference = Reference(send.delivery_id, send.recipient, send.attempt)
+        sender = self._returns.sender(reference) if self._returns else None
         own = {"address": send.address, "recipient": send.recipient, "delivery_id": send.delivery_id}
         try:
             rendered = compiled.renderer.render({**send.variables, **own})
@@ -95,7 +101,9 @@ class EmailChannel:
             message = compiled.builder.build(
                 rendered,
                 recipient,
-                message_id=compiled.builder.message_id(attempt),
+                message_id=compiled.builder.message_id(
+                    attempt, self._returns.tag(reference) if self._returns else None
+                ),
                 at=datetime.now(UTC),
             )
         except RenderFailed as error:
@@ -103,7 +111,7 @@ class EmailChannel:
         except MailboxInvalid as error:
             return Failed("invalid_address", retryable=False, detail=str(error))
         return await self._pool.send(
-            compiled.builder.sender.address,
+            sender or compiled.builder.sender.address,
             recipient.address,
             message,
             smtputf8=compiled.builder.smtputf8(recipient),

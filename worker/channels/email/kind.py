@@ -12,6 +12,7 @@ from worker.domain import templates
 from worker.domain.audience import mail_address
 from worker.domain.content import EmailContent
 from worker.domain.delivery_file import ContentTable
+from worker.signing import open_return_path
 
 if TYPE_CHECKING:
     from worker.settings import Settings
@@ -23,9 +24,8 @@ EMAIL_CONTENT: Final = ContentTable(
 
 
 def _open(settings: Settings) -> EmailChannel:
-    return EmailChannel(
-        SmtpPool(settings.smtp_url, size=settings.smtp_connections, timeouts=timeouts(settings))
-    )
+    pool = SmtpPool(settings.smtp_url, size=settings.smtp_connections, timeouts=timeouts(settings))
+    return EmailChannel(pool, open_return_path(settings))
 
 
 def timeouts(settings: Settings) -> Timeouts:

@@ -65,19 +65,21 @@ class MessageBuilder:
         # Every new database numbers deliveries from 1, and mail systems drop a message whose id they have
         # seen. With the digest, the ids of a rehearsal and of the real delivery differ.
         digest = hashlib.sha256(content.model_dump_json().encode()).hexdigest()[:12]
-        self._id_tail = f".{digest}@{self.sender.domain}"
+        self._digest = digest
 
     def smtputf8(self, recipient: Mailbox) -> bool:
         """Returns whether a message to the recipient needs SMTPUTF8 (RFC 6531) on every server."""
         return self.sender.smtputf8 or recipient.smtputf8 or bool(self._reply_to and self._reply_to.smtputf8)
 
-    def message_id(self, attempt: str) -> str:
+    def message_id(self, attempt: str, tag: str | None = None) -> str:
         """Names the message of an attempt (RFC 5322 section 3.6.4). An attempt always has the same name.
 
         Args:
             attempt: The send message's `message_id`: `<delivery>-<recipient>-<attempt>`.
+            tag: The signature of the attempt, by which returned mail is recognised; None for no signature.
         """
-        return f"<{attempt}{self._id_tail}>"
+        signed = f".{tag}" if tag else ""
+        return f"<{attempt}.{self._digest}{signed}@{self.sender.domain}>"
 
     def build(self, rendered: Rendered, recipient: Mailbox, *, message_id: str, at: datetime) -> bytes:
         """Builds one message.
