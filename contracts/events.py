@@ -43,6 +43,8 @@ class Criterion(StrEnum):
     """Too many of the attempted recipients are hard bounces."""
     SOFT_BOUNCE_RATIO = "soft_bounce_ratio"
     """Too many of the attempted recipients are soft bounces."""
+    COMPLAINT_RATIO = "complaint_ratio"
+    """Too many of those who got the message took it for spam."""
     START_PENDING = "start_pending"
     """It should have started."""
     LOW_THROUGHPUT = "low_throughput"

@@ -36,6 +36,7 @@ OPEN: Final = "open"
 CLICK: Final = "click"
 MIRROR: Final = "mirror"
 OPTOUT: Final = "optout"
+COMPLAINT: Final = "complaint"
 
 # Queues.
 COMMANDS_QUEUE: Final = "sendoff.commands"
@@ -52,7 +53,7 @@ BINDINGS: Final = {
     SENT_QUEUE: (RESULTS, (SENT,)),
     BOUNCE_QUEUE: (RESULTS, (BOUNCE,)),
     ERROR_QUEUE: (RESULTS, (ERROR,)),
-    TRACKING_QUEUE: (TRACKING, (OPEN, CLICK, MIRROR, OPTOUT)),
+    TRACKING_QUEUE: (TRACKING, (OPEN, CLICK, MIRROR, OPTOUT, COMPLAINT)),
 }
 """For each queue but the send queues and the dead queue: its exchange and its routing keys."""
 

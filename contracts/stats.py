@@ -68,7 +68,7 @@ class Stats(Message):
     pending: Count
     """Recipients not tried yet."""
     opened: Count
-    """Unique recipients with any tracking event."""
+    """Unique recipients with any tracking event but a complaint."""
     clicked: Count
     """Unique recipients with a click."""
     optout: Count
@@ -91,6 +91,10 @@ class Stats(Message):
     """`human_opened` of `sent`."""
     human_click_pct: Percentage | None
     """`human_clicked` of `sent`."""
+    complained: Count
+    """Unique recipients that took the message for spam, as their provider says."""
+    complaint_pct: Percentage | None
+    """`complained` of `sent`."""
     excluded: Count
     """Targets that the preparation left out; outside the balance."""
     excluded_by_cause: dict[Text, Count]

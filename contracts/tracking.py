@@ -9,7 +9,7 @@ from pydantic import Field
 
 from contracts.base import DeliveryId, Instant, Message, Name, Quoted, RecipientNumber, Text
 from contracts.batch import Batch, Decoded
-from contracts.routing import CLICK, MIRROR, OPEN, OPTOUT
+from contracts.routing import CLICK, COMPLAINT, MIRROR, OPEN, OPTOUT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +26,8 @@ class TrackingKind(StrEnum):
     """Looked at its copy on the web. It counts as an open too."""
     OPTOUT = OPTOUT
     """Unsubscribed. It counts as an open too."""
+    COMPLAINT = COMPLAINT
+    """Took the message for spam, as the recipient's provider says. It is no open."""
 
 
 class TrackingEvent(Message):

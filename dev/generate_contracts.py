@@ -56,6 +56,7 @@ _RECEIVED: Final[list[tuple[str, str, type[BaseModel], str]]] = [
     (routing.TRACKING, routing.CLICK, TrackingEvent, "A recipient followed a link."),
     (routing.TRACKING, routing.MIRROR, TrackingEvent, "A recipient looked at the copy on the web."),
     (routing.TRACKING, routing.OPTOUT, TrackingEvent, "A recipient unsubscribed."),
+    (routing.TRACKING, routing.COMPLAINT, TrackingEvent, "A recipient took a message for spam."),
 ]
 """What Sendoff receives: exchange, routing key, model, what it says."""
 

@@ -12,7 +12,7 @@ from worker.domain.outcomes import OutcomeStatus
 if TYPE_CHECKING:
     from tests.stack import Stack
 
-FACTS = ("opened", "clicked", "mirror", "optout", "human_opened", "human_clicked")
+FACTS = ("opened", "clicked", "mirror", "optout", "human_opened", "human_clicked", "complained")
 COUNTERS = "SELECT xmin::text AS written, * FROM sendoff.delivery_counter WHERE delivery_id = $1"
 
 

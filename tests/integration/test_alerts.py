@@ -149,6 +149,18 @@ async def test_a_share_of_bounces_alerts_above_its_limit_and_from_enough_attempt
     )
 
 
+async def test_a_share_of_complaints_alerts_above_its_limit_and_from_enough_sent_on(stack: Stack) -> None:
+    over = await delivery(stack, 2_000)
+    await count(stack, over, sent=2_000, complained=3)
+    at = await delivery(stack, 2_000)
+    await count(stack, at, sent=2_000, complained=2)
+    few_yet = await delivery(stack, 2_000)
+    await count(stack, few_yet, sent=999, complained=900)
+    assert await seen(stack) == [(over, "complaint_ratio")]
+    (row,) = await Alerts(stack.db).current()
+    assert row["sentence"] == "3 of 2000 sent are complaints: 0.15 %, more than 0.1 %."
+
+
 async def test_bounces_of_a_delivery_that_has_not_started_are_told_and_stop_no_alerting(stack: Stack) -> None:
     """A sender of another program may report what nobody asked it to send yet."""
     early = await delivery(
@@ -240,7 +252,7 @@ async def test_the_command_lists_alerts_and_changes_their_thresholds(stack: Stac
     assert await seen(stack) == []
     table, whole, none = await run("thresholds"), await run("thresholds", "--json"), await run("list")
     assert "hard_bounce_ratio   2.5 percent" in table
-    assert json.loads(whole)[0]["criterion"] == "failed"
+    assert json.loads(whole)[0]["criterion"] == "complaint_ratio"
     assert none == "No alerts.\n"
 
 

@@ -64,6 +64,28 @@ async def test_an_event_counts_once_however_often_it_comes_and_the_first_stands(
     assert {t.isoformat() for row in times for t in row.values()} == {"2026-11-23T10:00:00+00:00"}
 
 
+async def test_a_complaint_counts_once_is_no_open_and_puts_on_the_denylist(stack: Stack) -> None:
+    number = await confirmed(stack, ["ana@example.org,p1", "bob@example.org,"], columns="address,profile_id")
+    results = [{"delivery_id": number, "recipient": r, "attempt": 1, "at": AT} for r in (1, 2)]
+    async with stack.running("tracking", "results", "stats"):
+        await stack.publish(routing.RESULTS, "sent", json.dumps(results).encode())
+        await stack.finished(number)
+        for _ in range(2):
+            await publish(stack, event(number, 1, "complaint", "a", user_agent=None), key=routing.COMPLAINT)
+        await publish(stack, event(number, 2, "complaint", "b", user_agent=None), key=routing.COMPLAINT)
+        await recorded(stack, 2)
+        answer = await stack.request(routing.COMPUTE_STATS, {"delivery_id": number})
+    row = await stack.deployment(number)
+    assert (row["complained"], row["complaint_pct"], row["opened"], row["sent"]) == (2, 100, 0, 2)
+    assert (answer["complained"], answer["complaint_pct"], answer["drift"]) == (2, 100.0, {})
+    assert await stack.rows("SELECT profile_id, cause FROM sendoff.denylist") == [
+        {"profile_id": "p1", "cause": "complaint"}
+    ]
+    assert await stack.rows("SELECT address, cause FROM sendoff.quarantine") == [
+        {"address": "bob@example.org", "cause": "complaint"}
+    ]
+
+
 async def test_machines_are_in_the_raw_figure_and_not_in_the_human_one(stack: Stack) -> None:
     number = await confirmed(stack, 4)
     results = [{"delivery_id": number, "recipient": r, "attempt": 1, "at": AT} for r in range(1, 5)]

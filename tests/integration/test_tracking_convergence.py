@@ -20,6 +20,7 @@ from contracts.tracking import TrackingEvent, TrackingKind, encode
 from tests.support.stack import until
 from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
+from worker.domain.tracking import DENYLISTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
@@ -32,7 +33,7 @@ PEOPLE: Final = ["ana@example.org,p1", "bob@example.org,p2", "carl@example.org,p
 PROFILES: Final = {1: "p1", 2: "p2", 3: "p1"}
 NOON: Final = datetime(2026, 11, 23, 12, tzinfo=UTC)
 MACHINES: Final = {"Mozilla/5.0", "Barracuda"}
-COLUMNS: Final = ("opened", "clicked", "mirror", "optout", "human_opened", "human_clicked")
+COLUMNS: Final = ("opened", "clicked", "mirror", "optout", "human_opened", "human_clicked", "complained")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Act:
         return self.user_agent not in MACHINES
 
     def times(self) -> dict[str, datetime]:
-        """What the act says of its recipient."""
+        """What the act says of its recipient: who complains has opened nothing."""
+        if self.kind is TrackingKind.COMPLAINT:
+            return {"complained": NOON + timedelta(hours=self.hour)}
         named = {"opened": True, self.kind.value + "ed": True, self.kind.value: True}
         named |= {"human_opened": self.human, "human_clicked": self.human and self.kind is TrackingKind.CLICK}
         return {name: NOON + timedelta(hours=self.hour) for name in COLUMNS if named.get(name)}
@@ -135,7 +138,8 @@ class Trial:
         assert {name: row[name] for name in COLUMNS} == counts(known)
         rows = await self.stack.rows(
             "SELECT recipient, opened_at AS opened, clicked_at AS clicked, mirror_at AS mirror,"
-            " optout_at AS optout, human_opened_at AS human_opened, human_clicked_at AS human_clicked"
+            " optout_at AS optout, human_opened_at AS human_opened, human_clicked_at AS human_clicked,"
+            " complained_at AS complained"
             " FROM sendoff.tracked_recipient WHERE delivery_id = $1",
             self.number,
         )
@@ -191,7 +195,7 @@ def test_every_history_ends_in_the_same_facts_counters_and_lists(
         trial = Trial(stack, workers, do(begin()), pool)
         do(trial.run(rounds))
         assert trial.seen == set(range(len(pool)))
-        out = {a.recipient for a in pool if a.kind is TrackingKind.OPTOUT and a.user_agent != "Barracuda"}
+        out = {a.recipient for a in pool if a.kind in DENYLISTS and a.user_agent != "Barracuda"}
         profiles = {PROFILES[r] for r in out if r in PROFILES}
         assert do(lists(stack)) == (profiles, {"Dora@example.org"} if 4 in out else set())
 
@@ -203,7 +207,7 @@ async def test_two_consumers_of_one_queue_record_what_comes_doubled_and_out_of_o
     async with stack.running("confirm"):
         await stack.confirm(number)
     pool = [
-        Act(1 + n * 7 % 40, list(TrackingKind)[n % 4], n % 5, [None, "Mozilla/5.0"][n % 3 == 0])
+        Act(1 + n * 7 % 40, list(TrackingKind)[n % 5], n % 5, [None, "Mozilla/5.0"][n % 3 == 0])
         for n in range(90)
     ]
     trial = Trial(stack, [], number, pool)

@@ -339,4 +339,4 @@ def test_tracking_events_of_all_kinds_share_a_body() -> None:
     assert events[0].user_agent == "a\ufffdb"
     bad = tracking.decode(body[:-1] + b',{"kind":"glance"}]')
     assert bad.results == events
-    assert "kind: Input should be 'open', 'click', 'mirror' or 'optout'" in bad.rejected[0][1]
+    assert "kind: Input should be 'open', 'click', 'mirror', 'optout' or 'complaint'" in bad.rejected[0][1]

@@ -24,7 +24,12 @@ ProfileArgument = Annotated[
     str, typer.Argument(metavar="PROFILE", help="The profile_id, as the recipients files had it.")
 ]
 
-_DID: Final = (("optout_at", "opted out"), ("clicked_at", "clicked"), ("opened_at", "opened"))
+_DID: Final = (
+    ("complained_at", "complained"),
+    ("optout_at", "opted out"),
+    ("clicked_at", "clicked"),
+    ("opened_at", "opened"),
+)
 
 
 def history(profile_id: ProfileArgument, *, as_csv: CsvOption = False, as_json: LinesOption = False) -> None:

@@ -45,6 +45,7 @@ _KPIS: Final = (
     ("  by persons", "human_clicked", "human_click_pct"),
     ("opted out", "optout", None),
     ("mirror page", "mirror", None),
+    ("complained", "complained", "complaint_pct"),
 )
 _OF: Final = {
     "sent_pct": "of to deliver",
@@ -53,6 +54,7 @@ _OF: Final = {
     "click_pct": "of sent",
     "human_open_pct": "of sent",
     "human_click_pct": "of sent",
+    "complaint_pct": "of sent",
 }
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from worker.db import accounts
 from worker.domain.audience import address_key
+from worker.domain.tracking import DENYLISTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +23,7 @@ class TrackingChanges:
     Attributes:
         events: How many events were new.
         machines: Of these, how many came from machines.
-        opted_out: Recipients whose opt-out was applied.
+        opted_out: Recipients whose opt-out or complaint was applied.
     """
 
     events: int
@@ -38,7 +39,7 @@ class TrackingLog:
         self._db = db
 
     async def record(self, delivery_id: int, tracked: Sequence[Tracked], rules: str) -> TrackingChanges:
-        """Records events of a delivery's recipients, moves the counters, and adds opt-outs to the denylist.
+        """Records events of a delivery's recipients with their counters, and denylists the unwilling.
 
         Args:
             delivery_id: The delivery.
@@ -64,23 +65,28 @@ class TrackingLog:
                 machine_rules=[t.machine_rule for t in tracked],
                 rules=rules,
             )
-            new = set(row["optouts"] or ())
-            opted_out = {t.event.recipient for t in tracked if t.heeded and t.event.event_id in new}
-            if opted_out:
-                await _add_to_denylist(tx, delivery_id, sorted(opted_out))
-        return TrackingChanges(row["recorded"], row["machines"], len(opted_out))
+            new = set(row["unwanted"] or ())
+            heeded = [t.event for t in tracked if t.heeded and t.event.event_id in new]
+            unwilling = {kind: sorted({e.recipient for e in heeded if e.kind is kind}) for kind in DENYLISTS}
+            for kind, recipients in unwilling.items():
+                if recipients:
+                    await _add_to_denylist(tx, delivery_id, recipients, kind.value)
+        return TrackingChanges(row["recorded"], row["machines"], len({e.recipient for e in heeded}))
 
 
-async def _add_to_denylist(tx: Transaction, delivery_id: int, recipients: Sequence[int]) -> None:
-    rows = await tx.fetch("read_opted_out", delivery_id=delivery_id, recipients=recipients)
+async def _add_to_denylist(tx: Transaction, delivery_id: int, recipients: Sequence[int], cause: str) -> None:
+    rows = await tx.fetch("read_unwilling", delivery_id=delivery_id, recipients=recipients)
     profiles = {r["profile_id"] for r in rows} - {None}
     if profiles:
-        await tx.execute("denylist_opted_out", delivery_id=delivery_id, profile_ids=list(profiles))
+        await tx.execute(
+            "denylist_unwilling", delivery_id=delivery_id, profile_ids=list(profiles), cause=cause
+        )
     addresses = {address_key(r["address"]): r["address"] for r in rows if r["profile_id"] is None}
     if addresses:
         await tx.execute(
-            "quarantine_opted_out",
+            "quarantine_unwilling",
             delivery_id=delivery_id,
             address_keys=list(addresses),
             addresses=list(addresses.values()),
+            cause=cause,
         )

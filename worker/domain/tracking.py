@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from contracts.tracking import TrackingEvent
     from worker.domain.machines import Machines
 
+DENYLISTS: Final = (TrackingKind.OPTOUT, TrackingKind.COMPLAINT)
+"""The kinds after which a profile is not written to again."""
+
 USER_AGENT_LIMIT: Final = 500
 """Characters of a user agent that are kept, and compared with the rules."""
 
@@ -25,7 +28,7 @@ class Tracked(NamedTuple):
     machine_rule: str | None
     """The rule that matched a machine; None for a person."""
     heeded: bool
-    """Whether it is an opt-out that adds the profile to the denylist."""
+    """Whether it is an opt-out or a complaint that adds the profile to the denylist."""
 
 
 def fold(events: Iterable[TrackingEvent]) -> dict[int, dict[str, TrackingEvent]]:
@@ -37,7 +40,7 @@ def fold(events: Iterable[TrackingEvent]) -> dict[int, dict[str, TrackingEvent]]
 
 
 def judge(event: TrackingEvent, machines: Machines) -> Tracked:
-    """Classifies an event: a person or a machine, and whether it is an opt-out to apply.
+    """Classifies an event: a person or a machine, and whether it is an opt-out or a complaint to apply.
 
     Every opt-out is applied, except those of scanners, which follow every link. The one-click opt-out of RFC
     8058 is a POST that the mailbox's provider sends for a person. So an opt-out of a program may come from a
@@ -45,5 +48,5 @@ def judge(event: TrackingEvent, machines: Machines) -> Tracked:
     """
     user_agent = event.user_agent[:USER_AGENT_LIMIT] if event.user_agent else None
     rule = machines.judge(user_agent)
-    heeded = event.kind is TrackingKind.OPTOUT and (rule is None or rule.sort is not Sort.SCANNER)
+    heeded = event.kind in DENYLISTS and (rule is None or rule.sort is not Sort.SCANNER)
     return Tracked(event, user_agent, rule.name if rule else None, heeded)
