@@ -124,10 +124,11 @@ def test_no_order_and_no_doubling_changes_what_is_folded(
 
 
 @given(st.lists(events))
-def test_only_opt_outs_are_heeded_and_only_those_of_scanners_are_not(history: list[TrackingEvent]) -> None:
+def test_opt_outs_and_complaints_alone_are_heeded_but_for_opt_outs_of_scanners(history: list[TrackingEvent]) -> None:
     for event in history:
         tracked = judge(event, MACHINES)
-        heeded = event.kind is TrackingKind.OPTOUT and event.user_agent != "Barracuda"
+        opts_out = event.kind is TrackingKind.OPTOUT and event.user_agent != "Barracuda"
+        heeded = opts_out or event.kind is TrackingKind.COMPLAINT
         assert tracked.heeded is heeded
         assert (tracked.machine_rule is None) is (event.user_agent not in {"curl/8", "Barracuda"})
 

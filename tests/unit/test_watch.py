@@ -16,7 +16,7 @@ from worker.cli.watch import Pace, View
 
 NONE = (
     *("bounced_ignored", "unknown", "excluded_late", "cancelled", "retrying"),
-    *("opened", "clicked", "optout", "mirror", "human_opened", "human_clicked"),
+    *("opened", "clicked", "optout", "mirror", "human_opened", "human_clicked", "complained"),
 )
 ROW: dict[str, Any] = dict.fromkeys(NONE, 0) | {
     "delivery_id": 7,
