@@ -41,6 +41,7 @@ ROW: dict[str, Any] = dict.fromkeys(NONE, 0) | {
     "click_pct": None,
     "human_open_pct": 0.0,
     "human_click_pct": None,
+    "complaint_pct": 0.0,
 }
 
 
