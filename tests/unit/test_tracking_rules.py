@@ -124,14 +124,15 @@ def test_no_order_and_no_doubling_changes_what_is_folded(
 
 
 @given(st.lists(events))
-def test_opt_outs_and_complaints_alone_are_heeded_but_for_opt_outs_of_scanners(history: list[TrackingEvent]) -> None:
+def test_opt_outs_and_complaints_are_heeded_but_not_opt_outs_of_scanners(
+    history: list[TrackingEvent],
+) -> None:
     for event in history:
         tracked = judge(event, MACHINES)
         opts_out = event.kind is TrackingKind.OPTOUT and event.user_agent != "Barracuda"
         heeded = opts_out or event.kind is TrackingKind.COMPLAINT
         assert tracked.heeded is heeded
-        if event.kind is not TrackingKind.COMPLAINT:  # a provider passes it on, for a person
-            assert (tracked.machine_rule is None) is (event.user_agent not in {"curl/8", "Barracuda"})
+        assert (tracked.machine_rule is None) is (event.user_agent not in {"curl/8", "Barracuda"})
 
 
 def test_an_endless_user_agent_is_judged_by_what_is_kept_of_it() -> None:

@@ -48,5 +48,6 @@ def judge(event: TrackingEvent, machines: Machines) -> Tracked:
     """
     user_agent = event.user_agent[:USER_AGENT_LIMIT] if event.user_agent else None
     rule = machines.judge(user_agent)
-    heeded = event.kind in DENYLISTS and (rule is None or rule.sort is not Sort.SCANNER)
+    scanned = event.kind is TrackingKind.OPTOUT and rule is not None and rule.sort is Sort.SCANNER
+    heeded = event.kind in DENYLISTS and not scanned
     return Tracked(event, user_agent, rule.name if rule else None, heeded)
