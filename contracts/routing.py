@@ -14,6 +14,7 @@ CONTENT_TYPE: Final = "application/json"
 # Exchanges. All are durable, and direct except EVENTS (topic) and DEAD (fanout).
 COMMANDS: Final = "sendoff.commands"
 SENDS: Final = "sendoff.sends"
+CLAIMS: Final = "sendoff.claims"
 RESULTS: Final = "sendoff.results"
 TRACKING: Final = "sendoff.tracking"
 EVENTS: Final = "sendoff.events"
@@ -41,6 +42,7 @@ COMPLAINT: Final = "complaint"
 # Queues.
 COMMANDS_QUEUE: Final = "sendoff.commands"
 STATS_QUEUE: Final = "sendoff.stats"
+CLAIMS_QUEUE: Final = "sendoff.claims"
 SENT_QUEUE: Final = "sendoff.results.sent"
 BOUNCE_QUEUE: Final = "sendoff.results.bounce"
 ERROR_QUEUE: Final = "sendoff.results.error"
@@ -55,7 +57,8 @@ BINDINGS: Final = {
     ERROR_QUEUE: (RESULTS, (ERROR,)),
     TRACKING_QUEUE: (TRACKING, (OPEN, CLICK, MIRROR, OPTOUT, COMPLAINT)),
 }
-"""For each queue but the send queues and the dead queue: its exchange and its routing keys."""
+"""The exchange and the routing keys of each queue, except send queues, the queue of claims and the dead
+queue."""
 
 RESULT_QUEUES: Final = tuple(queue for queue, (exchange, _) in BINDINGS.items() if exchange == RESULTS)
 
@@ -74,6 +77,8 @@ HEADER_ROUTING_KEY: Final = "x-sendoff-routing-key"
 # The property `type` of messages whose routing key does not name their kind. Otherwise `type` is the routing
 # key.
 TYPE_SEND: Final = "send"
+TYPE_CLAIM: Final = "claim"
+TYPE_GRANT: Final = "grant"
 TYPE_REPLY: Final = "reply"
 TYPE_STATS: Final = "stats"
 
@@ -113,6 +118,8 @@ class Names:
         """
         if exchange == self.exchange(SENDS):
             return self.queue(send_queue(routing_key))
+        if exchange == self.exchange(CLAIMS):
+            return self.queue(CLAIMS_QUEUE)
         for queue, (source, keys) in BINDINGS.items():
             if exchange == self.exchange(source) and routing_key in keys:
                 return self.queue(queue)

@@ -14,9 +14,9 @@ if [ -e .env ] || [ -e definitions.json ]; then
 fi
 folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
-for user in upstream listener tracker \
-    sendoff-confirm sendoff-fanout sendoff-send sendoff-results sendoff-tracking sendoff-stats sendoff-schedule \
-    sendoff-events sendoff-ops
+for user in upstream listener tracker sender \
+    sendoff-confirm sendoff-fanout sendoff-send sendoff-claims sendoff-results sendoff-tracking sendoff-stats \
+    sendoff-schedule sendoff-events sendoff-ops
 do
     openssl rand -hex 24 > "$folder/$user"
     echo "BROKER_$(echo "$user" | tr a-z- A-Z_)=$(cat "$folder/$user")" >> "$folder/.env"

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from contracts.claims import ClaimAnswer, ClaimRequest
 from contracts.commands import ComputeStats, Confirm, Control, Reply
 from contracts.events import DeliveryEvent
 from contracts.results import MODELS as RESULTS
@@ -84,6 +85,19 @@ EXAMPLES: Final[dict[type[BaseModel], list[dict[str, Any]]]] = {
             "variables": {"first_name": "Ana"},
             "valid_until": "2026-12-04T08:00:00Z",
         }
+    ],
+    ClaimRequest: [_in_guide("ClaimRequest")],
+    ClaimAnswer: [
+        _in_guide("ClaimAnswer"),
+        {
+            "delivery_id": 42,
+            "status": "refused",
+            "reason": "delivery_unknown",
+            "message": "No confirmed delivery 42 goes over the channel “sms”.",
+            "token": None,
+            "granted": [],
+            "lease_seconds": None,
+        },
     ],
     **{model: _bodies_in_guide(model.__name__) for model in RESULTS.values()},
     TrackingEvent: [

@@ -18,6 +18,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from contracts import routing
 from contracts.batch import MAX_ITEMS
+from contracts.claims import ClaimAnswer, ClaimRequest
 from contracts.commands import ComputeStats, Confirm, Control, Reply
 from contracts.events import DeliveryEvent, Event
 from contracts.results import MODELS as RESULTS
@@ -38,6 +39,8 @@ _FILES: Final[dict[type[BaseModel], str]] = {
     Reply: "reply",
     Stats: "stats",
     Send: "send",
+    ClaimRequest: "claim-request",
+    ClaimAnswer: "claim-answer",
     **{model: key for key, model in RESULTS.items()},
     TrackingEvent: "tracking-event",
     DeliveryEvent: "delivery-event",
@@ -69,6 +72,8 @@ _ANSWERS: Final[dict[str, list[str]]] = {
 _TYPES: Final[dict[str, list[str]]] = {
     **{model.__name__: [k for _, k, m, _ in _RECEIVED if m is model] for _, _, model, _ in _RECEIVED},
     "Send": [routing.TYPE_SEND],
+    "ClaimRequest": [routing.TYPE_CLAIM],
+    "ClaimAnswer": [routing.TYPE_GRANT],
     "Reply": [routing.TYPE_REPLY],
     "Stats": [routing.TYPE_STATS],
     "DeliveryEvent": [event.value for event in Event],
@@ -78,6 +83,8 @@ _REQUIRED: Final[dict[str, list[str]]] = {
     **{name: ["message_id"] for name in ("Confirm", "Control", "ComputeStats", "Send", "DeliveryEvent")},
     "Reply": ["correlation_id"],
     "Stats": ["correlation_id"],
+    "ClaimRequest": ["message_id", "reply_to"],
+    "ClaimAnswer": ["correlation_id"],
 }
 
 _LISTS: Final = {*RESULTS.values(), TrackingEvent}
@@ -98,7 +105,8 @@ _PROPERTIES: Final = {
 _PREAMBLE: Final = (
     "Sendoff carries out the *confirm send* step of campaign messaging. "
     "This document is written from its side: "
-    "it receives commands, results and tracking events, and sends send messages, replies and events. "
+    "it receives commands, requests for claims, results and tracking events, "
+    "and sends send messages, replies and events. "
     "Bodies are JSON in UTF-8; unknown fields are ignored, missing or wrong ones refused. "
     "A configured prefix stands before every exchange and queue, with a dot."
 )
@@ -157,6 +165,10 @@ def _channels() -> dict[str, Any]:
         **_keyed(routing.SENDS, "{channel}", "One attempt for one recipient.", "Send"),
         "parameters": channel,
     }
+    channels["claim"] = {
+        **_keyed(routing.CLAIMS, "{channel}", "What a sender may try.", "ClaimRequest"),
+        "parameters": channel,
+    }
     channels["event"] = {
         **_keyed(
             routing.EVENTS,
@@ -168,13 +180,16 @@ def _channels() -> dict[str, Any]:
     }
     channels["answer"] = {
         "address": None,
-        "description": "The queue that a command names in `reply_to`, through the default exchange.",
-        "messages": {name: _ref("components/messages", name) for name in ("Reply", "Stats")},
+        "description": "The queue that a question names in `reply_to`, through the default exchange.",
+        "messages": {name: _ref("components/messages", name) for name in ("Reply", "Stats", "ClaimAnswer")},
     }
     channels["queue:send"] = {
         **_queue(routing.send_queue("{channel}"), "What a channel's senders read.", ["Send"]),
         "parameters": channel,
     }
+    channels[f"queue:{routing.CLAIMS_QUEUE}"] = _queue(
+        routing.CLAIMS_QUEUE, f"Bound to `{routing.CLAIMS}` with every channel.", ["ClaimRequest"]
+    )
     for queue, (exchange, keys) in routing.BINDINGS.items():
         models = dict.fromkeys(model.__name__ for e, k, model, _ in _RECEIVED if e == exchange and k in keys)
         text = f"Bound to `{exchange}` with {', '.join(f'`{key}`' for key in keys)}."
@@ -198,17 +213,25 @@ def _operation(action: str, channel: str, messages: list[str], summary: str) -> 
     }
 
 
+def _answered(names: list[str]) -> dict[str, Any]:
+    return {
+        "address": {"location": "$message.header#/reply_to"},
+        "channel": _ref("channels", "answer"),
+        "messages": [_ref("channels/answer/messages", name) for name in names],
+    }
+
+
 def _operations() -> dict[str, Any]:
     operations = {}
     for _, key, model, text in _RECEIVED:
         operation = _operation("receive", key, [model.__name__], text)
         if key in _ANSWERS:
-            operation["reply"] = {
-                "address": {"location": "$message.header#/reply_to"},
-                "channel": _ref("channels", "answer"),
-                "messages": [_ref("channels/answer/messages", name) for name in _ANSWERS[key]],
-            }
+            operation["reply"] = _answered(_ANSWERS[key])
         operations[key] = operation
+    operations["claim"] = {
+        **_operation("receive", "claim", ["ClaimRequest"], "Grants what a sender may try."),
+        "reply": _answered(["ClaimAnswer"]),
+    }
     operations["publishSend"] = _operation("send", "send", ["Send"], "Asks a sender to try one recipient.")
     operations["readSend"] = _operation("receive", "queue:send", ["Send"], "Tries one recipient.")
     operations["publishEvent"] = _operation("send", "event", ["DeliveryEvent"], "Tells what happened.")

@@ -39,6 +39,8 @@ from worker.domain.breaker import BreakerLimits
 from worker.domain.retry import Retries
 from worker.domain.servers import unprotected
 from worker.lifecycle import Watching, run_services, stop_on_signals
+from worker.services.claims import PREFETCH as CLAIMS_PREFETCH
+from worker.services.claims import ClaimsLimits, ClaimsParts, ClaimsService
 from worker.services.commands import PREFETCH, ConfirmLimits, ConfirmParts, ConfirmService
 from worker.services.events import EventsLimits, EventsParts, EventsService
 from worker.services.fanout import FanoutLimits, FanoutParts, FanoutService
@@ -63,7 +65,17 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-SERVICES: Final = ("confirm", "fanout", "send", "results", "tracking", "stats", "schedule", "events")
+SERVICES: Final = (
+    "confirm",
+    "fanout",
+    "send",
+    "claims",
+    "results",
+    "tracking",
+    "stats",
+    "schedule",
+    "events",
+)
 """The services by name, as `sendoff run` takes them."""
 
 
@@ -92,6 +104,7 @@ class Worker:
             "confirm": lambda: [self._confirm()],
             "fanout": lambda: [self._fanout()],
             "send": lambda: [self._send(c) for c in self.settings.channels if c in self.channels],
+            "claims": lambda: [self._claims()],
             "results": lambda: [self._results()],
             "tracking": lambda: [self._tracking()],
             "stats": lambda: [self._stats()],
@@ -200,6 +213,21 @@ class Worker:
         )
         self.senders.append(sender)
         return sender
+
+    def _claims(self) -> Service:
+        s = self.settings
+        parts = ClaimsParts(
+            consumer=self._consumer(routing.CLAIMS_QUEUE, CLAIMS_PREFETCH),
+            publisher=self.publisher,
+            answers=topology.AnswerQueues(self.broker.consuming),
+            dead=self._dead(),
+            claims=self.accounts,
+            deliveries=Deliveries(self.db),
+            retrying=self.db,
+            metrics=self.metrics,
+        )
+        at_once = min(max(s.database_pool // 4, 1), 4)
+        return ClaimsService(parts, ClaimsLimits(channels=s.channels, lease=s.result_lease, at_once=at_once))
 
     def _results(self) -> Service:
         s = self.settings

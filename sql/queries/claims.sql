@@ -16,7 +16,8 @@ SELECT pg_advisory_xact_lock(:delivery_id);
 -- each in the server, 1,000 a batch, instead of 5. That none has one is seen by a look at the range, where it is wholly
 -- unclaimed, or else by a look for each. If somebody else claims one of them meanwhile the statement fails, and is to
 -- be repeated. A denylist takes 1.5 µs more.
--- What this very token was granted before is granted again: the answer to that commit may have been lost.
+-- What this very token was granted before is granted again: the answer to that commit may have been lost. A
+-- repeat may be granted more, whose retry is due by now: they join the lease, so that they end with it. It begins anew.
 WITH known AS MATERIALIZED (
     SELECT CASE WHEN EXISTS (SELECT FROM sendoff.outcome
                              WHERE delivery_id = :delivery_id
@@ -63,12 +64,15 @@ WITH known AS MATERIALIZED (
 ), taken AS (
     TABLE fresh UNION ALL TABLE contested
 ), leased AS (
-    INSERT INTO sendoff.claim_lease (token, delivery_id, recipients, handed_over, handed_over_at, expires_at)
+    INSERT INTO sendoff.claim_lease AS l (token, delivery_id, recipients, handed_over, handed_over_at, expires_at)
     SELECT :token, :delivery_id, CASE WHEN :handed_over::boolean THEN '{}' ELSE t.granted END,
            CASE WHEN :handed_over THEN t.granted ELSE '{}' END, CASE WHEN :handed_over THEN now() END, now() + :lease::interval
     FROM (SELECT array_agg(recipient) AS granted FROM taken WHERE status = 'sending') t
     WHERE t.granted IS NOT NULL
-    ON CONFLICT (token) DO NOTHING
+    ON CONFLICT (token) DO UPDATE
+    SET recipients = ARRAY(SELECT unnest(l.recipients) UNION SELECT unnest(excluded.recipients)),
+        handed_over = ARRAY(SELECT unnest(l.handed_over) UNION SELECT unnest(excluded.handed_over)),
+        handed_over_at = coalesce(excluded.handed_over_at, l.handed_over_at), expires_at = excluded.expires_at
 )
 SELECT ARRAY(SELECT recipient FROM taken WHERE status = 'sending') AS granted,
        sendoff.count_moves(:delivery_id, ARRAY(

@@ -176,6 +176,9 @@ JOIN sendoff.deployment k ON k.delivery_id = d.delivery_id
 WHERE d.running AND NOT d.ending_retries AND k.pending + k.sending + k.retrying <= 0
 ORDER BY d.delivery_id;
 
+-- name: read_confirmed_delivery
+SELECT channel, state FROM sendoff.delivery_record WHERE delivery_id = :delivery_id AND confirmed_at IS NOT NULL;
+
 -- name: read_content
 SELECT c.content::text AS content, d.channel
 FROM sendoff.delivery_record d

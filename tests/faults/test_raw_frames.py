@@ -35,6 +35,7 @@ PLACES = (
     (routing.COMMANDS, routing.CONFIRM, routing.COMMANDS_QUEUE),
     (routing.COMMANDS, routing.STOP, routing.COMMANDS_QUEUE),
     (routing.COMMANDS, routing.COMPUTE_STATS, routing.STATS_QUEUE),
+    (routing.CLAIMS, "null", routing.CLAIMS_QUEUE),
     (routing.RESULTS, routing.SENT, routing.SENT_QUEUE),
     (routing.RESULTS, routing.BOUNCE, routing.BOUNCE_QUEUE),
     (routing.RESULTS, routing.ERROR, routing.ERROR_QUEUE),

@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from aiormq.exceptions import ChannelAccessRefused
 
 from contracts import routing
+from tests.support.results import result
 from tests.support.stack import Stack, until
 from worker.amqp import topology
 from worker.amqp.errors import BrokerUnreachable
@@ -44,20 +46,23 @@ EXCHANGES = [
     DEFAULT,
     routing.COMMANDS,
     routing.SENDS,
+    routing.CLAIMS,
     routing.RESULTS,
     routing.TRACKING,
     routing.EVENTS,
     routing.DEAD,
 ]
-QUEUES = [*routing.BINDINGS, *SENDS, routing.DEAD_QUEUE]
+QUEUES = [*routing.BINDINGS, routing.CLAIMS_QUEUE, *SENDS, routing.DEAD_QUEUE]
 
 MAY: dict[str, tuple[set[str], set[str]]] = {
     "upstream": ({routing.COMMANDS}, set()),
     "listener": (set(), set()),
     "tracker": ({routing.TRACKING}, set()),
+    "sender": ({routing.CLAIMS, routing.RESULTS}, set(SENDS)),
     "sendoff-confirm": ({DEFAULT, routing.DEAD}, {routing.COMMANDS_QUEUE}),
     "sendoff-fanout": ({routing.SENDS}, set()),
     "sendoff-send": ({routing.RESULTS, routing.DEAD}, set(SENDS)),
+    "sendoff-claims": ({DEFAULT, routing.DEAD}, {routing.CLAIMS_QUEUE}),
     "sendoff-results": ({routing.DEAD}, set(RESULTS)),
     "sendoff-tracking": ({routing.DEAD}, {routing.TRACKING_QUEUE}),
     "sendoff-stats": ({DEFAULT, routing.DEAD}, {routing.STATS_QUEUE}),
@@ -179,7 +184,7 @@ async def test_only_ops_may_change_the_topology(connect: Any) -> None:
         connection = await connect(user)
         answers = [await refused(connection, change) for change in changes]
         assert answers == [user != "sendoff-ops"] * len(changes), user
-        for queue in ("upstream.answers", "listener.events", "elsewhere"):
+        for queue in ("upstream.answers", "listener.events", "sender.answers", "elsewhere"):
             theirs = queue.partition(".")[0] == user
             declare = lambda c, q=queue: c.queue_declare(q, exclusive=True)  # noqa: E731
             assert await refused(connection, declare) is not theirs, (user, queue)
@@ -260,6 +265,41 @@ async def test_a_delivery_goes_its_whole_way_with_each_service_as_its_own_user(
                 assert letter.message.body == b"nonsense"
                 await letters.replay(letter)
             await until(both_dead)
+
+
+async def test_a_sender_in_another_language_asks_sends_and_reports_as_its_own_user(
+    own: Stack, broker: Broker, connect: Any
+) -> None:
+    number = await own.prepare(2)
+    async with AsyncExitStack() as services:
+        for name in ("confirm", "fanout", "claims", "results", "schedule"):
+            await services.enter_async_context(own.running(name, amqp_url=broker.url(f"sendoff-{name}")))
+        await own.confirm(number)
+        channel = await (await connect("sender")).channel()
+        answers = await channel.declare_queue("sender.answers", exclusive=True)
+        sends = await channel.get_queue(own.names.queue(routing.send_queue("null")), ensure=False)
+        claims = await channel.get_exchange(own.names.exchange(routing.CLAIMS), ensure=False)
+        results = await channel.get_exchange(own.names.exchange(routing.RESULTS), ensure=False)
+        for _ in range(2):
+            message = await until(lambda: sends.get(fail=False))
+            send = json.loads(message.body)
+            asked = {"recipients": [send], "delivery_id": number}
+            await claims.publish(
+                aio_pika.Message(
+                    json.dumps(asked).encode(),
+                    message_id=str(uuid.uuid4()),
+                    user_id="sender",
+                    reply_to=answers.name,
+                ),
+                "null",
+            )
+            answer = json.loads((await until(lambda: answers.get(fail=False, no_ack=True))).body)
+            (granted,) = answer["granted"]
+            assert granted["recipient"] == send["recipient"]
+            reported = json.dumps(result(number, granted["recipient"])).encode()
+            await results.publish(aio_pika.Message(reported), routing.SENT)
+            await message.ack()
+        assert (await own.finished(number))["sent"] == 2
 
 
 @pytest.mark.usefixtures("own")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
+import uuid
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -13,6 +14,7 @@ import pytest
 import structlog.testing
 
 from contracts import routing
+from tests.support.asking import attempts
 from tests.support.deliveries import confirmed
 from tests.support.results import result
 from tests.support.stack import until
@@ -71,6 +73,7 @@ def send(number: int) -> dict[str, Any]:
         ("tracking", "tracking_event", routing.TRACKING_QUEUE),
         ("confirm", "command", routing.COMMANDS_QUEUE),
         ("stats", "outcome", routing.STATS_QUEUE),
+        ("claims", "outcome", routing.CLAIMS_QUEUE),
         ("send", "outcome", routing.send_queue("null")),
     ],
 )
@@ -91,11 +94,18 @@ async def test_a_missing_permission_stops_the_process_and_buries_nothing(
             {"delivery_id": number, "operator": "ana", "reason": ""},
         ),
         "stats": (routing.COMMANDS, routing.COMPUTE_STATS, {"delivery_id": number}),
+        "claims": (
+            routing.CLAIMS,
+            "null",
+            {"delivery_id": number, "recipients": attempts(range(1, 21))},
+        ),
         "send": (routing.SENDS, "null", send(number)),
     }
     exchange, key, body = bodies[service]
 
-    await stack.publish(exchange, key, json.dumps(body).encode(), message_id="m-1")
+    answers = await stack.channel.declare_queue(exclusive=True)
+    name = str(uuid.uuid4())
+    await stack.publish(exchange, key, json.dumps(body).encode(), message_id=name, reply_to=answers.name)
     async with (
         asyncio.timeout(SECONDS),
         user_without(stack, table) as url,

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from contracts import routing
+from contracts.claims import ClaimReason
 from contracts.commands import Reason, Status
 from contracts.events import Event
 from contracts.results import BounceKind, BounceReason, Fault
@@ -112,10 +113,16 @@ def test_the_asyncapi_document_names_every_queue_and_exchange() -> None:
     ]
     queues = {binding["queue"]["name"] for binding in amqp if binding["is"] == "queue"}
     exchanges = {binding["exchange"]["name"] for binding in amqp if binding["is"] == "routingKey"}
-    assert queues == {*routing.BINDINGS, routing.DEAD_QUEUE, routing.send_queue("{channel}")}
+    assert queues == {
+        *routing.BINDINGS,
+        routing.CLAIMS_QUEUE,
+        routing.DEAD_QUEUE,
+        routing.send_queue("{channel}"),
+    }
     assert exchanges == {
         routing.COMMANDS,
         routing.SENDS,
+        routing.CLAIMS,
         routing.RESULTS,
         routing.TRACKING,
         routing.EVENTS,
@@ -156,7 +163,9 @@ def test_the_guides_examples_fit_their_schemas() -> None:
             jsonschema.validate(item, schema_of(SCHEMAS[name]))
 
 
-@pytest.mark.parametrize("words", [Status, Reason, State, BounceKind, BounceReason, Fault, Event])
+@pytest.mark.parametrize(
+    "words", [Status, Reason, ClaimReason, State, BounceKind, BounceReason, Fault, Event]
+)
 def test_the_guide_says_every_word(words: Any) -> None:
     assert [word.value for word in words if f"`{word.value}`" not in GUIDE] == []
 

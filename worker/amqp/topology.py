@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import structlog
 from aio_pika import ExchangeType
 from aio_pika.exceptions import AMQPChannelError, ChannelNotFoundEntity
-from aiormq.exceptions import ChannelAccessRefused
+from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
+from pamqp.commands import Queue
 
 from contracts import routing
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aio_pika.abc import AbstractChannel, AbstractConnection
+    from aiormq.channel import Channel
     from pamqp.common import FieldTable
 
     from contracts.routing import Names
@@ -43,6 +45,7 @@ _SETUP_SECONDS: Final = 20
 _EXCHANGES: Final = {
     routing.COMMANDS: ExchangeType.DIRECT,
     routing.SENDS: ExchangeType.DIRECT,
+    routing.CLAIMS: ExchangeType.DIRECT,
     routing.RESULTS: ExchangeType.DIRECT,
     routing.TRACKING: ExchangeType.DIRECT,
     routing.EVENTS: ExchangeType.TOPIC,
@@ -177,10 +180,52 @@ class QueueDepth:
         return declared.message_count or 0
 
 
+class _Declare(Queue.Declare):
+    """Asks for a queue of any name. pamqp refuses some that are there, such as those of direct reply-to."""
+
+    def validate(self) -> None:
+        """Accepts."""
+
+
+class AnswerQueues:
+    """Says whether the queue is there that a message names for its answer."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        """Takes a connection. Each question opens an AMQP channel, since most answers close one."""
+        self._connection = connection
+
+    async def there(self, queue: str) -> bool:
+        """Returns whether a queue is there, also one that belongs to another connection alone.
+
+        Args:
+            queue: Its full name, or a name of direct reply-to.
+
+        Returns:
+            False also if the broker is away or does not answer in time.
+        """
+        if self._connection.transport is None or not self._connection.connected.is_set():
+            return False
+        with ignoring_outage():
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                # Not aio-pika's own, which would open itself again.
+                opened = await self._connection.transport.connection.channel(publisher_confirms=False)
+                channel = cast("Channel", opened)
+                try:
+                    await channel.rpc(_Declare(queue=queue, passive=True))
+                except ChannelLockedResource:
+                    return True  # it belongs to another connection
+                except ChannelNotFoundEntity:
+                    return False
+                finally:
+                    await channel.close()
+                return True
+        return False
+
+
 def _gone(error: BaseException) -> BrokerUnreachable:
     return BrokerUnreachable(f"The broker went out of reach: {str(error) or type(error).__name__}")
 
 
 def _queues(channels: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
     sends = {routing.send_queue(channel): (routing.SENDS, (channel,)) for channel in channels}
-    return {**routing.BINDINGS, **sends}
+    return {**routing.BINDINGS, routing.CLAIMS_QUEUE: (routing.CLAIMS, tuple(channels)), **sends}

@@ -49,6 +49,11 @@ class Deliveries:
         """Lists the running deliveries in which nothing is open, by number."""
         return _numbers(await self._db.fetch("read_complete_deliveries"))
 
+    async def confirmed(self, delivery_id: int) -> tuple[str, State] | None:
+        """Returns the channel and the state of a delivery; None if it was never confirmed."""
+        row = await self._db.fetchrow("read_confirmed_delivery", delivery_id=delivery_id)
+        return (row["channel"], State(row["state"])) if row else None
+
     async def await_retries(self, delivery_id: int) -> None:
         """Moves a delivery from *in progress* to *retry pending*; any other stays as it is."""
         async with self._db.transaction() as tx:

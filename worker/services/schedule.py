@@ -189,7 +189,8 @@ class ScheduleLimits:
     tick: float
     """Between two looks at deliveries that have started."""
     result_lease: float
-    """From a hand-over until a claim without a result becomes `unknown`."""
+    """From a hand-over until a claim without a result becomes `unknown`. A foreign sender may hold unclaimed
+    messages for so long."""
     look_after: float
     """Between two inspections of a published page."""
     redelivery_after: float
@@ -199,8 +200,8 @@ class ScheduleLimits:
     deadline: float
     """Within which a duty must be done for one delivery, before the next has its turn."""
     own_channels: Collection[str]
-    """The channels that we send over. In other channels, a foreign sender that does not ask for claims may
-    hold unclaimed recipients."""
+    """The channels that we send over. The others have foreign senders, of which some do not ask for
+    claims."""
 
 
 class ScheduleService:
@@ -370,16 +371,20 @@ class ScheduleService:
     async def _is_lost(self, channel: str, page: Inspected) -> bool:
         """Returns whether a page's messages are lost: the queue is empty, or they have waited too long.
 
-        If they still wait and are published again, the second ones are refused: claims decide.
+        If they still wait and are published again, our senders refuse the second ones: claims decide. A
+        foreign sender that does not ask for claims sends them twice. So in its channel both must be true:
+        the queue is empty, and the sender has had the time in which a result must come.
         """
         too_old = page.age > self._limits.redelivery_after
-        if channel not in self._limits.own_channels:
-            return too_old
         if channel not in self._waiting:  # once a tick: a broker that hangs takes 10 s to be given up
             queue = self._parts.names.queue(routing.send_queue(channel))
             self._waiting[channel] = await self._parts.depth.ready(queue)
         waiting = self._waiting[channel]
-        return waiting is not None and (waiting == 0 or too_old)
+        if waiting is None:
+            return False
+        if channel in self._limits.own_channels:
+            return waiting == 0 or too_old
+        return waiting == 0 and too_old and page.age > self._limits.result_lease
 
     async def _finish(self, delivery_id: int) -> None:
         if await self._parts.deliveries.finish(delivery_id):

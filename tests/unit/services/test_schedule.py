@@ -49,7 +49,9 @@ def inspected(*, unclaimed: int = 0, age: float = 60, page: int = 1) -> Inspecte
 class Setup:
     """A service on fakes; the send queue is empty."""
 
-    def __init__(self, fails: Mapping[str, Exception] | None = None, deadline: float = 60) -> None:
+    def __init__(
+        self, fails: Mapping[str, Exception] | None = None, deadline: float = 60, result_lease: float = 900
+    ) -> None:
         self.deliveries = FakeDeliveries()
         self.starts = FakeStarts()
         self.accounts = FakeAccounts()
@@ -70,7 +72,7 @@ class Setup:
         )
         limits = ScheduleLimits(
             tick=1,
-            result_lease=900,
+            result_lease=result_lease,
             look_after=30,
             redelivery_after=3_600,
             alert_interval=60,
@@ -221,15 +223,26 @@ async def test_an_unclaimed_page_is_lost_where_its_messages_are_gone(
     assert bool(setup.pages.reopened) == lost
 
 
-async def test_unclaimed_pages_of_somebody_elses_channel_wait_for_their_age_and_not_for_an_empty_queue() -> (
-    None
-):
-    setup = Setup()
-    setup.depth.waiting = {NAMES.queue(routing.send_queue("sms")): 0}
+@pytest.mark.parametrize(
+    ("waiting", "age", "result_lease", "lost"),
+    [
+        (0, 3_600, 900, False),
+        (0, 3_601, 900, True),
+        (0, 7_200, 7_200, False),
+        (0, 7_201, 7_200, True),
+        (1, 7_201, 900, False),
+        (None, 7_201, 900, False),
+    ],
+)
+async def test_a_page_of_somebody_elses_channel_is_lost_once_its_queue_is_empty_and_its_results_are_late(
+    waiting: int | None, age: float, result_lease: float, *, lost: bool
+) -> None:
+    setup = Setup(result_lease=result_lease)
+    setup.depth.waiting = {} if waiting is None else {NAMES.queue(routing.send_queue("sms")): waiting}
     foreign = PagesDue(1, "sms", running=True, over=False)
-    setup.pages.due = {foreign: [inspected(unclaimed=1, page=1), inspected(unclaimed=1, page=2, age=3_601)]}
+    setup.pages.due = {foreign: [inspected(unclaimed=1, age=age)]}
     await setup.service.handle()
-    assert setup.pages.reopened == [(1, [2])]
+    assert bool(setup.pages.reopened) == lost
 
 
 async def test_the_broker_is_asked_once_a_channel_and_tick_and_not_once_a_page() -> None:
