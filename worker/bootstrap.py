@@ -199,6 +199,7 @@ class Worker:
                 exchange=self.names.exchange(routing.RESULTS),
                 dead=self._dead(),
                 claims=self.accounts,
+                sizes=Audiences(self.accounts, self.db),
                 contents=DeliveryContents(self.db),
                 database=self.db,
                 metrics=self.metrics,

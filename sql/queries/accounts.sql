@@ -65,7 +65,7 @@ FROM (
 ) m;
 
 -- name: read_audience_sizes
--- For results that may be for nobody: how many recipients confirmed deliveries have; no row where there is no
+-- For messages that may be for nobody: how many recipients confirmed deliveries have; no row where there is no
 -- such delivery, it was never confirmed, or has left by retention. One by one a read takes 1 ms.
 SELECT delivery_id, to_deliver FROM sendoff.delivery_record
 WHERE delivery_id = ANY(:delivery_ids::bigint[]) AND confirmed_at IS NOT NULL AND purged_at IS NULL;

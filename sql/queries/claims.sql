@@ -78,13 +78,6 @@ SELECT ARRAY(SELECT recipient FROM taken WHERE status = 'sending') AS granted,
        sendoff.count_moves(:delivery_id, ARRAY(
            SELECT (was, status, count(*))::sendoff.move FROM taken GROUP BY was, status));
 
--- name: read_absent_recipients
--- The numbers that are not recipients of a confirmed delivery.
-SELECT a.recipient
-FROM unnest(:recipients::int[]) AS a (recipient)
-LEFT JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id AND d.confirmed_at IS NOT NULL
-WHERE d.delivery_id IS NULL OR a.recipient > d.to_deliver;
-
 -- name: hand_over
 SELECT sendoff.hand_over(:delivery_id, :recipients::int[], :tokens::bigint[], :margin::interval);
 

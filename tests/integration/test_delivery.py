@@ -285,7 +285,7 @@ async def test_send_messages_that_cannot_be_handled_go_to_the_dead_queue(stack: 
         await stack.publish(routing.SENDS, "null", stranger)
         await until(lambda: _dead_count(stack, 3))
     reasons = sorted(reason for _, reason in await stack.dead())
-    assert reasons[0].startswith("The delivery was never confirmed, or has no recipient")
+    assert reasons[0] == "The delivery has 2 recipients, and none of this number."
     assert all(r.startswith("The send message could not be read") for r in reasons[1:])
 
 

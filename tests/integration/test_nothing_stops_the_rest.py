@@ -159,6 +159,23 @@ async def test_results_for_nobody_are_buried_by_the_message(stack: Stack) -> Non
     assert {one["delivery_id"] for part in parts for one in part} == set(range(2**40, 2**40 + 3_000))
 
 
+async def test_sends_for_many_unknown_deliveries_are_buried_and_an_honest_one_goes_on(stack: Stack) -> None:
+    number = await stack.prepare(1)
+    strangers = {2**40 + n for n in range(300)}
+    for stranger in strangers:
+        send = {"delivery_id": stranger, "recipient": 1, "attempt": 1, "channel": "null"}
+        await stack.publish(routing.SENDS, "null", send | {"address": "a@example.org", "variables": {}})
+    async with stack.running():
+        await stack.confirm(number)
+        assert (await stack.finished(number))["sent"] == 1
+        await until(lambda: _dead(stack, 300))
+    assert {json.loads(body)["delivery_id"] for body, _ in await stack.dead()} == strangers
+
+
+async def _dead(stack: Stack, count: int) -> bool:
+    return await stack.depth(routing.DEAD_QUEUE) == count
+
+
 async def _execute(stack: Stack, statement: str) -> None:
     async with stack.db.transaction() as tx:
         await tx.connection.execute(statement)

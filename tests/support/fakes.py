@@ -165,13 +165,14 @@ class FakeDepth:
 class FakeSizes:
     """Tells how many recipients deliveries have; for one that is given a Busy, that."""
 
-    def __init__(self, sizes: Mapping[int, int | Busy]) -> None:
+    def __init__(self, sizes: Mapping[int, int | Busy], others: int = 0) -> None:
         self._sizes = sizes
+        self._others = others
         self.calls = 0
 
     async def sizes(self, delivery_ids: Collection[int]) -> dict[int, int | Busy]:
         self.calls += 1
-        return {number: self._sizes.get(number, 0) for number in delivery_ids}
+        return {number: self._sizes.get(number, self._others) for number in delivery_ids}
 
 
 class FakeWakener:

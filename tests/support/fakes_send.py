@@ -13,6 +13,7 @@ from tests.support.fakes import (
     FakeDead,
     FakePublisher,
     FakeRetrying,
+    FakeSizes,
     incoming,
     metrics,
 )
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from worker.amqp.messages import Incoming
     from worker.channels.protocol import ChannelUnreachable, HandOver
+    from worker.domain.failures import Busy
     from worker.domain.verdicts import Verdict
 
 LIMITS = SendLimits(batch=100, age=0, claim_lease=10, result_lease=700, patience=0)
@@ -128,9 +130,6 @@ class FakeClaims:
         self.given_back.append((delivery_id, dict(claims)))
         return 0
 
-    async def absent(self, delivery_id: int, recipients: list[int]) -> set[int]:
-        return {r for r in recipients if (delivery_id, r) in self.nobody}
-
 
 class FakeContents:
     """Every delivery has a content that names it; raises what a delivery is given, once."""
@@ -216,6 +215,7 @@ class Setup:
         times: int = 1,
         claims: FakeClaims | None = None,
         patience: float = 0,
+        sizes: Mapping[int, int | Busy] | None = None,
     ) -> None:
         self.stop = asyncio.Event()
         self.consumer = DrainedConsumer(messages, self.stop)
@@ -225,6 +225,7 @@ class Setup:
         self.publisher = publisher or FakePublisher()
         self.dead = FakeDead()
         self.claims = claims or FakeClaims()
+        self.sizes = FakeSizes(sizes or {}, others=1_000)
         self.contents = FakeContents()
         self.retrying = FakeRetrying(fails, times)
         self.metrics = metrics()
@@ -236,6 +237,7 @@ class Setup:
             exchange="p.results",
             dead=self.dead,
             claims=self.claims,
+            sizes=self.sizes,
             contents=self.contents,
             database=self.retrying,
             metrics=self.metrics,

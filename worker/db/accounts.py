@@ -210,13 +210,6 @@ class Accounts:
         rows = await self._db.fetch("read_audience_sizes", delivery_ids=list(delivery_ids))
         return {row["delivery_id"]: row["to_deliver"] for row in rows}
 
-    async def absent(self, delivery_id: int, recipients: Sequence[int]) -> set[int]:
-        """Returns the numbers that are not recipients of a confirmed delivery."""
-        rows = await self._db.fetch(
-            "read_absent_recipients", delivery_id=delivery_id, recipients=list(recipients)
-        )
-        return {row["recipient"] for row in rows}
-
     async def ending_retries(self) -> list[int]:
         """Returns cancelled deliveries in which somebody waits for a retry that will not come, by number."""
         return [row["delivery_id"] for row in await self._db.fetch("read_deliveries_ending_retries")]

@@ -26,6 +26,7 @@ from worker.amqp.dead import Letter
 from worker.amqp.reports import Report, Reports
 from worker.channels.contents import Contents
 from worker.channels.protocol import ChannelUnreachable, Granted
+from worker.db.audiences import why_absent
 from worker.db.hand_over import Claimed, HandOvers, Right, seconds_since_boot
 from worker.db.retrying import Idempotent, Unstorable
 from worker.domain.audience import address_key
@@ -36,7 +37,7 @@ from worker.domain.window import ClaimWindow
 from worker.lifecycle import pause, unless_stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
@@ -76,8 +77,12 @@ class Claims(Protocol):
     async def give_back(self, delivery_id: int, claims: Mapping[int, int]) -> int:
         """Undoes claims that were not handed over."""
 
-    async def absent(self, delivery_id: int, recipients: list[int]) -> set[int]:
-        """Returns the numbers that are not recipients."""
+
+class Sizes(Protocol):
+    """Knows the number of a delivery's recipients: `worker.db.audiences.Audiences`."""
+
+    async def sizes(self, delivery_ids: Collection[int]) -> dict[int, int | Busy]:
+        """Returns them by delivery: 0 for no such delivery, a Busy where it cannot be read now."""
 
 
 class ContentStore(Protocol):
@@ -102,6 +107,8 @@ class SendParts:
     """The exchange of the results, by its full name."""
     dead: Burying
     claims: Claims
+    sizes: Sizes
+    """Says which numbers cannot be recipients."""
     contents: ContentStore
     database: Retrying
     metrics: Metrics
@@ -228,10 +235,13 @@ class SendService:
                 earlier, later = sorted((double, one), key=lambda a: a.send.attempt)
                 asked[one.send.recipient] = later
                 consumer.acknowledge([earlier.message])
+        unread += _take_absent(by_delivery, await self._parts.sizes.sizes(by_delivery.keys()))
         if unread:
             await self._parts.dead.bury(*unread)
             consumer.acknowledge(letter.message for letter in unread)
         for delivery_id, asked in sorted(by_delivery.items()):
+            if not asked:
+                continue
             await self._reach(stop, self._limits.patience)
             await self._send_granted(delivery_id, asked, group)
 
@@ -293,7 +303,10 @@ class SendService:
         self._metrics.claim_recipients.observe(len(wanted))
         self._metrics.sends_claimed.labels(self._parts.channel_name).inc(len(granted))
         self._metrics.sends_refused.labels(self._parts.channel_name).inc(len(wanted) - len(granted))
-        await self._refuse(delivery_id, [a for r, a in asked.items() if r not in granted])
+        refused = [a for r, a in asked.items() if r not in granted]
+        if refused:
+            self._reports.add([Report(a.consumer, a.message, None) for a in refused])
+            log.debug("not granted", delivery_id=delivery_id, messages=len(refused))
         if not granted:
             return
         # After the claim, since only the content of a confirmed delivery is final.
@@ -332,22 +345,6 @@ class SendService:
         self._sending.discard(task)
         self._window.done()
         self._freed.set()
-
-    async def _refuse(self, delivery_id: int, refused: list[_Asked]) -> None:
-        """Acknowledges messages without a grant; buries those whose recipient does not exist."""
-        if not refused:
-            return
-        numbers = [a.send.recipient for a in refused]
-        looking = Idempotent(lambda: self._parts.claims.absent(delivery_id, numbers))
-        absent: set[int] = set()
-        with contextlib.suppress(Busy):  # they are refused without the check
-            absent = await self._parts.database.until_done(looking, "looking for absent recipients")
-        reason = "The delivery was never confirmed, or has no recipient of this number."
-        await self._parts.dead.bury(
-            *(Letter(one.message, reason) for one in refused if one.send.recipient in absent)
-        )
-        self._reports.add([Report(a.consumer, a.message, None) for a in refused])
-        log.debug("not granted", delivery_id=delivery_id, messages=len(refused))
 
     async def _read_content(self, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
         reading = Idempotent(lambda: self._parts.contents.content(delivery_id))
@@ -407,3 +404,16 @@ class SendService:
                 because=verdict.detail,
             )
         return verdict
+
+
+def _take_absent(by_delivery: dict[int, dict[int, _Asked]], sizes: Mapping[int, int | Busy]) -> list[Letter]:
+    """Takes out the messages whose recipient does not exist, before each delivery has its turn.
+
+    One by one, each cost a claim, a look-up and a confirm: behind a thousand, an honest message waited 4 s.
+    """
+    letters = []
+    for delivery_id, asked in by_delivery.items():
+        size = sizes[delivery_id]
+        if not isinstance(size, Busy):  # else they are claimed and refused
+            letters += [Letter(asked.pop(r).message, why_absent(size)) for r in list(asked) if r > size]
+    return letters

@@ -106,19 +106,30 @@ async def test_who_is_not_granted_is_settled_and_not_sent_to(concurrency: int | 
 
 
 async def test_a_message_for_a_recipient_that_does_not_exist_is_buried(concurrency: int | None) -> None:
-    held, absent = wanted(1, 4), wanted(1, 99)
-    setup = Setup(held, absent, concurrency=concurrency)
+    held, absent = wanted(1, 4), wanted(1, 5)
+    setup = Setup(held, absent, concurrency=concurrency, sizes={1: 4})
     setup.claims.held[1, 4] = -1
-    setup.claims.nobody = {(1, 99)}
     await setup.run()
-    why = "The delivery was never confirmed, or has no recipient of this number."
-    assert setup.dead.buried == [(absent, why, None)]
-    assert setup.consumer.acknowledged == [held, absent]
+    assert setup.dead.buried == [(absent, "The delivery has 4 recipients, and none of this number.", None)]
+    assert setup.consumer.acknowledged == [absent, held]
     assert setup.contents.read == [], "of a delivery that is not confirmed it may still change"
 
 
+async def test_messages_for_many_unknown_deliveries_are_looked_up_and_buried_together(
+    concurrency: int | None,
+) -> None:
+    strangers = [wanted(number, 1) for number in range(100, 198)]
+    setup = Setup(*strangers, wanted(1, 1), concurrency=concurrency, sizes=dict.fromkeys(range(100, 198), 0))
+    await setup.run()
+    assert [letter.message for letter in setup.dead.buried] == strangers
+    assert (setup.sizes.calls, setup.dead.calls) == (1, 1)
+    assert [claim.delivery_id for claim in setup.claims.asked] == [1]
+    assert setup.tried == [(1, 1, 1)]
+    assert len(setup.consumer.acknowledged) == 99
+
+
 async def test_where_nobody_can_look_who_exists_all_are_refused_and_none_is_buried() -> None:
-    setup = Setup(wanted(1, 99), fails={"looking for absent recipients": Busy("too busy")})
+    setup = Setup(wanted(1, 99), sizes={1: Busy("too busy")})
     setup.claims.nobody = {(1, 99)}
     await setup.run()
     assert len(setup.consumer.acknowledged) == 1
