@@ -215,6 +215,17 @@ async def test_nothing_is_claimed_for_an_asker_that_is_gone(sms: Stack) -> None:
         assert (await sms.deployment(number))["sending"] == 1
 
 
+async def test_a_request_that_has_waited_too_long_is_not_carried_out(sms: Stack) -> None:
+    async with sms.running("confirm", "schedule"):
+        number = await started(sms, 2)
+    asker = await Asker.open(sms)
+    await asker.publish(number, attempts([1]), expiration=0.01)
+    await until(lambda: _dead(sms, 1))
+    async with sms.running(*CLAIMING):
+        assert await asker.granted(number, [2]) == [2]
+        assert (await sms.deployment(number))["sending"] == 1
+
+
 async def test_an_asker_may_take_the_answer_by_direct_reply_to(sms: Stack) -> None:
     async with sms.running(*CLAIMING):
         number = await started(sms, 1)

@@ -41,6 +41,8 @@ _TURNS: Final = 20
 _LONGEST_SLEEP: Final = 0.5
 """Seconds between two looks for due deliveries: a confirmed delivery is seen within this time."""
 _SHORTEST_SLEEP: Final = 0.02
+_LONGEST_WAIT: Final = 86_400
+"""Seconds for which messages may wait in the queue of a channel that is not ours."""
 
 
 class Deliveries(Protocol):
@@ -372,8 +374,9 @@ class ScheduleService:
         """Returns whether a page's messages are lost: the queue is empty, or they have waited too long.
 
         If they still wait and are published again, our senders refuse the second ones: claims decide. A
-        foreign sender that does not ask for claims sends them twice. So in its channel both must be true:
-        the queue is empty, and the sender has had the time in which a result must come.
+        foreign sender that does not ask for claims sends them twice. So in its channel the queue must be
+        empty, and the sender must have had the time in which a result must come. A queue that is never empty
+        keeps nobody back for longer than a day.
         """
         too_old = page.age > self._limits.redelivery_after
         if channel not in self._waiting:  # once a tick: a broker that hangs takes 10 s to be given up
@@ -384,7 +387,8 @@ class ScheduleService:
             return False
         if channel in self._limits.own_channels:
             return waiting == 0 or too_old
-        return waiting == 0 and too_old and page.age > self._limits.result_lease
+        late = too_old and page.age > self._limits.result_lease
+        return late and (waiting == 0 or page.age > _LONGEST_WAIT)
 
     async def _finish(self, delivery_id: int) -> None:
         if await self._parts.deliveries.finish(delivery_id):

@@ -230,7 +230,9 @@ async def test_an_unclaimed_page_is_lost_where_its_messages_are_gone(
         (0, 3_601, 900, True),
         (0, 7_200, 7_200, False),
         (0, 7_201, 7_200, True),
-        (1, 7_201, 900, False),
+        (1, 86_400, 900, False),
+        (1, 86_401, 900, True),
+        (1, 86_401, 90_000, False),
         (None, 7_201, 900, False),
     ],
 )
