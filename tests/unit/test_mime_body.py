@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from worker.channels.email import body, message
+from worker.channels.email import body, headers
 from worker.channels.email.body import BodyEncoder
 from worker.channels.email.message import MessageBuilder
 from worker.domain.content import EmailContent
@@ -90,7 +90,7 @@ def test_pieces_that_meet_at_a_line_end_are_encoded_as_one_text(pieces: list[str
 def test_base64_is_the_standard_librarys(text: str) -> None:
     raw = text.rstrip("\n") + "\n"
     encoded = BodyEncoder("plain").encode_whole(raw).partition(b"\r\n\r\n")[2]
-    if "я" in text:
+    if 2 * raw.count("я") > len(raw.encode()) / 6:
         expected = base64.encodebytes(raw.replace("\n", "\r\n").encode()).replace(b"\n", b"\r\n")
         assert encoded == expected
 
@@ -142,8 +142,8 @@ def test_a_message_from_ready_parts_is_the_message_built_whole(
 @example(value="éabcdefghij", name="Subject")  # as long in either encoding
 @example(value="a\u00a0b é", name="To")
 def test_an_encoded_word_is_the_standard_librarys(value: str, name: str) -> None:
-    header = Header(value, "utf-8", maxlinelen=78, header_name=name).encode(linesep="\r\n")
-    assert message._encoded_words(name, value) == f"{name}: {header}"  # noqa: SLF001
+    header = Header(value, "utf-8", maxlinelen=76, header_name=name).encode(linesep="\r\n")
+    assert headers._encoded_words(name, value) == f"{name}: {header}"  # noqa: SLF001
 
 
 def test_each_message_carries_its_own_date() -> None:

@@ -46,12 +46,17 @@ def assert_sound(raw: bytes, *, smtputf8: bool = False) -> None:
     assert max(map(len, raw.split(b"\r\n"))) <= 998
     assert b"\0" not in raw
     assert raw.isascii() or smtputf8
+    for line in raw.partition(b"\r\n\r\n")[0].split(b"\r\n"):
+        words = re.findall(rb"=\?utf-8\?[bq]\?[^? ]*\?=", line)
+        assert not words or (len(line) <= 76 and max(map(len, words)) <= 75)  # RFC 2047 section 2
 
 
 def parse(raw: bytes) -> EmailMessage:
-    message = email.message_from_bytes(raw, policy=policy.SMTP)
+    message = email.message_from_bytes(raw, policy=policy.SMTP.clone(raise_on_defect=True))
     for part in message.walk():
         assert not part.defects
+        for name, value in part.items():
+            assert not value.defects, (name, value.defects)
     return message
 
 
@@ -120,6 +125,7 @@ def test_the_message_id_is_the_attempts_own() -> None:
         'quo"ted \\ and (brackets), <angles>; @ all',
         "word " * 60 + "end",
         "длинное слово " * 40 + "конец",
+        "今日のニュースレター、" * 20,
         "x" * 500,
         "",
     ],
@@ -129,8 +135,8 @@ def test_words_of_any_script_and_length_come_back_from_every_part(words: str) ->
         {"w": words}, subject="{{ w }}", to_name="{{ w }}", text="{{ w }}", headers={"X-W": "{{ w }}"}
     )
     message = parse(raw)
-    assert message["Subject"] == words
-    assert message["X-W"] == words
+    assert (message["Subject"] or "") == words
+    assert (message["X-W"] or "") == words
     assert to(raw) == (words, "ana@example.net")
     assert body(message) == words + "\n"
 
@@ -139,7 +145,7 @@ def test_words_of_any_script_and_length_come_back_from_every_part(words: str) ->
 def test_any_line_comes_back_from_the_headers(line: str) -> None:
     raw = build({"v": line}, subject="{{ v }}", to_name="{{ v }}")
     message = parse(raw)
-    assert message["Subject"] == line.strip(" ")
+    assert (message["Subject"] or "") == line.strip(" ")
     assert to(raw) == (line.strip(" "), "ana@example.net")
 
 

@@ -85,6 +85,8 @@ def mail_address(text: str) -> str:
     Raises:
         AddressInvalid: It is not one address of the public internet.
     """
+    if "=?" in text:
+        raise AddressInvalid("The address holds “=?”, as encoded words begin (RFC 2047, section 5).")
     if text.isascii() and len(text) <= _LONGEST_MAIL_ADDRESS:
         key = text.lower()
         plain = _PLAIN.fullmatch(key)

@@ -7,26 +7,8 @@ from typing import Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from worker.domain.headers import refuse_name
 from worker.domain.mailbox import named_mailbox
-
-_FIELD_NAME: Final = re.compile(r"[!-9;-~]+")
-"""A header's name: printable ASCII without the colon (RFC 5322 section 2.2)."""
-
-_BUILT: Final = frozenset(
-    {"bcc", "cc", "date", "from", "message-id", "mime-version", "reply-to", "sender", "subject", "to"}
-)
-"""Headers that the message builder writes, or that would name further recipients."""
-
-_TRANSIT: Final = (
-    "content-",
-    "resent-",
-    "arc-",
-    "dkim-",
-    "received",
-    "return-path",
-    "authentication-results",
-)
-"""Prefixes of the names of headers that describe the body, or that only mail servers may write."""
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Characters that some program may read as the end of a header line."""
@@ -95,14 +77,14 @@ class EmailContent(BaseModel):
     def _check_headers(cls, headers: dict[str, str]) -> dict[str, str]:
         seen: set[str] = set()
         for name in headers:
-            lower = name.lower()
-            if not _FIELD_NAME.fullmatch(name):
-                raise ValueError(f"{name!r} is not a header name: printable ASCII without spaces and colons")
-            if lower in _BUILT or lower.startswith(_TRANSIT):
-                raise ValueError(f"the header {name} is written by Sendoff or by mail servers; leave it out")
-            if lower in seen:
+            refused = refuse_name(name)
+            if refused:
+                raise ValueError(refused)
+            if name.lower() in seen:
                 raise ValueError(f"the header {name} is there twice")
-            seen.add(lower)
+            seen.add(name.lower())
+        if "list-unsubscribe-post" in seen and "list-unsubscribe" not in seen:
+            raise ValueError("the header List-Unsubscribe-Post needs List-Unsubscribe (RFC 8058)")
         return headers
 
     @model_validator(mode="after")

@@ -18,6 +18,11 @@ _LONGEST: Final = 254
 """The most octets of an address; a path has 256 with its brackets (RFC 5321 section 4.5.3.1.3)."""
 
 
+_LIKE_ENCODED_WORD: Final = "=?"
+"""The beginning of an encoded word, which no address may hold (RFC 2047 section 5). Python's own parser and
+some mail programs decode it, and then see another address. No such mailbox is known."""
+
+
 class MailboxInvalid(ValueError):
     """The text is not a mail address; the message says what is wrong with it."""
 
@@ -48,6 +53,8 @@ def mailbox(address: str, name: str = "") -> Mailbox:
     Raises:
         MailboxInvalid: It is not an address that an SMTP command may carry.
     """
+    if _LIKE_ENCODED_WORD in address:
+        raise MailboxInvalid(f"{address!r} is not a mail address: it holds “=?”, as encoded words begin.")
     if len(address) <= _LONGEST and _PLAIN.fullmatch(address):
         return Mailbox(name, address)
     try:

@@ -22,7 +22,7 @@ from worker.domain import template_operations as operations
 from worker.domain.template_budget import OPERATORS, BudgetedContext, calculate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 LONGEST_SOURCE: Final = 500_000
 """The most characters of one part's source. Webmail cuts a message after 100,000."""
@@ -75,10 +75,14 @@ class Sandbox(SandboxedEnvironment):
     context_class = BudgetedContext
     intercepted_binops = OPERATORS
 
-    def __init__(self, *, autoescape: bool) -> None:
-        """Takes whether values are escaped as HTML."""
+    def __init__(self, *, autoescape: bool = False, escape: Callable[[Any], str] | None = None) -> None:
+        """Takes whether values are escaped as HTML, or how they are escaped otherwise."""
         super().__init__(
-            undefined=StrictUndefined, autoescape=autoescape, keep_trailing_newline=True, optimized=False
+            undefined=StrictUndefined,
+            autoescape=autoescape,
+            finalize=escape,
+            keep_trailing_newline=True,
+            optimized=False,
         )
         self.globals = {}
         self.tests = dict(operations.TESTS)

@@ -15,6 +15,7 @@ from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
 
 from worker.domain.content import control_character
+from worker.domain.headers import ESCAPES, LONGEST_HEADER, HeaderInvalid, kind_of, shaped
 from worker.domain.template_budget import MOST_STEPS, Budget, BudgetedContext
 from worker.domain.template_language import Refused, Sandbox
 
@@ -30,8 +31,6 @@ BUILT_IN: Final = ("address", "recipient", "delivery_id")
 
 LONGEST_MESSAGE: Final = 1_000_000
 """The most characters of all parts of a message together. Webmail cuts a message after 100,000."""
-LONGEST_HEADER: Final = 4_000
-"""The most characters of a header part: folding and encoding it takes 2 ms."""
 _MOST_PROBLEMS: Final = 5
 """The most problems found with recipients: more do not help."""
 _AT_A_TIME: Final = 32
@@ -60,9 +59,11 @@ class Rendered:
     text_pieces: Sequence[str] | None
     """The text in the template's pieces: each stretch of the author's text is one piece."""
     html_pieces: Sequence[str] | None
+    """The HTML in pieces, likewise."""
     to_name: str
-    """The HTML in pieces; empty for none."""
+    """The recipient's display name; empty for none."""
     headers: dict[str, str]
+    """The author's headers in the form of their kind, without those that are empty."""
 
     @property
     def text(self) -> str | None:
@@ -75,13 +76,19 @@ class Rendered:
         return None if self.html_pieces is None else "".join(self.html_pieces)
 
 
-_PLAIN: Final = Sandbox(autoescape=False)
+_PLAIN: Final = Sandbox()
 _HTML: Final = Sandbox(autoescape=True)
+_STRUCTURED: Final = {kind: Sandbox(escape=escape) for kind, escape in ESCAPES.items()}
+"""For headers that are not free text."""
+_HEADERS: Final = "headers."
 
 
 def _read(part: str, source: str) -> tuple[nodes.Template, Template]:
     """Reads a part's template; raises Refused."""
-    return (_HTML if part == "html" else _PLAIN).read(source)
+    if part == "html":
+        return _HTML.read(source)
+    sandbox = _STRUCTURED.get(kind_of(part.removeprefix(_HEADERS)), _PLAIN)
+    return (sandbox if part.startswith(_HEADERS) else _PLAIN).read(source)
 
 
 def check(content: EmailContent, columns: Collection[str]) -> list[str]:
@@ -196,7 +203,7 @@ class Renderer:
                 raise RenderFailed(_sentences(part, refused)[0]) from refused
             if part in _BODIES:
                 self.fixed[part] = [node.data for node in tree.find_all(nodes.TemplateData)]
-        self._headers = {name: f"headers.{name}" for name in content.headers}
+        self._headers = {name: f"{_HEADERS}{name}" for name in content.headers}
 
     def render(self, variables: dict[str, Any]) -> Rendered:
         """Renders the templates for one recipient.
@@ -214,8 +221,18 @@ class Renderer:
             text_pieces=self._pieces("text", filling, LONGEST_MESSAGE),
             html_pieces=self._pieces("html", filling, LONGEST_MESSAGE),
             to_name=self._line("to_name", filling),
-            headers={name: self._line(part, filling) for name, part in self._headers.items()},
+            headers={
+                name: value
+                for name, part in self._headers.items()
+                if (value := self._header(name, part, filling))
+            },
         )
+
+    def _header(self, name: str, part: str, filling: _Filling) -> str:
+        try:
+            return shaped(name, self._line(part, filling))
+        except HeaderInvalid as error:
+            raise RenderFailed(f"{part}: {error}.") from error
 
     def _pieces(self, part: str, filling: _Filling, longest: int) -> list[str] | None:
         template = self._templates.get(part)
