@@ -13,6 +13,7 @@ from worker.domain.keys import read_keys
 from worker.domain.mailbox import mailbox
 from worker.domain.retention import read_age
 from worker.domain.servers import postgres_hosts
+from worker.domain.templates import check_headers
 
 Algorithm = Literal[
     "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512",
@@ -146,6 +147,14 @@ class Settings(BaseSettings):
     all are read."""
     bounce_keys_file: Path | None = None
     """Or the file with them, one a line."""
+    email_headers: Annotated[dict[str, str], NoDecode] = {}
+    """Headers of every email, as a JSON object of templates; those of a delivery win."""
+    dkim_file: Path | None = None
+    """A TOML file with the keys that sign emails (DKIM), by domain; empty where the relay signs."""
+    dsn_notify: Annotated[tuple[Literal["success", "failure", "delay", "never"], ...], NoDecode] = ()
+    """When relays are asked to report (RFC 3461), written as `publishers`; empty for their own rule."""
+    dsn_return: Literal["headers", "full"] = "headers"
+    """How much of the message such a report returns."""
     result_batch: Annotated[int, Field(ge=1, le=5_000)] = 1_000
     """Result messages that are recorded together at most."""
     result_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.02
@@ -225,7 +234,30 @@ class Settings(BaseSettings):
             read_age(value)
         return value
 
-    @field_validator("channels", "publishers", "auth_algorithms", "retry_delays", mode="before")
+    @field_validator("email_headers", mode="before")
+    @classmethod
+    def _is_object(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value or "{}")
+        except ValueError as error:
+            raise ValueError(f'it is not a JSON object such as {{"X-Mailer": "…"}} ({error})') from error
+
+    @field_validator("email_headers")
+    @classmethod
+    def _are_headers(cls, value: dict[str, str]) -> dict[str, str]:
+        check_headers(value)
+        return value
+
+    @field_validator("dsn_notify")
+    @classmethod
+    def _is_never_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if "never" in value and len(value) > 1:
+            raise ValueError("never cannot be joined with others (RFC 3461, 4.1)")
+        return value
+
+    @field_validator("channels", "publishers", "auth_algorithms", "retry_delays", "dsn_notify", mode="before")
     @classmethod
     def _is_list(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -250,6 +282,7 @@ class Settings(BaseSettings):
         "fingerprint_key",
         "bounce_keys",
         "bounce_keys_file",
+        "dkim_file",
         mode="before",
     )
     @classmethod

@@ -18,11 +18,14 @@ from typing import Any
 import aiosmtplib
 import jinja2
 import uvloop
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from contracts.sends import Send
 from worker.channels.email.channel import EmailChannel
+from worker.channels.email.dkim import Signer, Signing
 from worker.channels.email.smtp import SmtpPool
 from worker.channels.email.timeouts import Timeouts
+from worker.channels.protocol import Granted
 from worker.domain.verdicts import Accepted
 
 SHORT = {
@@ -67,11 +70,24 @@ def to(recipient: int) -> Send:
 
 async def by_sendoff(content: dict[str, Any], port: int, connections: int) -> Sender:
     """Sendoff's channel, as its send service calls it."""
-    channel = EmailChannel(SmtpPool(f"smtp://127.0.0.1:{port}", size=connections, timeouts=Timeouts.all(60)))
+    return _over(EmailChannel(_pool(port, connections)), content)
+
+
+async def by_sendoff_signed(content: dict[str, Any], port: int, connections: int) -> Sender:
+    """The same, with a DKIM signature under an RSA key of 2048 bits."""
+    signing = Signing({"example.org": Signer("example.org", "bench", generate_private_key(65537, 2048))})
+    return _over(EmailChannel(_pool(port, connections), signing=signing), content)
+
+
+def _pool(port: int, connections: int) -> SmtpPool:
+    return SmtpPool(f"smtp://127.0.0.1:{port}", size=connections, timeouts=Timeouts.all(60))
+
+
+def _over(channel: EmailChannel, content: dict[str, Any]) -> Sender:
     compiled = channel.prepare(content)
 
     async def send(_turn: int, asked: Send) -> None:
-        verdict = await channel.send(compiled, asked)
+        verdict = await channel.send(compiled, asked, Granted())
         if not isinstance(verdict, Accepted):
             raise SystemExit(f"not accepted: {verdict}")
 
@@ -111,7 +127,7 @@ async def by_the_libraries(content: dict[str, Any], port: int, connections: int)
     return send
 
 
-WAYS = {"sendoff": by_sendoff, "aiosmtplib": by_the_libraries}
+WAYS = {"sendoff": by_sendoff, "sendoff, DKIM": by_sendoff_signed, "aiosmtplib": by_the_libraries}
 
 
 async def run(way: str, content: str, port: int, connections: int, messages: int) -> None:
@@ -126,7 +142,7 @@ async def run(way: str, content: str, port: int, connections: int, messages: int
         await asyncio.gather(*(work(turn, asked) for turn in range(turns)))
 
     # Sendoff's send service keeps twice as many messages under way as there are connections.
-    turns = 2 * connections if way == "sendoff" else connections
+    turns = 2 * connections if way != "aiosmtplib" else connections
     await all_of([to(number) for number in range(1, WARM_UP_EACH * connections + 1)])
     asked = [to(number) for number in range(1, messages + 1)]
     sys.stdout.write("ready\n")

@@ -11,6 +11,8 @@ import pytest
 from contracts import routing
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.processes import Sendoff
     from tests.support.stack import Stack
 
@@ -119,6 +121,16 @@ async def test_an_smtp_url_that_cannot_be_is_wrong(sendoff: Sendoff) -> None:
     assert (status, standings(findings)) == (1, "ok ok ok ok ok ok ok ok wrong")
     assert "in the clear" in findings["relay"][1]
     assert "secret" not in str(findings)
+
+
+@pytest.mark.usefixtures("stack")
+async def test_a_key_for_signatures_that_is_not_there_is_wrong(sendoff: Sendoff, tmp_path: Path) -> None:
+    keys = tmp_path / "dkim.toml"
+    keys.write_text('["example.org"]\nselector = "s"\nkey = "none.pem"\n')
+    status, findings = await check(sendoff, SENDOFF_DKIM_FILE=str(keys))
+    assert status == 1
+    assert findings["relay"][0] == "wrong"
+    assert "example.org: the key none.pem cannot be read: No such file or directory." in findings["relay"][1]
 
 
 @pytest.mark.usefixtures("stack")

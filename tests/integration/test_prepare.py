@@ -176,6 +176,43 @@ async def test_templates_that_ask_for_what_is_not_there_fail_the_preparation(
     assert (mended.state, mended.counts.preparation) == (State.READY, 2)
 
 
+async def test_files_and_a_text_are_stored_with_the_content(
+    db: Database, request_: PreparationRequest
+) -> None:
+    (request_.file.parent / "terms.pdf").write_bytes(b"%PDF")
+    table = """html = "<p>Dear <b>{{ first_name }}</b></p>"
+[[email.attachments]]
+file = "terms.pdf"
+"""
+    request_.file.write_text(DELIVERY.replace('text = "Dear {{ first_name }}"\n', table))
+    prepared = await prepare(db, request_)
+    assert prepared.state is State.READY
+    (row,) = await rows(db, "SELECT content FROM sendoff.delivery_content")
+    stored = json.loads(row["content"])
+    assert stored["text"] == "Dear {{ first_name }}\n"
+    assert stored["attachments"] == [{"name": "terms.pdf", "type": "application/pdf", "data": "JVBERg=="}]
+
+
+async def test_a_fault_of_the_html_is_told_once(db: Database, request_: PreparationRequest) -> None:
+    table = 'html = "<p>{{ nobody }}</p>"\n'
+    request_.file.write_text(DELIVERY.replace('text = "Dear {{ first_name }}"\n', table))
+    prepared = await prepare(db, request_)
+    assert len(prepared.problems) == 1
+    assert prepared.problems[0].startswith("html, line 1: unknown variable “nobody”")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("none.pdf", "No such file or directory"), (".", "it is not a file")]
+)
+async def test_a_file_that_cannot_be_read_changes_nothing(
+    db: Database, request_: PreparationRequest, name: str, words: str
+) -> None:
+    request_.file.write_text(f'{DELIVERY}[[email.attachments]]\nfile = "{name}"\n')
+    with pytest.raises(PreparationRefused, match=f"the attachment {name} cannot be read: {words}"):
+        await prepare(db, request_)
+    assert await rows(db, "SELECT 1 FROM sendoff.delivery_record") == []
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import email
 import ssl
 import subprocess
@@ -11,14 +12,19 @@ from contextlib import asynccontextmanager
 from email import policy
 from typing import TYPE_CHECKING, Any
 
+import dkim
 import pytest
 import uvloop
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope, LoginPassword, Session
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from contracts.results import BounceKind, BounceReason, Fault
 from contracts.sends import Send
 from tests.support import scripted_smtp
 from worker.channels.email.channel import EmailChannel
+from worker.channels.email.dkim import Signer, Signing
+from worker.channels.email.dsn import Dsn
 from worker.channels.email.smtp import SmtpPool
 from worker.channels.email.timeouts import Timeouts
 from worker.channels.protocol import ChannelUnreachable, Granted
@@ -138,7 +144,7 @@ async def test_envelope_sender_and_message_id_tell_which_attempt_comes_back() ->
     sink = Sink()
     returns = ReturnPath(read_keys(f"1:{'k' * 32}"), "returns.example.org")
     async with serving(sink) as where:
-        channel = EmailChannel(SmtpPool(f"smtp://{where}", size=1, timeouts=Timeouts.all(60)), returns)
+        channel = EmailChannel(SmtpPool(f"smtp://{where}", size=1, timeouts=Timeouts.all(60)), returns=returns)
         await channel.send(channel.prepare(CONTENT), to("ana@example.net"), Granted())
         await channel.close()
     (envelope,) = sink.envelopes
@@ -377,3 +383,46 @@ def test_a_wrong_smtp_url_is_refused_with_its_fault_and_without_the_password(url
     with pytest.raises(ValueError, match=words) as wrong:
         SmtpPool(url, size=1, timeouts=Timeouts.all(1))
     assert "secret" not in str(wrong.value)
+
+
+async def test_a_signed_message_with_a_file_arrives_as_it_was_signed() -> None:
+    sink = Sink()
+    key = Ed25519PrivateKey.generate()
+    public = base64.b64encode(key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+    data = base64.b64encode(b"octets\r\n" * 20_000).decode()
+    content = CONTENT | {"attachments": [{"name": "é.bin", "type": "application/octet-stream", "data": data}]}
+    async with serving(sink) as where:
+        signing = Signing({"example.org": Signer("example.org", "s", key)})
+        pool = SmtpPool(f"smtp://{where}", size=2, timeouts=Timeouts.all(60))
+        channel = EmailChannel(pool, headers={"X-Number": "{{ recipient }}"}, signing=signing)
+        compiled = channel.prepare(content)
+        sends = [channel.send(compiled, to("ana@example.net", n), Granted()) for n in range(1, 9)]
+        verdicts = await asyncio.gather(*sends)
+        await channel.close()
+    assert {type(verdict) for verdict in verdicts} == {Accepted}
+    numbers = set()
+    for envelope in sink.envelopes:
+        assert dkim.verify(envelope.content, dnsfunc=lambda *_, **__: b"v=DKIM1; k=ed25519; p=" + public)
+        message = email.message_from_bytes(envelope.content, policy=policy.SMTP)
+        (file,) = message.iter_attachments()
+        assert (file.get_filename(), file.get_content()) == ("é.bin", b"octets\r\n" * 20_000)
+        numbers.add(message["X-Number"])
+    assert numbers == {str(n) for n in range(1, 9)}
+
+
+@pytest.mark.parametrize("offered", [True, False])
+async def test_reports_are_asked_for_where_the_server_offers_them(*, offered: bool) -> None:
+    server = scripted_smtp.Server(EHLO=["250-here\r\n250 DSN" if offered else "250 here"])
+    async with scripted_smtp.running(server) as pool:
+        channel = EmailChannel(pool, dsn=Dsn(("failure", "delay"), "headers"))
+        compiled = channel.prepare(CONTENT)
+        for address in ("a+b@example.net", "ana@bücher.example"):
+            assert isinstance(await channel.send(compiled, to(address), Granted()), Accepted)
+    asked = [command for command in server.commands if command.startswith(("MAIL", "RCPT"))]
+    mail, rcpt = (" RET=HDRS ENVID=42-17-1", " NOTIFY=FAILURE,DELAY ORCPT=rfc822;") if offered else ("", "")
+    assert asked == [
+        f"MAIL FROM:<news@example.org>{mail}",
+        f"RCPT TO:<a+b@example.net>{rcpt + 'a+2Bb@example.net' if offered else ''}",
+        f"MAIL FROM:<news@example.org>{mail}",
+        f"RCPT TO:<ana@xn--bcher-kva.example>{rcpt + 'ana@xn--bcher-kva.example' if offered else ''}",
+    ]

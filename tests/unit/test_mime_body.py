@@ -110,7 +110,7 @@ def built(*contents: dict[str, Any], variables: dict[str, Any], to: str) -> byte
             except RenderFailed as error:
                 outcomes.append(str(error))
             else:
-                outcomes.append(re.sub(rb"=_[0-9a-f]{24}", b"=_", raw))
+                outcomes.append(re.sub(rb"=_[amr][0-9a-f]{24}", b"=_", raw))
     assert len(set(outcomes)) == 1
     return outcomes[0]
 

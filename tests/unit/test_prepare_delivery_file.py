@@ -50,7 +50,7 @@ def test_a_full_file_is_read() -> None:
 
 def test_what_a_content_leaves_out_is_not_kept() -> None:
     kept = json.loads(parse(FULL.replace('html = "…"\n', "")).content_json)
-    assert kept.keys() == {"from", "subject", "text", "headers"}
+    assert kept.keys() == {"from", "subject", "text", "headers", "attachments"}
 
 
 def test_a_byte_order_mark_is_no_part_of_it() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from worker.settings import Settings
+from worker.settings import Settings, SettingsError, read_settings
 
 
 def test_the_defaults_fit_together() -> None:
@@ -31,3 +31,36 @@ def test_a_lease_that_is_shorter_than_what_it_must_outlast_is_told(
 
 def test_nothing_is_said_of_mail_where_none_is_sent() -> None:
     assert Settings(_env_file=None, channels=("null",), result_lease=1).conflicts == []  # type: ignore[call-arg]
+
+
+def test_headers_of_every_email_are_an_object_of_templates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SENDOFF_EMAIL_HEADERS", '{"Feedback-ID": "{{ delivery_id }}:news:mail:shop"}')
+    monkeypatch.setenv("SENDOFF_DSN_NOTIFY", "failure,delay")
+    settings = read_settings()
+    assert settings.email_headers == {"Feedback-ID": "{{ delivery_id }}:news:mail:shop"}
+    assert settings.dsn_notify == ("failure", "delay")
+    monkeypatch.setenv("SENDOFF_EMAIL_HEADERS", "")
+    assert read_settings().email_headers == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("EMAIL_HEADERS", "{", "SENDOFF_EMAIL_HEADERS: it is not a JSON object such as"),
+        ("EMAIL_HEADERS", "[]", "SENDOFF_EMAIL_HEADERS: Input should be a valid dictionary"),
+        ("EMAIL_HEADERS", '{"X-A": 1}', "SENDOFF_EMAIL_HEADERS: Input should be a valid string"),
+        ("EMAIL_HEADERS", '{"Bcc": "a"}', "SENDOFF_EMAIL_HEADERS: headers: Value error, the header Bcc is"),
+        ("EMAIL_HEADERS", '{"X-A": "{{ city }}"}', "headers.X-A, line 1: unknown variable “city”"),
+        ("EMAIL_HEADERS", '{"X-A": "{{"}', "SENDOFF_EMAIL_HEADERS: headers.X-A, line 1: "),
+        ("EMAIL_HEADERS", '{"List-Help": "help"}', "headers.List-Help: “help” is not a whole address"),
+        ("DSN_NOTIFY", "failure,never", "SENDOFF_DSN_NOTIFY: never cannot be joined with others"),
+        ("DSN_NOTIFY", "bounce", "SENDOFF_DSN_NOTIFY: Input should be 'success', 'failure', 'delay' or"),
+    ],
+)
+def test_a_wrong_setting_of_emails_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    monkeypatch.setenv(f"SENDOFF_{name}", value)
+    with pytest.raises(SettingsError) as refused:
+        read_settings()
+    assert words in str(refused.value)

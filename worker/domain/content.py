@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Final, Self
+from typing import TYPE_CHECKING, Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from worker.domain.attachments import MOST_FILES, Attachment
 from worker.domain.headers import refuse_name
 from worker.domain.mailbox import named_mailbox
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_OF_UNSUBSCRIBE: Final = frozenset({"list-unsubscribe", "list-unsubscribe-post"})
+_SHOWN_CID: Final = re.compile(r"\bcid:([A-Za-z0-9_.+-]+)")
+"""What the HTML names as an inline image (RFC 2392)."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Characters that some program may read as the end of a header line."""
 
@@ -70,7 +77,11 @@ class EmailContent(BaseModel):
     reply_to: Address | None = None
     """The address for answers, if it is not the author's."""
     headers: dict[str, Line] = Field(default_factory=dict)
-    """Further headers by name, such as `List-Unsubscribe` (RFC 2369); their values are templates."""
+    """Further headers by name, such as `List-Id` (RFC 2919); their values are templates."""
+    unsubscribe: Line | None = None
+    """Where one click unsubscribes (RFC 8058), as a template: for the header List-Unsubscribe."""
+    attachments: tuple[Attachment, ...] = Field(default=(), max_length=MOST_FILES)
+    """Files that go with every message, and images that the HTML shows."""
 
     @field_validator("headers")
     @classmethod
@@ -91,12 +102,35 @@ class EmailContent(BaseModel):
     def _check_body(self) -> Self:
         if self.text is None and self.html is None:
             raise ValueError("the message is empty: give `text`, `html` or both")
+        if self.unsubscribe and any(name.lower() in _OF_UNSUBSCRIBE for name in self.headers):
+            raise ValueError("give `unsubscribe` or the header List-Unsubscribe, not both")
         return self
+
+    @model_validator(mode="after")
+    def _check_inline(self) -> Self:
+        given = [one.cid for one in self.attachments if one.cid is not None]
+        shown = set(_SHOWN_CID.findall(self.html or ""))
+        for cid in given:
+            if cid not in shown:
+                raise ValueError(f"attachments: `html` does not show the inline image, as “cid:{cid}”")
+        if len(set(given)) < len(given):
+            raise ValueError("attachments: two inline images have the same `cid`")
+        for cid in sorted(shown - set(given)):
+            raise ValueError(f"html: “cid:{cid}” is none of the attachments; give it as `cid` of one")
+        return self
+
+    def with_headers(self, defaults: Mapping[str, str]) -> EmailContent:
+        """Returns the content with more headers, but for those that it gives itself."""
+        own = {name.lower() for name in self.headers}
+        own |= _OF_UNSUBSCRIBE if self.unsubscribe else set()
+        more = {name: value for name, value in defaults.items() if name.lower() not in own}
+        return self.model_copy(update={"headers": self.headers | more}) if more else self
 
     @property
     def parts(self) -> dict[str, str]:
         """Every template by its name for people, such as `subject` or `headers.List-Unsubscribe`."""
         parts = {"subject": self.subject, "to_name": self.to_name, "text": self.text, "html": self.html}
+        parts |= {"unsubscribe": self.unsubscribe}
         parts |= {f"headers.{name}": value for name, value in self.headers.items()}
         return {name: source for name, source in parts.items() if source is not None}
 

@@ -48,6 +48,9 @@ class ContentTable:
     """Returns sentences that say why a content, with the columns of the file, can be sent to nobody."""
     try_out: Callable[[Any, Iterable[tuple[int, Mapping[str, Any]]]], list[str]]
     """Returns sentences that say what fails for some recipients, given by line and values."""
+    complete: Callable[[Any, Callable[[str, int], bytes]], Any]
+    """Returns a content with what is made of it once. It takes a function that reads a file, by its path and
+    at most so many octets. Raises ContentInvalid."""
 
 
 class DeliveryFile(BaseModel):

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from jinja2 import meta, nodes
 from jinja2.exceptions import SecurityError
+from pydantic import ValidationError
 
-from worker.domain.content import control_character
+from contracts.base import explain
+from worker.domain.content import EmailContent, control_character
 from worker.domain.headers import ESCAPES, LONGEST_HEADER, HeaderInvalid, kind_of, shaped
 from worker.domain.template_budget import MOST_STEPS, Budget, BudgetedContext
 from worker.domain.template_language import Refused, Sandbox
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 
     from jinja2 import Environment, Template
-
-    from worker.domain.content import EmailContent
 
 BUILT_IN: Final = ("address", "recipient", "delivery_id")
 """Variables that every recipient has. They win over columns with these names."""
@@ -81,14 +81,17 @@ _HTML: Final = Sandbox(autoescape=True)
 _STRUCTURED: Final = {kind: Sandbox(escape=escape) for kind, escape in ESCAPES.items()}
 """For headers that are not free text."""
 _HEADERS: Final = "headers."
+_UNSUBSCRIBE: Final = "List-Unsubscribe"
+_ONE_CLICK: Final = {"List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
+"""What says that one POST to an https address is enough to unsubscribe (RFC 8058 section 3.1)."""
 
 
 def _read(part: str, source: str) -> tuple[nodes.Template, Template]:
     """Reads a part's template; raises Refused."""
     if part == "html":
         return _HTML.read(source)
-    sandbox = _STRUCTURED.get(kind_of(part.removeprefix(_HEADERS)), _PLAIN)
-    return (sandbox if part.startswith(_HEADERS) else _PLAIN).read(source)
+    name = _UNSUBSCRIBE if part == "unsubscribe" else part.removeprefix(_HEADERS)
+    return (_PLAIN if name == part else _STRUCTURED.get(kind_of(name), _PLAIN)).read(source)
 
 
 def check(content: EmailContent, columns: Collection[str]) -> list[str]:
@@ -165,6 +168,23 @@ def try_out(content: EmailContent, recipients: Iterable[tuple[int, Mapping[str, 
     ]
 
 
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Checks headers that every message gets, whatever its audience: only `BUILT_IN` variables are there.
+
+    Raises:
+        ValueError: One of them cannot be sent; the message says why.
+    """
+    try:
+        content = EmailContent.model_validate(
+            {"from": "news@example.org", "subject": "-", "text": "-", "headers": headers}
+        )
+    except ValidationError as error:
+        raise ValueError(explain(error)) from None
+    faults = check(content, ()) or try_out(content, [(1, {"address": "ana@example.org"})])
+    if faults:
+        raise ValueError(" ".join(faults))
+
+
 def _guarded(tree: nodes.Template) -> set[str]:
     """Returns the names that the template expects to be missing."""
     guards = [node.node for node in tree.find_all(nodes.Filter) if node.name in {"default", "d"}]
@@ -204,6 +224,8 @@ class Renderer:
             if part in _BODIES:
                 self.fixed[part] = [node.data for node in tree.find_all(nodes.TemplateData)]
         self._headers = {name: f"{_HEADERS}{name}" for name in content.headers}
+        if content.unsubscribe:
+            self._headers[_UNSUBSCRIBE] = "unsubscribe"
 
     def render(self, variables: dict[str, Any]) -> Rendered:
         """Renders the templates for one recipient.
@@ -221,11 +243,15 @@ class Renderer:
             text_pieces=self._pieces("text", filling, LONGEST_MESSAGE),
             html_pieces=self._pieces("html", filling, LONGEST_MESSAGE),
             to_name=self._line("to_name", filling),
-            headers={
-                name: value
-                for name, part in self._headers.items()
-                if (value := self._header(name, part, filling))
-            },
+            headers=self._filled_headers(filling),
+        )
+
+    def _filled_headers(self, filling: _Filling) -> dict[str, str]:
+        headers = {name: self._header(name, part, filling) for name, part in self._headers.items()}
+        headers = {name: value for name, value in headers.items() if value}
+        own = self._headers.get(_UNSUBSCRIBE) == "unsubscribe"
+        return (
+            headers | _ONE_CLICK if own and "<https://" in headers.get(_UNSUBSCRIBE, "").lower() else headers
         )
 
     def _header(self, name: str, part: str, filling: _Filling) -> str:

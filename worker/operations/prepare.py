@@ -13,6 +13,7 @@ died.
 from __future__ import annotations
 
 import contextlib
+import errno
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ from worker.channels.registry import address_rule, content_table
 from worker.db import commands, deliveries, partitions, preparation
 from worker.db.failures import ERRORS, classify
 from worker.domain.audience import targets
+from worker.domain.content import ContentInvalid
 from worker.domain.delivery_file import DeliveryFileInvalid, parse_delivery_file
 from worker.domain.failures import Failure
 from worker.domain.preparation import refuse_operator, refuse_state
@@ -31,7 +33,7 @@ from worker.domain.states import Move
 from worker.domain.timing import TimingInvalid, check_span, timing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from worker.db.pool import Database, Transaction
@@ -84,14 +86,16 @@ async def prepare(db: Database, request: PreparationRequest) -> Prepared:
     with _refusing(request.file), request.file.open("rb") as file:
         tables = {name: content_table(name) for name in request.channels}
         definition = parse_delivery_file(file.read(), tables)
+        table, authored = tables[definition.channel], definition.content
+        content = table.complete(authored, _reader(request.file.parent)) if authored else None
+        definition = definition.model_copy(update={"content": content})
     with contextlib.ExitStack() as stack:
         with _refusing(request.recipients):
             text = stack.enter_context(request.recipients.open(encoding="utf-8-sig", newline=""))
             recipients = RecipientsFile(text.readline)
             when = timing(definition, recipients.columns)
-        content = definition.content
-        table = tables[definition.channel]
-        problems = table.problems(content, recipients.columns) if content else []
+        # A fault of the HTML is told once, and not again for the text that is made of it.
+        problems = table.problems(authored, recipients.columns) if authored else []
         async with db.session() as session:
             async with session.connection.transaction():
                 await _guard(session, request)
@@ -184,6 +188,19 @@ async def _fail(
         return await preparation.read_counts(session, delivery_id)
 
 
+def _reader(folder: Path) -> Callable[[str, int], bytes]:
+    """Returns a function that reads the files that a delivery file names."""
+
+    def read(name: str, most: int) -> bytes:
+        path = folder / name
+        if path.exists() and not path.is_file():  # a pipe or a device might never end
+            raise OSError(errno.EINVAL, "it is not a file")
+        with path.open("rb") as file:
+            return file.read(most)
+
+    return read
+
+
 @contextlib.contextmanager
 def _refusing(path: Path) -> Iterator[None]:
     """Turns the errors of a file into a refusal."""
@@ -195,7 +212,7 @@ def _refusing(path: Path) -> Iterator[None]:
         raise PreparationRefused(
             f"{path} is not UTF-8 text: {_fault(path, error)}. Save it as UTF-8."
         ) from None
-    except (DeliveryFileInvalid, RecipientsFileInvalid, TimingInvalid) as error:
+    except (ContentInvalid, DeliveryFileInvalid, RecipientsFileInvalid, TimingInvalid) as error:
         raise PreparationRefused(f"{path}: {error}.") from None
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from contracts.sends import Send
+    from worker.channels.email.dkim import Signer, Signing
+    from worker.channels.email.dsn import Dsn
     from worker.channels.email.smtp import SmtpPool
     from worker.channels.protocol import HandOver
     from worker.domain.return_path import ReturnPath
@@ -33,20 +35,36 @@ class Compiled:
 
     renderer: Renderer
     builder: MessageBuilder
+    signer: Signer | None
+    """The key that signs it (DKIM)."""
 
 
 class EmailChannel:
     """Sends over SMTP."""
 
-    def __init__(self, pool: SmtpPool, returns: ReturnPath | None = None) -> None:
-        """Takes the pool. Closing the channel closes the pool.
+    def __init__(
+        self,
+        pool: SmtpPool,
+        *,
+        returns: ReturnPath | None = None,
+        headers: Mapping[str, str] | None = None,
+        signing: Signing | None = None,
+        dsn: Dsn | None = None,
+    ) -> None:
+        """Takes its parts. Closing the channel closes the pool and the signing.
 
         Args:
             pool: The connections to send over.
             returns: Signs envelope senders and Message-IDs; None to leave both as they are.
+            headers: Headers of every message, as templates; a delivery's own win.
+            signing: The keys that sign messages; None for no signatures.
+            dsn: Which reports servers are asked for; None for what they do by themselves.
         """
         self._pool = pool
         self._returns = returns
+        self._headers = headers or {}
+        self._signing = signing
+        self._dsn = dsn
 
     @property
     def concurrency(self) -> int:
@@ -71,13 +89,15 @@ class EmailChannel:
             ContentInvalid: The content cannot be sent to any recipient; the message says why.
         """
         try:
-            checked = EmailContent.model_validate(content)
+            checked = EmailContent.model_validate(content).with_headers(self._headers)
             renderer = Renderer(checked)
-            return Compiled(renderer, MessageBuilder(checked, renderer.fixed))
+            builder = MessageBuilder(checked, renderer.fixed)
         except ValidationError as error:
             raise ContentInvalid(explain(error)) from error
         except RenderFailed as error:
             raise ContentInvalid(str(error)) from error
+        signer = self._signing.signer(builder.sender.domain) if self._signing else None
+        return Compiled(renderer, builder, signer)
 
     async def send(self, compiled: Compiled, send: Send, hand_over: HandOver) -> Verdict:
         """Renders the content for one recipient, builds the message and hands it over.
@@ -110,14 +130,19 @@ class EmailChannel:
             return Failed("template", retryable=False, detail=str(error))
         except MailboxInvalid as error:
             return Failed("invalid_address", retryable=False, detail=str(error))
+        if self._signing and compiled.signer:
+            message = await self._signing.sign(compiled.signer, message)
         return await self._pool.send(
             sender or compiled.builder.sender.address,
             recipient.address,
             message,
             smtputf8=compiled.builder.smtputf8(recipient),
             hand_over=hand_over,
+            dsn=self._dsn.options(attempt, recipient.address) if self._dsn else None,
         )
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._pool.close()
+        if self._signing:
+            self._signing.close()

@@ -5,13 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from worker.channels.email.channel import EmailChannel
+from worker.channels.email.dkim import Signing, read_signers
+from worker.channels.email.dsn import Dsn
 from worker.channels.email.smtp import SmtpPool
 from worker.channels.email.timeouts import Timeouts
 from worker.channels.protocol import Kind, Probe
 from worker.domain import templates
 from worker.domain.audience import mail_address
+from worker.domain.completion import completed
 from worker.domain.content import EmailContent
 from worker.domain.delivery_file import ContentTable
+from worker.settings import SettingsError
 from worker.signing import open_return_path
 
 if TYPE_CHECKING:
@@ -19,13 +23,25 @@ if TYPE_CHECKING:
 
 
 EMAIL_CONTENT: Final = ContentTable(
-    "email", EmailContent, required=True, problems=templates.check, try_out=templates.try_out
+    "email",
+    EmailContent,
+    required=True,
+    problems=templates.check,
+    try_out=templates.try_out,
+    complete=completed,
 )
 
 
 def _open(settings: Settings) -> EmailChannel:
     pool = SmtpPool(settings.smtp_url, size=settings.smtp_connections, timeouts=timeouts(settings))
-    return EmailChannel(pool, open_return_path(settings))
+    signers = read_signers(settings.dkim_file) if settings.dkim_file else None
+    return EmailChannel(
+        pool,
+        returns=open_return_path(settings),
+        headers=settings.email_headers,
+        signing=Signing(signers) if signers else None,
+        dsn=Dsn(settings.dsn_notify, settings.dsn_return) if settings.dsn_notify else None,
+    )
 
 
 def timeouts(settings: Settings) -> Timeouts:
@@ -40,6 +56,11 @@ def timeouts(settings: Settings) -> Timeouts:
 
 
 async def _look(settings: Settings) -> None:
+    if settings.dkim_file:
+        try:
+            read_signers(settings.dkim_file)
+        except SettingsError as error:
+            raise ValueError(str(error)) from error
     try:
         soon = Timeouts.all(min(settings.smtp_timeout, settings.connect_timeout))
         pool = SmtpPool(settings.smtp_url, size=1, timeouts=soon)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from email.message import MIMEPart
+from email.policy import SMTP
 from email.utils import format_datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
     from datetime import datetime, tzinfo
 
+    from worker.domain.attachments import Attachment
     from worker.domain.content import EmailContent
     from worker.domain.mailbox import Mailbox
     from worker.domain.templates import Rendered
@@ -45,6 +48,8 @@ class MessageBuilder:
         self._reply_line = mailbox_line("Reply-To", self._reply_to) if self._reply_to else None
         self._text = BodyEncoder("plain", (fixed or {}).get("text", ()))
         self._html = BodyEncoder("html", (fixed or {}).get("html", ()))
+        self._inline = [[_attached(one)] for one in content.attachments if one.cid is not None]
+        self._files = [[_attached(one)] for one in content.attachments if one.cid is None]
         # Every new database numbers deliveries from 1, and mail systems drop a message whose id they have
         # seen. With the digest, the ids of a rehearsal and of the real delivery differ.
         digest = hashlib.sha256(content.model_dump_json().encode()).hexdigest()[:12]
@@ -91,19 +96,51 @@ class MessageBuilder:
             "MIME-Version: 1.0",
         ]
         lines += [header_line(name, value) for name, value in rendered.headers.items()]
-        parts = [
-            encoder.encode(pieces)
-            for encoder, pieces in ((self._text, rendered.text_pieces), (self._html, rendered.html_pieces))
-            if pieces is not None
-        ]
-        head = "\r\n".join(lines).encode()
-        if len(parts) == 1:
-            return head + _CRLF + parts[0]
+        text = None if rendered.text_pieces is None else self._text.encode(rendered.text_pieces)
+        html = None if rendered.html_pieces is None else self._html.encode(rendered.html_pieces)
         # Drawn after the bodies were made, so that no value in them can contain it on purpose.
-        boundary = f"=_{secrets.token_hex(12)}"
-        mark = f"\r\n--{boundary}".encode()
-        kind = f'\r\nContent-Type: multipart/alternative; boundary="{boundary}"\r\n'.encode()
-        return head + kind + b"".join(mark + _CRLF + part for part in parts) + mark + b"--\r\n"
+        drawn = secrets.token_hex(12)
+        # Every level is a list, so that large attachments are copied once.
+        shown = None if html is None else _multipart("related", drawn, [[html], *self._inline])
+        both = _multipart("alternative", drawn, [part for part in (text and [text], shown) if part])
+        return b"".join(
+            ["\r\n".join(lines).encode(), _CRLF, *_multipart("mixed", drawn, [both, *self._files])]
+        )
+
+
+def _multipart(subtype: str, drawn: str, parts: list[list[bytes]]) -> list[bytes]:
+    """Joins parts (RFC 2046 section 5.1); one part alone stays as it is.
+
+    Args:
+        subtype: The kind of multipart.
+        drawn: Characters for the boundary that none of the parts holds.
+        parts: The parts, each with its own headers, in pieces.
+
+    Returns:
+        The part that holds them, in pieces.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    boundary = f"=_{subtype[0]}{drawn}"
+    mark = f"\r\n--{boundary}".encode()
+    root = ' type="text/html";' if subtype == "related" else ""  # RFC 2387 section 3.1
+    joined = [f'Content-Type: multipart/{subtype};{root} boundary="{boundary}"\r\n'.encode()]
+    for part in parts:
+        joined += [mark, _CRLF, *part]
+    return [*joined, mark, b"--\r\n"]
+
+
+def _attached(one: Attachment) -> bytes:
+    """Encodes a file. Names beyond ASCII are written as RFC 2231 says."""
+    maintype, _, subtype = (one.type or "").partition("/")
+    octets = one.octets
+    part = MIMEPart(policy=SMTP)
+    disposition = "attachment" if one.cid is None else "inline"
+    cid = None if one.cid is None else f"<{one.cid}>"
+    part.set_content(octets, maintype, subtype, disposition=disposition, filename=one.name, cid=cid)
+    if maintype == "text":
+        part.set_param("charset", "us-ascii" if octets.isascii() else "utf-8")
+    return part.as_bytes()
 
 
 @lru_cache(maxsize=2)

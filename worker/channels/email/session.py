@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import aiosmtplib
 from aiosmtplib.protocol import normalize_message_line_endings
 
+from worker.channels.email.dsn import DsnOptions
 from worker.channels.email.wire import SHUTTING_DOWN, WireLost, take_over
 from worker.domain.bounces import classify, reply_line
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure, Withheld
@@ -42,6 +43,8 @@ _AT_ONCE: Final = 16_384
 once."""
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 """Characters that a command must not contain (RFC 5321 section 4.1.2), first of all a line end."""
+
+_NO_REPORTS: Final = DsnOptions(b"", b"")
 
 _OWN_FAULT: Final[dict[int, tuple[str, bool]]] = {
     # RFC 4954 sections 4 and 6. An operator can mend the settings, and no recipient is at fault: try again.
@@ -87,8 +90,8 @@ class Session:
         Raises:
             SessionLost: The client is not connected any more.
         """
-        self._pipelining, self._size, self._smtputf8 = map(
-            smtp.supports_extension, ("pipelining", "size", "smtputf8")
+        self._pipelining, self._size, self._smtputf8, self._dsn = map(
+            smtp.supports_extension, ("pipelining", "size", "smtputf8", "dsn")
         )
         self._timeouts = timeouts
         self._between_messages = True
@@ -115,7 +118,14 @@ class Session:
         self._between_messages = True
 
     async def send(
-        self, sender: str, recipient: str, message: bytes, hand_over: HandOver, *, smtputf8: bool
+        self,
+        sender: str,
+        recipient: str,
+        message: bytes,
+        hand_over: HandOver,
+        *,
+        smtputf8: bool,
+        dsn: DsnOptions | None = None,
     ) -> Verdict:
         """Carries out one mail transaction (RFC 5321 section 3.3).
 
@@ -126,6 +136,7 @@ class Session:
             hand_over: The right to hand over. It is begun with the envelope, and must be granted before the
                 body.
             smtputf8: Whether an address or header in it is not ASCII (RFC 6531).
+            dsn: Which reports to ask for, if the server offers that (RFC 3461).
 
         Raises:
             SessionLost: The connection broke, or the server closes it; nothing was sent.
@@ -140,9 +151,10 @@ class Session:
         body = _whole_lines(message)
         size = b" SIZE=%d" % len(body) if self._size else b""  # RFC 1870: refused before it is sent
         options = size + (b" BODY=8BITMIME SMTPUTF8" if smtputf8 else b"")  # RFC 6531 section 3.6 wants both
+        reports = dsn if dsn and self._dsn else _NO_REPORTS
         commands = (
-            b"MAIL FROM:" + _path(sender) + options + b"\r\n",
-            b"RCPT TO:" + _path(recipient) + b"\r\n",
+            b"MAIL FROM:" + _path(sender) + options + reports.mail + b"\r\n",
+            b"RCPT TO:" + _path(recipient) + reports.rcpt + b"\r\n",
             b"DATA\r\n",
         )
         # Until the transaction has ended: a cancelled one leaves the session unusable.

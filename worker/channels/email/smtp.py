@@ -18,6 +18,7 @@ from worker.domain.verdicts import Failed, Unsure
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from worker.channels.email.dsn import DsnOptions
     from worker.channels.email.timeouts import Timeouts
     from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
@@ -104,6 +105,7 @@ class SmtpPool:
         *,
         smtputf8: bool = False,
         hand_over: HandOver | None = None,
+        dsn: DsnOptions | None = None,
     ) -> Verdict:
         """Hands one message to the server.
 
@@ -113,6 +115,7 @@ class SmtpPool:
             message: The message, headers and body.
             smtputf8: An address or header in it is not ASCII (RFC 6531).
             hand_over: The right to hand it over; None if no mark is needed.
+            dsn: Which reports to ask for, if the server offers that; None for what it does by itself.
 
         Returns:
             `Accepted` after a 2yz reply to the whole message. `Bounced` after a refusal of it. `Unsure` if no
@@ -124,19 +127,28 @@ class SmtpPool:
         right = hand_over or Granted()
         try:
             async with self._slot():
-                return await self._send(sender, recipient, message, right, smtputf8=smtputf8)
+                return await self._send(sender, recipient, message, right, smtputf8=smtputf8, dsn=dsn)
         except ChannelUnreachable as error:
             return Failed("connection", retryable=True, detail=str(error))
 
     async def _send(
-        self, sender: str, recipient: str, message: bytes, hand_over: HandOver, *, smtputf8: bool
+        self,
+        sender: str,
+        recipient: str,
+        message: bytes,
+        hand_over: HandOver,
+        *,
+        smtputf8: bool,
+        dsn: DsnOptions | None,
     ) -> Verdict:
         session = self._take()
         lost = ""
         for _ in range(_TRIES):
             try:
                 session = session or await self._open()
-                verdict = await self._over(session, sender, recipient, message, hand_over, smtputf8=smtputf8)
+                verdict = await self._over(
+                    session, sender, recipient, message, hand_over, smtputf8=smtputf8, dsn=dsn
+                )
             except SessionLost as error:
                 session, lost, self._heard_at = None, str(error), _NEVER
                 continue
@@ -155,9 +167,10 @@ class SmtpPool:
         hand_over: HandOver,
         *,
         smtputf8: bool,
+        dsn: DsnOptions | None,
     ) -> Verdict:
         try:
-            return await session.send(sender, recipient, message, hand_over, smtputf8=smtputf8)
+            return await session.send(sender, recipient, message, hand_over, smtputf8=smtputf8, dsn=dsn)
         finally:
             await self._give_back(session)
 
