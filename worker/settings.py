@@ -155,6 +155,16 @@ class Settings(BaseSettings):
     """When relays are asked to report (RFC 3461), written as `publishers`; empty for their own rule."""
     dsn_return: Literal["headers", "full"] = "headers"
     """How much of the message such a report returns."""
+    returned_host: str = "127.0.0.1"
+    """The address that `sendoff run returned` listens on for returned mail, over LMTP or SMTP."""
+    returned_port: Annotated[int, Field(ge=0, le=65535)] = 8024
+    """The port that it listens on; 0 for none."""
+    returned_maildir: Path | None = None
+    """A Maildir that it reads, in addition."""
+    returned_folder: Path = Path("returned-mail")
+    """The folder where it keeps mails that only a person can read."""
+    returned_size: Annotated[int, Field(ge=100_000)] = 25_000_000
+    """Octets of a returned mail; a longer one is refused."""
     result_batch: Annotated[int, Field(ge=1, le=5_000)] = 1_000
     """Result messages that are recorded together at most."""
     result_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.02
@@ -283,6 +293,7 @@ class Settings(BaseSettings):
         "bounce_keys",
         "bounce_keys_file",
         "dkim_file",
+        "returned_maildir",
         mode="before",
     )
     @classmethod

@@ -68,6 +68,7 @@ MAY: dict[str, tuple[set[str], set[str]]] = {
     "sendoff-stats": ({DEFAULT, routing.DEAD}, {routing.STATS_QUEUE}),
     "sendoff-schedule": (set(), set()),
     "sendoff-events": ({routing.EVENTS}, set()),
+    "sendoff-returned": ({routing.RESULTS, routing.TRACKING}, set()),
     "sendoff-ops": (set(EXCHANGES) - {DEFAULT}, set(QUEUES)),
 }
 """The exchanges that a user may publish to, and the queues of ours that they may read."""

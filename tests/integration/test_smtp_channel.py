@@ -144,7 +144,9 @@ async def test_envelope_sender_and_message_id_tell_which_attempt_comes_back() ->
     sink = Sink()
     returns = ReturnPath(read_keys(f"1:{'k' * 32}"), "returns.example.org")
     async with serving(sink) as where:
-        channel = EmailChannel(SmtpPool(f"smtp://{where}", size=1, timeouts=Timeouts.all(60)), returns=returns)
+        channel = EmailChannel(
+            SmtpPool(f"smtp://{where}", size=1, timeouts=Timeouts.all(60)), returns=returns
+        )
         await channel.send(channel.prepare(CONTENT), to("ana@example.net"), Granted())
         await channel.close()
     (envelope,) = sink.envelopes

@@ -28,7 +28,7 @@ def rows(heading: str) -> list[str]:
 def setting_rows() -> list[str]:
     found = []
     for name, setting in Settings.model_fields.items():
-        default = setting.default if isinstance(setting.default, str) else json.dumps(setting.default)
+        default = setting.default if isinstance(setting.default, str | Path) else json.dumps(setting.default)
         shown = "empty" if default in ("", "null", "[]") else f"`{default}`"
         meaning = " ".join((setting.description or "").split())
         found.append(f"| `SENDOFF_{name.upper()}` | {shown} | {meaning} |")

@@ -15,6 +15,7 @@ from worker.returned.reading import (
     Bounce,
     Complaint,
     Loop,
+    NoFailure,
     NothingOfOurs,
     Reading,
     read_mail,
@@ -85,7 +86,7 @@ def spoilt(draw: st.DrawFn) -> bytes:
 
 
 def check(reading: Reading) -> None:
-    assert isinstance(reading, Bounce | Complaint | AutomaticAnswer | Loop | NothingOfOurs)
+    assert isinstance(reading, Bounce | Complaint | AutomaticAnswer | Loop | NoFailure | NothingOfOurs)
     references = getattr(reading, "references", ())
     assert len(references) <= 20
     assert all(len(reference) <= 502 for reference in references)

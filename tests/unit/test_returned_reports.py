@@ -13,6 +13,7 @@ from worker.returned.reading import (
     Bounce,
     Complaint,
     Loop,
+    NoFailure,
     NothingOfOurs,
     Returned,
     read_mail,
@@ -156,7 +157,7 @@ def test_a_delay_is_not_final() -> None:
 def test_a_report_of_success_is_nothing(action: str) -> None:
     fields = f"Final-Recipient: rfc822; {ADDRESS}\nAction: {action}\nStatus: 2.0.0\n"
     words = f"<{ADDRESS}>: 250 2.0.0 queued as 550 5.1.1"
-    assert read_mail(report(fields, words)) == NothingOfOurs()
+    assert read_mail(report(fields, words)) == NoFailure()
 
 
 def test_a_report_in_the_returned_mail_is_not_ours() -> None:
@@ -195,7 +196,7 @@ def test_a_complaint_names_who_and_about_what() -> None:
 
 @pytest.mark.parametrize("kind", ["not-spam", "auth-failure", "virus"])
 def test_feedback_that_is_no_complaint(kind: str) -> None:
-    assert read_mail(complaint(f"Feedback-Type: {kind}\nVersion: 1")) == NothingOfOurs()
+    assert read_mail(complaint(f"Feedback-Type: {kind}\nVersion: 1")) == NoFailure()
 
 
 @pytest.mark.parametrize(

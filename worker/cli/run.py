@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from worker.bootstrap import SERVICES
+from worker.bootstrap import ON_REQUEST, SERVICES
 from worker.bootstrap import run as run_worker
 from worker.cli.common import explained_outages
 from worker.settings import read_settings
@@ -23,15 +23,19 @@ cycles. With the default, 700, the search takes a tenth of a busy process's time
 def run(
     services: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SERVICE]...", help=f"Which to run: {', '.join(SERVICES)}. None means all."),
+        typer.Argument(
+            metavar="[SERVICE]...",
+            help=f"Which to run: {', '.join(SERVICES)}. None means all these. And {', '.join(ON_REQUEST)}.",
+        ),
     ] = None,
 ) -> None:
     """Run services in one process, until SIGTERM or Ctrl-C."""
     chosen = list(dict.fromkeys(services or SERVICES))
-    unknown = [name for name in chosen if name not in SERVICES]
+    known = (*SERVICES, *ON_REQUEST)
+    unknown = [name for name in chosen if name not in known]
     if unknown:
         raise typer.BadParameter(
-            f"There is no service {', '.join(unknown)}. The services are {', '.join(SERVICES)}."
+            f"There is no service {', '.join(unknown)}. The services are {', '.join(known)}."
         )
     settings = read_settings()
     logs.configure(settings.log_format, settings.log_level)

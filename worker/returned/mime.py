@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_LONGEST_MAIL: Final = 256_000
+LONGEST_MAIL: Final = 256_000
 """Octets that are read. A report comes before the mail that it returns, however long that one is."""
 _MOST_CONTAINERS: Final = 12
 """Parts with parts that are read. Reports have three levels; a mail is cut before the next container."""
@@ -72,7 +72,7 @@ def open_mail(data: bytes) -> Opened:
     Returns:
         What it holds. Nothing is raised: what is broken is read as text.
     """
-    data = data[:_LONGEST_MAIL]
+    data = data[:LONGEST_MAIL]
     for number, found in enumerate(_CONTAINER.finditer(data), 1):
         if number > _MOST_CONTAINERS:
             data = data[: found.start()]

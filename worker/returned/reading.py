@@ -115,11 +115,16 @@ class Loop:
 
 
 @dataclass(frozen=True, slots=True)
+class NoFailure:
+    """A report that a message arrived, or feedback that is no complaint."""
+
+
+@dataclass(frozen=True, slots=True)
 class NothingOfOurs:
-    """A mail of somebody to somebody, or a report that is no failure."""
+    """A mail of somebody to somebody, as far as its form tells."""
 
 
-Reading = Bounce | Complaint | AutomaticAnswer | Loop | NothingOfOurs
+Reading = Bounce | Complaint | AutomaticAnswer | Loop | NoFailure | NothingOfOurs
 """What a mail says."""
 
 
@@ -180,7 +185,7 @@ def _bounce(mail: Opened) -> Reading:
             found = [_from_words(Told(address, None, prose), final=not delayed) for address in known]
     references = _references(mail, rests)
     if successes and not found:
-        return NothingOfOurs()
+        return NoFailure()
     return Bounce(tuple(found), references)
 
 
@@ -288,7 +293,7 @@ def _complaint(mail: Opened, report: str) -> Reading:
             fields[name.strip().lower()] = value.strip()[:1_000]
     feedback_type = fields.get("feedback-type", "abuse").lower()
     if feedback_type in _NO_COMPLAINT:
-        return NothingOfOurs()
+        return NoFailure()
     address = _address(fields.get("original-rcpt-to")) or _address(fields.get("removal-recipient"))
     return Complaint(feedback_type[:40], address, _references(mail, [report]))
 

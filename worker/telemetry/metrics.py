@@ -33,6 +33,7 @@ class Metrics:
     tracking_recorded: Counter
     tracking_repeated: Counter
     optouts: Counter
+    returned_mails: Counter
     pages_published: Counter
     pages_reopened: Counter
     claims_expired: Counter
@@ -97,6 +98,7 @@ class Metrics:
             optouts=counter(
                 "optouts_heeded", "Recipients put on the denylist or into quarantine as they asked."
             ),
+            returned_mails=counter("returned_mails", "Returned mails, by what became of each.", "outcome"),
             pages_published=counter("pages_published", "Pages that the fan-out published wholly."),
             pages_reopened=counter(
                 "pages_reopened", "Pages to be published again: lost, or with retries due.", "reason"
