@@ -24,6 +24,7 @@ from tests.support.deliveries import agrees, counted, log
 from tests.support.results import bounced, result
 from tests.support.stack import until
 from worker.amqp import topology
+from worker.db.accounts import Accounts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -141,6 +142,22 @@ async def test_a_repeat_that_is_granted_more_ends_with_all_of_it(sms: Stack) -> 
         await change(sms, "UPDATE sendoff.outcome SET retry_at = now() WHERE retry_at IS NOT NULL")
         assert len((await asker.ask(number, asked, name))["granted"]) == 2
         assert (await expire(sms.db, number)).unknown == 2
+
+
+async def test_a_repeat_begins_the_lease_anew_as_its_answer_says(sms: Stack) -> None:
+    name = str(uuid.uuid4())
+    async with sms.running(*CLAIMING):
+        number = await started(sms, 1)
+    async with sms.running("claims"):
+        asker = await Asker.open(sms)
+        assert await asker.granted(number, [1], name=name) == [1]
+        await change(
+            sms,
+            "UPDATE sendoff.claim_lease SET handed_over_at = now() - interval '1 day', expires_at = now()",
+        )
+        assert await asker.granted(number, [1], name=name) == [1]
+        assert await Accounts(sms.db).expire(number, result_lease=sms.settings.result_lease) == (0, 0)
+        assert (await sms.deployment(number))["sending"] == 1
 
 
 async def test_only_the_attempt_that_is_due_is_granted(sms: Stack) -> None:
