@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from contracts import routing
+from tests.support.asking import Asker, attempts
 from tests.support.processes import received, sink, worker
 from tests.support.stack import until
 
@@ -74,6 +76,29 @@ async def test_a_terminated_worker_leaves_nothing_unknown(stack: Stack, tmp_path
     assert row["sent"] == RECIPIENTS
     assert got.total() == RECIPIENTS
     assert max(got.values()) == 1
+
+
+async def test_a_killed_grantor_of_claims_grants_nobody_twice_and_loses_no_grant(stack: Stack) -> None:
+    number = await stack.prepare(RECIPIENTS)
+    async with stack.running("confirm", "schedule"):
+        await stack.confirm(number)
+        await stack.finished(number, "in_progress")
+    asker = await Asker.open(stack, "null")
+    names = [
+        await asker.publish(number, attempts(range(first, first + 10))) for first in range(1, RECIPIENTS, 10)
+    ]
+    granted: dict[str, list[int]] = {}
+    async with asyncio.timeout(90), asker.answers.iterator(no_ack=True) as messages:
+        while len(granted) < len(names):
+            enough = min(len(granted) + 40, len(names))
+            with worker(stack.settings, "claims") as victim:
+                while len(granted) < enough:
+                    message = await anext(messages)
+                    recipients = [g["recipient"] for g in json.loads(message.body)["granted"]]
+                    assert granted.setdefault(str(message.correlation_id), recipients) == recipients
+                victim.send_signal(signal.SIGKILL)
+    assert sorted(r for some in granted.values() for r in some) == list(range(1, RECIPIENTS + 1))
+    assert (await stack.deployment(number))["sending"] == RECIPIENTS
 
 
 async def test_a_killed_recorder_of_tracking_counts_everybody_once(stack: Stack) -> None:
