@@ -37,7 +37,7 @@ async def test_counts_are_the_servers_and_every_send_that_ended_widens_the_windo
     server = Server(
         RCPT=["", "550 5.1.1 User unknown", DROP, ""],
         DATA=["", "", DROP, ""],
-        DOT=["", "", "", "", DROP, "554 5.7.1 spam", ""],
+        DOT=["", "", "", "", DROP, "451 4.3.0 try later", ""],
     )
     server.pipelining = True
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)

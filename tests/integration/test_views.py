@@ -157,6 +157,9 @@ async def test_a_plan_made_for_empty_tables_looks_recipients_up_by_the_whole_key
         "drop_audience",
         "end_retries",  # of those that wait for a retry alone, which have an index
         "insert_domains",
+        "read_progress",  # of the refusals that blame the sender alone, which have an index
+        "read_refusing_domains",  # as read_progress
+        "spare_refused",  # as read_progress
         "read_excluded_by_cause",
         "recount",
         "recount_tracking",
