@@ -83,7 +83,8 @@ SELECT sendoff.hand_over(:delivery_id, :recipients::int[], :tokens::bigint[], :m
 
 -- name: give_back_claims
 -- Undoes claims that are not handed over, and cannot be any more: the row of a first attempt is deleted, and a further
--- attempt waits for its retry again, which is due. Their pages are opened. A claim is a recipient with its token, since
+-- attempt waits for its retry again, which is due. Their pages are opened; if their messages stay in hand (:in_hand),
+-- only closed pages are looked at again, for the case that the holder dies and the queue is lost. A claim is a recipient with its token, since
 -- another token may hold the recipient by now. :recipients is sorted, and its range given too: a plan that was made
 -- while the table was empty looks no further than that, here and below. Run it with the claims shared or closed, since
 -- a stop counts pending recipients. In a cancelled delivery the fact before the claim is final.
@@ -118,9 +119,10 @@ WITH delivery AS MATERIALIZED (
     RETURNING o.was, o.status
 ), opened AS (
     UPDATE sendoff.delivery_page p
-    SET state = 'open', due_at = now(), look_at = NULL
+    SET state = CASE WHEN :in_hand::boolean THEN 'published' ELSE 'open' END,
+        due_at = CASE WHEN :in_hand THEN p.due_at ELSE now() END, look_at = CASE WHEN :in_hand THEN now() END
     FROM delivery d
-    WHERE p.delivery_id = :delivery_id AND p.state <> 'open' AND d.going
+    WHERE p.delivery_id = :delivery_id AND d.going AND (p.state = 'closed' OR (p.state = 'published' AND NOT :in_hand))
       AND EXISTS (SELECT FROM held h WHERE h.recipient BETWEEN p.first AND p.last)
 ), moved AS (
     TABLE removed UNION ALL TABLE undone

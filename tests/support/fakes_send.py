@@ -106,6 +106,8 @@ class FakeClaims:
         self.refusing: dict[int, Exception] = {}
         self.marked: list[tuple[int, dict[int, int], float]] = []
         self.given_back: list[tuple[int, dict[int, int]]] = []
+        self.in_hand: list[bool] = []
+        """Of each time that claims were given back, whether their messages stay in hand."""
 
     async def claim(
         self,
@@ -126,9 +128,10 @@ class FakeClaims:
         self.marked.append((delivery_id, dict(claims), margin))
         return {r for r, token in claims.items() if self.held.get((delivery_id, r)) == token}
 
-    async def give_back(self, delivery_id: int, claims: Mapping[int, int]) -> int:
+    async def give_back(self, delivery_id: int, claims: Mapping[int, int], *, in_hand: bool = False) -> int:
         self.given_back.append((delivery_id, dict(claims)))
-        return 0
+        self.in_hand.append(in_hand)
+        return sum(self.held.pop((delivery_id, r), None) is not None for r in claims)
 
 
 class FakeContents:
@@ -164,7 +167,7 @@ class FakeChannel:
 
     def __init__(self, concurrency: int | None = None) -> None:
         self.concurrency = concurrency
-        self.told: dict[int, Verdict | Exception] = {}
+        self.told: dict[int, Verdict | Exception | list[Verdict]] = {}
         self.away: list[ChannelUnreachable | None] = []
         """For each question whether it is ready: what it says; the last for ever, none for ready."""
         self.asked = 0
@@ -173,7 +176,7 @@ class FakeChannel:
         self.tried: list[Tried] = []
         self.answers = asyncio.Event()
         self.answers.set()
-        self.closed = False
+        self.closed = self.hurried = False
 
     async def ready(self) -> None:
         self.asked += 1
@@ -197,7 +200,12 @@ class FakeChannel:
         verdict = self.told.get(send.recipient, ACCEPTED)
         if isinstance(verdict, Exception):
             raise verdict
+        if isinstance(verdict, list):
+            return verdict.pop(0) if len(verdict) > 1 else verdict[0]
         return verdict
+
+    def stop_waiting(self) -> None:
+        self.hurried = True
 
     async def close(self) -> None:
         self.closed = True

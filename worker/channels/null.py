@@ -34,6 +34,9 @@ class NullChannel:
         """Accepts."""
         return self._accepted
 
+    def stop_waiting(self) -> None:
+        """Nothing waits."""
+
     async def close(self) -> None:
         """Closes nothing."""
 

@@ -82,6 +82,12 @@ class Channel(Protocol):
             hand_over: The right to hand over. It must be begun before the other side can have the message.
         """
 
+    def stop_waiting(self) -> None:
+        """From now on, what would wait for the other side is put off at once, since the process stops.
+
+        What is under way goes on.
+        """
+
     async def close(self) -> None:
         """Closes its connections."""
 

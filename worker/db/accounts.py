@@ -115,19 +115,21 @@ class Accounts:
         )
         return set(marked)
 
-    async def give_back(self, delivery_id: int, claims: Mapping[int, int]) -> int:
+    async def give_back(self, delivery_id: int, claims: Mapping[int, int], *, in_hand: bool = False) -> int:
         """Undoes claims, so that other senders can take them. Their holder must not send any more.
 
         Args:
             delivery_id: The delivery.
             claims: For each recipient, the token of the claim.
+            in_hand: Whether the caller keeps the messages, to claim again soon. Then their pages are not
+                published again, but looked at, so that nobody is lost if the caller dies.
 
         Returns:
             How many were undone. Claims that are not held any more do not change.
         """
         async with self._db.transaction() as tx:
             await share_claims(tx, delivery_id)
-            return await _give_back(tx, delivery_id, claims.items())
+            return await _give_back(tx, delivery_id, claims.items(), in_hand=in_hand)
 
     async def expired(self) -> list[int]:
         """Returns deliveries in which leases of claims have expired."""
@@ -251,17 +253,23 @@ async def close_claims(tx: Transaction, delivery_id: int) -> None:
     await tx.execute("close_claims", delivery_id=delivery_id)
 
 
-async def _give_back(tx: Transaction, delivery_id: int, claims: Iterable[tuple[int, int]]) -> int:
-    return await _of_claims(tx, "give_back_claims", delivery_id, claims)
+async def _give_back(
+    tx: Transaction, delivery_id: int, claims: Iterable[tuple[int, int]], *, in_hand: bool = False
+) -> int:
+    return await _of_claims(tx, "give_back_claims", delivery_id, claims, in_hand=in_hand)
 
 
-async def _of_claims(tx: Transaction, query: str, delivery_id: int, claims: Iterable[tuple[int, int]]) -> int:
+async def _of_claims(
+    tx: Transaction, query: str, delivery_id: int, claims: Iterable[tuple[int, int]], **more: bool
+) -> int:
     """Ends claims, each a recipient and the token, by one of two queries; returns how many it ended."""
     ordered = sorted(claims)
     if not ordered:
         return 0
     recipients, tokens = zip(*ordered, strict=True)
-    ended: int = await tx.fetchval(query, delivery_id=delivery_id, recipients=recipients, tokens=tokens)
+    ended: int = await tx.fetchval(
+        query, delivery_id=delivery_id, recipients=recipients, tokens=tokens, **more
+    )
     return ended
 
 

@@ -48,6 +48,8 @@ class Failed:
     """Whether a later attempt with the same message may work."""
     detail: str
     """What went wrong, in a sentence."""
+    waits: bool = False
+    """Whether the channel takes the same message as soon as it is ready again. Then no attempt is used."""
 
 
 @dataclass(frozen=True, slots=True)

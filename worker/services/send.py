@@ -74,7 +74,7 @@ class Claims(Protocol):
     async def hand_over(self, delivery_id: int, claims: Mapping[int, int], *, margin: float) -> set[int]:
         """Marks claims as handed over."""
 
-    async def give_back(self, delivery_id: int, claims: Mapping[int, int]) -> int:
+    async def give_back(self, delivery_id: int, claims: Mapping[int, int], *, in_hand: bool = False) -> int:
         """Undoes claims that were not handed over."""
 
 
@@ -172,7 +172,11 @@ class SendService:
     async def run(self, stop: asyncio.Event) -> None:
         """Sends until `stop`; it sends and reports claimed messages first."""
         async with asyncio.TaskGroup() as group:
-            background = [group.create_task(self._reports.run()), group.create_task(self._hand_overs.run())]
+            background = [
+                group.create_task(self._reports.run()),
+                group.create_task(self._hand_overs.run()),
+                group.create_task(self._stop_waiting(stop)),
+            ]
             with contextlib.suppress(Stopped):
                 while not stop.is_set():
                     await self._reach(stop)
@@ -183,6 +187,11 @@ class SendService:
             for task in background:
                 task.cancel()
         await self._parts.channel.close()
+
+    async def _stop_waiting(self, stop: asyncio.Event) -> None:
+        """Lets nobody wait for the channel while the process stops: their claims are given back."""
+        await stop.wait()
+        self._parts.channel.stop_waiting()
 
     async def _consume(self, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
         """Sends the queue's messages, until `stop` or until the channel is unreachable for too long."""
@@ -243,7 +252,7 @@ class SendService:
             if not asked:
                 continue
             await self._reach(stop, self._limits.patience)
-            await self._send_granted(delivery_id, asked, group)
+            await self._send_granted(delivery_id, asked, stop, group)
 
     async def _reach(self, stop: asyncio.Event, patience: float | None = None) -> None:
         """Waits for the channel before any claim, so that recipients lose no attempt in an outage.
@@ -286,7 +295,7 @@ class SendService:
         raise Stopped("The process stops, and nothing more is claimed.")
 
     async def _send_granted(
-        self, delivery_id: int, asked: dict[int, _Asked], group: asyncio.TaskGroup
+        self, delivery_id: int, asked: dict[int, _Asked], stop: asyncio.Event, group: asyncio.TaskGroup
     ) -> None:
         wanted = {r: (a.send.attempt, address_key(a.send.address)) for r, a in asked.items()}
         token = secrets.randbits(63)
@@ -326,7 +335,8 @@ class SendService:
         for one in ordered:
             claimed = Claimed(delivery_id, one.send.recipient, token)
             task = group.create_task(
-                self._try_and_report(compiled, one, claimed, until), name=f"send {one.message.message_id}"
+                self._try_and_report(compiled, one, claimed, until, stop),
+                name=f"send {one.message.message_id}",
             )
             self._sending.add(task)
             task.add_done_callback(self._free)
@@ -368,18 +378,60 @@ class SendService:
         one: _Asked,
         claimed: Claimed,
         until: float,
+        stop: asyncio.Event,
     ) -> None:
         right = Right(self._hand_overs, claimed, until)
         verdict = await self._try(compiled, one.send, right)
+        while isinstance(verdict, Failed) and verdict.waits:
+            right.end()
+            again = await self._claim_again(one, claimed, stop)
+            if again is None:
+                return
+            claimed, until = again
+            right = Right(self._hand_overs, claimed, until)
+            verdict = await self._try(compiled, one.send, right)
         if isinstance(verdict, Withheld):
             await self._give_back(claimed)
         result = result_of(one.send, verdict, datetime.now(UTC))
         self._reports.add([Report(one.consumer, one.message, result, right.end)])
 
-    async def _give_back(self, claimed: Claimed) -> None:
+    async def _claim_again(
+        self, one: _Asked, claimed: Claimed, stop: asyncio.Event
+    ) -> tuple[Claimed, float] | None:
+        """Gives a claim back while the channel is not ready, and claims the same attempt when it is.
+
+        So a pause, a stop or the end of the validity holds for those who wait too, and nobody loses an
+        attempt. The message stays in hand: to publish its page again would double all that is queued.
+
+        Returns:
+            The claim, and until when it may be handed over. None if there is none: then the message is
+            reported, or goes back to the queue because the process stops.
+        """
+        await self._give_back(claimed, in_hand=True)
+        try:
+            await self._reach(stop)
+        except Stopped:
+            return None
+        send, token, begun = one.send, secrets.randbits(63), seconds_since_boot()
+        wanted = {send.recipient: (send.attempt, address_key(send.address))}
+        try:
+            granted = await self._claim(send.delivery_id, wanted, token)
+        except (Busy, Unstorable) as error:
+            log.warning("claims refused", delivery_id=send.delivery_id, messages=1, because=str(error))
+            granted = set()
+        if send.recipient not in granted:
+            self._metrics.sends_refused.labels(self._parts.channel_name).inc()
+            self._reports.add([Report(one.consumer, one.message, None)])
+            return None
+        until = begun + _SAFE_SHARE * self._limits.claim_lease
+        return Claimed(send.delivery_id, send.recipient, token), until
+
+    async def _give_back(self, claimed: Claimed, *, in_hand: bool = False) -> None:
         """Undoes a claim, so that another sender can take it before its lease expires."""
         claims = {claimed.recipient: claimed.token}
-        giving = Idempotent(lambda: self._parts.claims.give_back(claimed.delivery_id, claims))
+        giving = Idempotent(
+            lambda: self._parts.claims.give_back(claimed.delivery_id, claims, in_hand=in_hand)
+        )
         with contextlib.suppress(Busy, Stopped):  # the lease expires by itself too
             await self._parts.database.until_done(giving, "giving a claim back")
 

@@ -141,6 +141,10 @@ class EmailChannel:
             dsn=self._dsn.options(attempt, recipient.address) if self._dsn else None,
         )
 
+    def stop_waiting(self) -> None:
+        """From now on no message waits for a connection."""
+        self._pool.stop_waiting()
+
     async def close(self) -> None:
         """Closes the connections."""
         await self._pool.close()

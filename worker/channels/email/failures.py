@@ -7,7 +7,9 @@ from typing import Final
 
 import aiosmtplib
 
+from contracts.results import BounceReason
 from worker.channels.email.session import SessionLost
+from worker.domain import bounces
 from worker.domain.failures import Failure
 
 ERRORS: Final = (aiosmtplib.SMTPException, OSError, SessionLost)
@@ -46,3 +48,10 @@ def classify(error: BaseException) -> Failure:
         if isinstance(error, kind):
             return failure
     return Failure.BROKEN
+
+
+def is_limit(error: BaseException) -> bool:
+    """Whether the server refused a session because there are too many, by its words."""
+    if not isinstance(error, aiosmtplib.SMTPResponseException):
+        return False
+    return bounces.classify(error.code, error.message).reason is BounceReason.RATE_LIMITED

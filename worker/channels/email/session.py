@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import aiosmtplib
 from aiosmtplib.protocol import normalize_message_line_endings
 
+from contracts.results import BounceReason
 from worker.channels.email.dsn import DsnOptions
 from worker.channels.email.wire import SHUTTING_DOWN, WireLost, take_over
 from worker.domain.bounces import classify, reply_line
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _GOODBYE_SECONDS: Final = 2.0
 """Seconds that a server may take to answer QUIT. The answer does not matter."""
 _GO_AHEAD: Final = 354
+_WANTS_MORE: Final = 530
 _MAIL, _RCPT, _DATA = range(3)
 """The commands of an envelope, by their index."""
 _AT_ONCE: Final = 16_384
@@ -74,6 +76,11 @@ _PROVIDER_ID: Final = re.compile(
 class SessionLost(Exception):
     """The session is lost before the final dot was written: nothing was sent. The message says why."""
 
+    def __init__(self, why: str, *, closing: bool = False) -> None:
+        """Takes the reason, and whether the server said that it closes the session (421)."""
+        super().__init__(why)
+        self.closing = closing
+
 
 class Session:
     """A session with the server, for one message at a time."""
@@ -106,6 +113,26 @@ class Session:
     def usable(self) -> bool:
         """Whether it is open, as far as we know, and between two transactions."""
         return self._between_messages and self._wire.open
+
+    @property
+    def open(self) -> bool:
+        """Whether the connection is open, as far as we know."""
+        return self._wire.open
+
+    async def welcome(self) -> str:
+        """Asks whether the server takes messages from us, with an envelope that is withdrawn at once.
+
+        Returns:
+            The server's words if it wants TLS or a login first (530, RFC 3207 and RFC 4954); else empty.
+
+        Raises:
+            SessionLost: It does not answer.
+        """
+        self._between_messages = False
+        reply = await self._command(b"MAIL FROM:<>\r\n")
+        await self._reset()
+        self._between_messages = True
+        return reply_line(*reply) if reply.code == _WANTS_MORE else ""
 
     async def check(self) -> None:
         """Checks that the server answers.
@@ -245,7 +272,7 @@ class Session:
         except WireLost as error:
             raise SessionLost(str(error)) from error
         if reply.code == SHUTTING_DOWN:
-            raise SessionLost(reply_line(*reply))
+            raise SessionLost(reply_line(*reply), closing=True)
         return reply
 
     async def _hand_over(self, body: bytes) -> Verdict:
@@ -328,13 +355,14 @@ def _judged(command: int, reply: SmtpReply) -> Bounced | Failed | None:
 
 def _refusal(reply: SmtpReply, *, recipient_named: bool = True) -> Bounced | Failed | None:
     """Returns what a 4yz or 5yz reply means; None for another class, which does not answer the command."""
-    line = reply_line(*reply)
-    if reply.code in _OWN_FAULT:
-        reason, retryable = _OWN_FAULT[reply.code]
-        return Failed(reason, retryable, f"The SMTP server refused this client: {line}")
     if reply.code // 100 not in (4, 5):
         return None
+    line = reply_line(*reply)
     meaning = classify(reply.code, reply.text, recipient_named=recipient_named)
+    # Words before codes: some servers say 454, which is a failed login, when they mean that it is too fast.
+    if reply.code in _OWN_FAULT and meaning.reason is not BounceReason.RATE_LIMITED:
+        reason, retryable = _OWN_FAULT[reply.code]
+        return Failed(reason, retryable, f"The SMTP server refused this client: {line}")
     return Bounced(meaning.kind, meaning.reason, meaning.status, line, meaning.fault)
 
 

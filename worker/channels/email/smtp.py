@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import aiosmtplib
+import structlog
 
-from worker.channels.email.failures import ERRORS, classify
+from contracts.results import BounceReason
+from worker.channels.email.failures import ERRORS, classify, is_limit
+from worker.channels.email.patience import Patience, blames_the_client
 from worker.channels.email.session import Session, SessionLost, in_words
+from worker.channels.email.slots import Slots
 from worker.channels.email.url import SmtpUrl
+from worker.channels.email.wire import SHUTTING_DOWN
 from worker.channels.protocol import ChannelUnreachable, Granted
+from worker.domain.bounces import classify as read_reply
 from worker.domain.failures import Failure
-from worker.domain.verdicts import Failed, Unsure
+from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -22,6 +29,8 @@ if TYPE_CHECKING:
     from worker.channels.email.timeouts import Timeouts
     from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
+
+log = structlog.get_logger(__name__)
 
 _TRIES: Final = 2
 """Connections that are tried for one message. Then its recipient waits for a later attempt."""
@@ -32,10 +41,20 @@ _NOT_UNDERSTOOD: Final = (500, 502, 504)
 """Replies to EHLO of servers that do not know EHLO and may know HELO (RFC 5321 section 3.2)."""
 
 
+class _NoMore(Exception):
+    """The server takes no further connection beside those that are open."""
+
+
+class _NotWelcome(ChannelUnreachable):
+    """The server wants TLS or a login first."""
+
+
 class SmtpPool:
     """Connections to one SMTP server. They are opened when needed and kept for the next message.
 
-    Any number of tasks may use it. As many messages are sent at the same time as there are connections.
+    Any number of tasks may use it. As many messages are sent at the same time as there are connections. If
+    the server limits connections or messages, the pool shrinks to what it takes, pauses, and steps up again;
+    no message is at fault for that.
     """
 
     def __init__(
@@ -57,8 +76,15 @@ class SmtpPool:
         self._url = SmtpUrl.parse(url)
         self._timeouts = timeouts
         self._messages_per_connection = messages_per_connection
-        self._slots = asyncio.Semaphore(size)
+        self._slots = Slots(size)
         self._idle: list[Session] = []
+        self._sessions: list[Session] = []
+        """All that were open when the last one was opened."""
+        self._opening = 0
+        """How many are being opened."""
+        self._patience = Patience()
+        self._welcome = False
+        """Whether the server is known to want no TLS and no login first."""
         self._heard_at = _NEVER
         self._closed = False
 
@@ -70,13 +96,21 @@ class SmtpPool:
         Raises:
             ChannelUnreachable: It does not answer.
         """
-        if asyncio.get_running_loop().time() - self._heard_at < _FRESH_SECONDS:
+        now = asyncio.get_running_loop().time()
+        if now - self._heard_at < _FRESH_SECONDS and not self._slots.paused(now):
             return
-        async with self._slot():
-            await self._give_back(await self._checked())
+        deadline = now + self._timeouts.connect
+        while True:
+            async with self._slot(deadline):
+                try:
+                    session = await self._checked()
+                except _NoMore:
+                    continue
+                await self._give_back(session)
+            return
 
     @asynccontextmanager
-    async def _slot(self) -> AsyncIterator[None]:
+    async def _slot(self, deadline: float) -> AsyncIterator[None]:
         """Reserves one of the connections.
 
         Raises:
@@ -84,18 +118,21 @@ class SmtpPool:
                 claim, since the claim may have expired or the delivery may have stopped.
         """
         try:
-            async with asyncio.timeout(self._timeouts.connect):
-                await self._slots.acquire()
+            await self._slots.take(deadline)
         except TimeoutError as error:
-            raise ChannelUnreachable(
-                f"No connection to the SMTP server {self._url} came free within {self._timeouts.connect:g} s:"
-                f" it answers slowly, or not any more.",
-                Failure.BUSY,
-            ) from error
+            seconds = f"{self._timeouts.connect:g} s"
+            sentence = (
+                f"The SMTP server {self._url} limits how fast it takes messages, now for more than {seconds}:"
+                f" {self._slots.because}."
+                if self._slots.because
+                else f"No connection to the SMTP server {self._url} came free within {seconds}: it answers"
+                f" slowly, or not any more."
+            )
+            raise ChannelUnreachable(sentence, Failure.BUSY) from error
         try:
             yield
         finally:
-            self._slots.release()
+            self._slots.give()
 
     async def send(
         self,
@@ -121,15 +158,16 @@ class SmtpPool:
             `Accepted` after a 2yz reply to the whole message. `Bounced` after a refusal of it. `Unsure` if no
             reply came after the final dot. `Failed` if nothing was sent for a reason on our side. A
             connection that is lost before the final dot is replaced once; then the result is `Failed`,
-            retryable. A message for which no connection is free in time is `Failed`, retryable, too.
-            `Withheld` if the claim is no longer ours.
+            retryable. It *waits* if the message is not at fault: the server cannot be reached, takes no more
+            connections, wants a pause, or wants something else of this client first. `Withheld` if the claim
+            is no longer ours.
         """
         right = hand_over or Granted()
         try:
-            async with self._slot():
-                return await self._send(sender, recipient, message, right, smtputf8=smtputf8, dsn=dsn)
+            return await self._send(sender, recipient, message, right, smtputf8=smtputf8, dsn=dsn)
         except ChannelUnreachable as error:
-            return Failed("connection", retryable=True, detail=str(error))
+            reason = "authentication" if isinstance(error, _NotWelcome) else "connection"
+            return Failed(reason, retryable=True, detail=str(error), waits=True)
 
     async def _send(
         self,
@@ -141,38 +179,71 @@ class SmtpPool:
         smtputf8: bool,
         dsn: DsnOptions | None,
     ) -> Verdict:
-        session = self._take()
-        lost = ""
-        for _ in range(_TRIES):
-            try:
-                session = session or await self._open()
-                verdict = await self._over(
-                    session, sender, recipient, message, hand_over, smtputf8=smtputf8, dsn=dsn
-                )
-            except SessionLost as error:
-                session, lost, self._heard_at = None, str(error), _NEVER
-                continue
-            if not isinstance(verdict, Unsure):
-                self._heard()
-            return verdict
-        detail = f"The connection to the SMTP server {self._url} was lost before anything was sent: {lost}."
-        return Failed("connection", retryable=True, detail=detail)
+        deadline = asyncio.get_running_loop().time() + self._timeouts.connect
+        lost: list[SessionLost] = []
+        while len(lost) < _TRIES:
+            async with self._slot(deadline):
+                try:
+                    session = self._take() or await self._open()
+                    try:
+                        verdict = await session.send(
+                            sender, recipient, message, hand_over, smtputf8=smtputf8, dsn=dsn
+                        )
+                    finally:
+                        await self._give_back(session)
+                except _NoMore:
+                    continue  # there is another, which comes free
+                except SessionLost as error:
+                    lost.append(error)
+                    self._heard_at = _NEVER
+                    if error.closing:
+                        self._told_to_go(session, str(error))
+                    continue
+            return self._weighed(recipient, verdict)
+        detail = (
+            f"The connection to the SMTP server {self._url} was lost before anything was sent: {lost[-1]}."
+        )
+        failed = Failed("connection", retryable=True, detail=detail)
+        return self._put_off_or(recipient, failed) if lost[-1].closing else failed
 
-    async def _over(
-        self,
-        session: Session,
-        sender: str,
-        recipient: str,
-        message: bytes,
-        hand_over: HandOver,
-        *,
-        smtputf8: bool,
-        dsn: DsnOptions | None,
-    ) -> Verdict:
-        try:
-            return await session.send(sender, recipient, message, hand_over, smtputf8=smtputf8, dsn=dsn)
-        finally:
-            await self._give_back(session)
+    def _told_to_go(self, session: Session, because: str) -> None:
+        """Reads a 421: it ends a session that has done enough, or wants a pause of a new one."""
+        if session.messages == 1:
+            self._slow_down(because)
+        elif read_reply(SHUTTING_DOWN, because).reason is BounceReason.RATE_LIMITED:
+            # “Too many messages on this connection”: the next one ends in time.
+            self._messages_per_connection = min(self._messages_per_connection, session.messages - 1)
+
+    def _weighed(self, recipient: str, verdict: Verdict) -> Verdict:
+        """Returns the verdict on a message; one that waits if it says nothing of the message."""
+        if isinstance(verdict, Unsure):
+            return verdict
+        self._heard()
+        if isinstance(verdict, Bounced | Failed) and blames_the_client(verdict):
+            self._welcome = False
+            self._slow_down(verdict.reply if isinstance(verdict, Bounced) else verdict.detail)
+            return self._put_off_or(recipient, verdict)
+        if isinstance(verdict, Accepted | Bounced):
+            self._patience.passed(recipient)
+            if self._slots.pace.feeling:
+                self._slots.pace.went_well(asyncio.get_running_loop().time())
+                self._slots.wake()
+        return verdict
+
+    def _slow_down(self, because: str) -> None:
+        pace = self._slots.pace
+        if not pace.feeling:
+            log.warning("the SMTP server wants a pause", server=str(self._url), because=because)
+        pace.slow_down(because, asyncio.get_running_loop().time())
+
+    def _put_off_or(self, recipient: str, verdict: Bounced | Failed) -> Verdict:
+        """Puts a message off for a limit of the server; the verdict stands if only this one meets it."""
+        if not self._patience.put_off(recipient):
+            return verdict
+        if isinstance(verdict, Failed):
+            return replace(verdict, waits=True)
+        detail = f"The SMTP server {self._url} limits how fast it takes messages: {verdict.reply}"
+        return Failed(verdict.reason.value, retryable=True, detail=detail, waits=True)
 
     def _take(self) -> Session | None:
         """Returns the last used session that is still open.
@@ -209,28 +280,93 @@ class SmtpPool:
         return await self._open()
 
     async def _open(self) -> Session:
+        """Opens a session.
+
+        Raises:
+            ChannelUnreachable: The server cannot be used now.
+            _NoMore: It takes no further connection beside those that are open.
+        """
         smtp = self._url.client(self._timeouts.connect)
+        self._opening += 1
         try:
             async with asyncio.timeout(self._timeouts.connect):
                 await smtp.connect()
                 if smtp.is_ehlo_or_helo_needed:
                     await _greet(smtp)
-            session = Session(smtp, self._timeouts)
+                session = Session(smtp, self._timeouts)
+                await self._ask(session, smtp)
         except BaseException as error:
             smtp.close()
-            self._heard_at = _NEVER
+            self._opening -= 1
             if not isinstance(error, ERRORS):
+                self._heard_at = _NEVER
                 raise
+            limited = is_limit(error)
+            held = self._held()
+            if (held or self._opening) and (limited or classify(error) is not Failure.BROKEN):
+                self._takes_no_more(held, in_words(error))
+                raise _NoMore from error
+            self._heard_at = _NEVER
+            if limited:
+                sentence = (
+                    f"The SMTP server {self._url} takes no more connections from here: {in_words(error)};"
+                    f" what else on this machine is connected to it, and how many does it allow?"
+                )
+                raise ChannelUnreachable(sentence, Failure.BUSY) from error
             what, advice = "cannot be used", "it runs and that the SMTP URL is right"
             if isinstance(error, aiosmtplib.SMTPAuthenticationError):
                 what, advice = "refused the login", "the user and the password in the SMTP URL are right"
             sentence = f"The SMTP server {self._url} {what}: {in_words(error)}; check that {advice}."
             raise ChannelUnreachable(sentence, classify(error)) from error
+        self._opening -= 1
         self._heard()
+        held = self._held()
+        self._sessions.append(session)
+        self._slots.connections.took(held + 1, asyncio.get_running_loop().time())
+        self._slots.wake()
         return session
+
+    async def _ask(self, session: Session, smtp: aiosmtplib.SMTP) -> None:
+        """Finds out before the first message whether the server wants TLS or a login that we did not offer.
+
+        Raises:
+            ChannelUnreachable: It does; the sentence says which.
+        """
+        if self._welcome or not any(map(smtp.supports_extension, ("starttls", "auth"))):
+            return
+        wanted = await session.welcome()
+        if wanted:
+            session.abort()
+            advice = (
+                "TLS: begin SENDOFF_SMTP_URL with smtp+starttls:// or smtps://"
+                if "tls" in wanted.lower()
+                else "a login: give it a user and a password"
+            )
+            sentence = f"The SMTP server {self._url} takes no message yet: {wanted}. It wants {advice}."
+            raise _NotWelcome(sentence, Failure.BROKEN)
+        self._welcome = True
+
+    def _held(self) -> int:
+        """Returns how many connections are open."""
+        self._sessions = [session for session in self._sessions if session.open]
+        return len(self._sessions)
+
+    def _takes_no_more(self, held: int, because: str) -> None:
+        connections = self._slots.connections
+        if connections.refused(held, asyncio.get_running_loop().time()):
+            log.warning(
+                "the SMTP server takes fewer connections than SENDOFF_SMTP_CONNECTIONS",
+                server=str(self._url),
+                takes=connections.limit,
+                because=because,
+            )
 
     def _heard(self) -> None:
         self._heard_at = asyncio.get_running_loop().time()
+
+    def stop_waiting(self) -> None:
+        """From now on no message waits for a connection."""
+        self._slots.stop_waiting()
 
     async def close(self) -> None:
         """Ends all sessions. A session that is sending ends after its message."""
