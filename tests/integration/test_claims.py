@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.database import change
 from tests.support.deliveries import agrees, confirmed
 from worker.db.accounts import Accounts, Expired
@@ -91,3 +93,33 @@ async def test_tokens_are_marked_together_each_under_its_own_lease(stack: Stack)
     )
     claims = {1: OURS, 2: THEIRS, 3: OURS, 4: THEIRS}
     assert await Accounts(stack.db).hand_over(number, claims, margin=6) == {2, 4}
+
+
+@pytest.mark.parametrize(("state", "in_hand", "becomes"), [
+    ("closed", True, "published"),
+    ("published", True, "published"),
+    ("closed", False, "open"),
+    ("published", False, "open"),
+])  # fmt: skip
+async def test_what_stays_in_hand_is_not_published_again_and_its_page_is_looked_at(
+    stack: Stack, state: str, becomes: str, *, in_hand: bool
+) -> None:
+    number = await _started(stack, 2)
+    await _claim(stack, number, [1, 2], OURS)
+    assert await _hand_over(stack, number, [1], OURS) == {1}, "a relay refused it after this"
+    await change(
+        stack,
+        "UPDATE sendoff.delivery_page SET state = $1, published_at = now(),"
+        " look_at = CASE $1 WHEN 'published' THEN now() + interval '1 hour' END",
+        state,
+    )
+    assert await Accounts(stack.db).give_back(number, {1: OURS}, in_hand=in_hand) == 1
+    assert await _statuses(stack, number) == {1: "pending", 2: "sending"}
+    (page,) = await stack.rows(
+        "SELECT state, look_at <= now() AS looked_at, due_at <= now() AS due FROM sendoff.delivery_page"
+    )
+    assert page["state"] == becomes
+    # A page that was closed is looked at: if the holder dies and the queue is lost, its recipients are found.
+    assert page["looked_at"] is (None if becomes == "open" else state == "closed")
+    assert await _claim(stack, number, [1], THEIRS) == {1}
+    assert await _expire(stack, number) == Expired(given_back=2, unknown=0)
