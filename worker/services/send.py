@@ -383,8 +383,9 @@ class SendService:
         right = Right(self._hand_overs, claimed, until)
         verdict = await self._try(compiled, one.send, right)
         while isinstance(verdict, Failed) and verdict.waits:
-            right.end()
-            again = await self._claim_again(one, claimed, stop)
+            await self._give_back(claimed, in_hand=True)
+            right.end()  # nobody is in doubt any more
+            again = await self._claim_again(one, stop)
             if again is None:
                 return
             claimed, until = again
@@ -395,10 +396,8 @@ class SendService:
         result = result_of(one.send, verdict, datetime.now(UTC))
         self._reports.add([Report(one.consumer, one.message, result, right.end)])
 
-    async def _claim_again(
-        self, one: _Asked, claimed: Claimed, stop: asyncio.Event
-    ) -> tuple[Claimed, float] | None:
-        """Gives a claim back while the channel is not ready, and claims the same attempt when it is.
+    async def _claim_again(self, one: _Asked, stop: asyncio.Event) -> tuple[Claimed, float] | None:
+        """Claims an attempt that was given back, when the channel is ready again.
 
         So a pause, a stop or the end of the validity holds for those who wait too, and nobody loses an
         attempt. The message stays in hand: to publish its page again would double all that is queued.
@@ -407,7 +406,6 @@ class SendService:
             The claim, and until when it may be handed over. None if there is none: then the message is
             reported, or goes back to the queue because the process stops.
         """
-        await self._give_back(claimed, in_hand=True)
         try:
             await self._reach(stop)
         except Stopped:
