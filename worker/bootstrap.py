@@ -19,6 +19,7 @@ from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.dead import DeadQueue
 from worker.amqp.pika.consumer import PikaConsumer
+from worker.amqp.routes import KeepingPublisher
 from worker.auth.authority import Authority
 from worker.auth.tokens import open_verifier
 from worker.channels.registry import CHANNELS
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 
     from worker.amqp.messages import Consumer, Publisher
     from worker.amqp.pika.connection import Broker
+    from worker.amqp.routes import Routes
     from worker.channels.protocol import Kind
     from worker.db.pool import Database
     from worker.lifecycle import Service
@@ -93,6 +95,8 @@ class Worker:
     broker: Broker
     publisher: Publisher
     bulk_publisher: Publisher
+    routes: Routes
+    stop: asyncio.Event
     db: Database
     accounts: Accounts
     registry: CollectorRegistry
@@ -121,13 +125,14 @@ class Worker:
 
     def background(self) -> list[Service]:
         """Returns the services that always run too. The process stops if one of them ends."""
+        always: list[Service] = [self.routes]
         if isinstance(self.bulk_publisher, BulkPublisher):
-            return [Watching("the connection that publishes", self.bulk_publisher.watch)]
-        return []
+            always.append(Watching("the connection that publishes", self.bulk_publisher.watch))
+        return always
 
     def probes(self, stop: asyncio.Event) -> dict[str, Probe]:
         """Returns the readiness probes, by part."""
-        connections = Connections(self.db, self.broker, self.publisher, self.bulk_publisher)
+        connections = Connections(self.db, self.broker, self.publisher, self.bulk_publisher, self.routes)
         return readiness.probes(stop, connections, self.consumers, self.senders)
 
     def _consumer(self, queue: str, prefetch: int) -> Consumer:
@@ -153,8 +158,12 @@ class Worker:
             connect_timeout=s.connect_timeout,
         )
 
+    def _keeping(self, publisher: Publisher) -> Publisher:
+        """Returns a publisher for what stands nowhere else: it waits for a queue that is missing."""
+        return KeepingPublisher(publisher, self.routes, self.stop)
+
     def _dead(self) -> DeadQueue:
-        return DeadQueue(self.publisher, self.names, self.settings.channels, self.metrics)
+        return DeadQueue(self._keeping(self.publisher), self.names, self.settings.channels, self.metrics)
 
     def _confirm(self) -> Service:
         parts = ConfirmParts(
@@ -174,6 +183,7 @@ class Worker:
         s = self.settings
         parts = FanoutParts(
             publisher=self.bulk_publisher,
+            routes=self.routes,
             depth=topology.QueueDepth(self.broker.consuming),
             wakener=listen.Wakener(s.database_url, listen.PAGES, timeout=s.connect_timeout),
             retrying=self.db,
@@ -201,7 +211,7 @@ class Worker:
                 channel_name=channel_name,
                 channel=channel,
                 open_consumer=lambda: self._open_bulk_consumer(routing.send_queue(channel_name), prefetch),
-                publisher=self.bulk_publisher,
+                publisher=self._keeping(self.bulk_publisher),
                 exchange=self.names.exchange(routing.RESULTS),
                 dead=self._dead(),
                 claims=self.accounts,
@@ -292,7 +302,7 @@ class Worker:
             outbox=Outbox(self.db),
             wakener=listen.Wakener(s.database_url, listen.EVENTS, timeout=s.connect_timeout),
             retrying=self.db,
-            publisher=self.publisher,
+            publisher=self._keeping(self.publisher),
             names=self.names,
             metrics=self.metrics,
         )
@@ -306,7 +316,7 @@ class Worker:
             sources=open_sources(s, references, lambda outcome: count.labels(outcome).inc()),
             references=references,
             kept=Kept(s.returned_folder),
-            publisher=self.bulk_publisher,
+            publisher=self._keeping(self.bulk_publisher),
             names=self.names,
             metrics=self.metrics,
         )
@@ -366,6 +376,8 @@ async def open_worker(
             connections.broker,
             connections.publisher,
             connections.bulk_publisher,
+            connections.routes,
+            stop,
             connections.db,
             Accounts(connections.db),
             registry,

@@ -9,6 +9,7 @@ from worker.amqp import topology
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.pika.connection import open_broker
 from worker.amqp.pika.publisher import PikaPublisher
+from worker.amqp.routes import Routes
 from worker.db.pool import open_database
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class Connections(NamedTuple):
     """Publishes answers, events and dead messages, over aio-pika."""
     bulk_publisher: Publisher
     """Publishes what is one message for each recipient."""
+    routes: Routes
+    """Keeps the exchanges and queues there."""
 
 
 @asynccontextmanager
@@ -66,7 +69,7 @@ async def open_connections(
         await db.check()
         broker = await open_broker(settings.amqp_url, name=name, timeout=settings.connect_timeout)
         stack.push_async_callback(broker.close)
-        await topology.check(broker.consuming, names, settings.channels)
+        await topology.check_set_up(broker.consuming, names, settings.channels)
         publisher = PikaPublisher(
             broker.publishing, window=settings.publish_window, timeout=settings.command_timeout, stop=stop
         )
@@ -85,4 +88,5 @@ async def open_connections(
             stack.push_async_callback(bulk.close)
             bulk_publisher = bulk
         metrics.broker_connected.set_function(lambda: broker.connected and bulk_publisher.connected)
-        yield Connections(db, broker, publisher, bulk_publisher)
+        routes = Routes(broker.consuming, names, settings.channels)
+        yield Connections(db, broker, publisher, bulk_publisher, routes)

@@ -33,7 +33,7 @@ def probes(
         consumers: The consumers of its services. The broker must know each of them.
         senders: Its senders, whose consumers come and go with their channels.
     """
-    db, rabbit, publisher, bulk_publisher = connections
+    db, rabbit, publisher, bulk_publisher, routes = connections
 
     async def process() -> str:
         return "The process is stopping." if stop.is_set() else ""
@@ -42,6 +42,9 @@ def probes(
         if not (rabbit.connected and bulk_publisher.connected):
             return "The connection to the broker is lost."
         return BLOCKED if publisher.blocked or bulk_publisher.blocked else ""
+
+    async def topology() -> str:
+        return routes.trouble
 
     async def consuming() -> str:
         absent = [c.queue for c in consumers if not await c.present()]
@@ -65,6 +68,7 @@ def probes(
     return {
         "process": process,
         "broker": broker,
+        "topology": topology,
         "consumers": consuming,
         "channels": channels,
         "database": database,

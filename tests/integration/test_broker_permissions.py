@@ -19,6 +19,7 @@ import pytest
 from aiormq.exceptions import ChannelAccessRefused
 
 from contracts import routing
+from tests.support.channels import Gated
 from tests.support.results import result
 from tests.support.stack import Stack, until
 from worker.amqp import topology
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import aiormq
 
     from tests.support.processes import Sendoff
+    from worker.bootstrap import Worker
     from worker.db.pool import Database
     from worker.settings import Settings
 
@@ -301,6 +303,63 @@ async def test_a_sender_in_another_language_asks_sends_and_reports_as_its_own_us
             await results.publish(aio_pika.Message(reported), routing.SENT)
             await message.ack()
         assert (await own.finished(number))["sent"] == 2
+
+
+DELETED = (
+    topology.Part("exchange", routing.RESULTS),
+    topology.Part("queue", routing.COMMANDS_QUEUE),
+    topology.Part("queue", routing.SENT_QUEUE),
+    topology.Part("queue", routing.send_queue("null")),
+    topology.Part("queue", routing.DEAD_QUEUE),
+)
+
+
+@pytest.mark.parametrize("transport", ["bulk", "aio-pika"])
+async def test_services_that_may_not_declare_keep_what_they_have_until_ops_does(
+    own: Stack, broker: Broker, transport: str
+) -> None:
+    number = await own.prepare(100)
+    channel = Gated(all_sent=True)
+    operations = await own.connection.channel()
+    async with AsyncExitStack() as services:
+        workers = [
+            await services.enter_async_context(
+                own.running(
+                    name,
+                    channel=channel,
+                    amqp_url=broker.url(f"sendoff-{name}"),
+                    transport=transport,
+                    publishers=("upstream",),
+                    page_look_after=0.3,
+                    tick=0.05,
+                )
+            )
+            for name in SERVICES
+        ]
+        await own.confirm(number, user_id="upstream")
+        await until(channel.held)
+        for kind, name in DELETED:
+            delete = operations.queue_delete if kind == "queue" else operations.exchange_delete
+            await delete(name)
+        channel.gate.set()
+        sentence = (
+            f"The broker has no {' and no '.join(map(str, DELETED))}. Run “sendoff migrate”."
+            " What is in hand is kept, and goes on when it is there again."
+        )
+        for worker in workers:
+            await until(lambda w=worker: says(w, sentence))
+        await topology.declare(own.connection, own.names, own.settings.channels)
+        assert (await own.finished(number))["sent"] == 100
+        for worker in workers:
+            await until(lambda w=worker: healthy(w))
+
+
+async def says(worker: Worker, sentence: str) -> bool:
+    return await worker.probes(asyncio.Event())["topology"]() == sentence
+
+
+async def healthy(worker: Worker) -> bool:
+    return not any([await probe() for probe in worker.probes(asyncio.Event()).values()])
 
 
 @pytest.mark.usefixtures("own")

@@ -14,10 +14,10 @@ from pamqp import commands
 
 from tests.support.bulk_peers import SECONDS, FakeBroker, Proxy, until
 from worker.amqp.bulk.consumer import BulkConsumer
-from worker.amqp.bulk.errors import AmqpChannelClosed, ConnectionLost
+from worker.amqp.bulk.errors import ConnectionLost
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.errors import RECONNECT_INTERVAL, BrokerUnreachable
-from worker.amqp.messages import Outgoing, Unroutable
+from worker.amqp.messages import MessageRefused, Outgoing, QueueMissing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -197,26 +197,6 @@ async def test_a_peer_that_does_not_read_costs_no_memory() -> None:
             tracemalloc.stop()
 
 
-async def test_an_exchange_that_is_not_there_is_an_error_for_its_publisher_alone(
-    server_settings: Settings,
-) -> None:
-    publisher = BulkPublisher(
-        server_settings.amqp_url, name="test", window=100, timeout=SECONDS, connect_timeout=SECONDS
-    )
-    await publisher.start()
-    async with asyncio.timeout(SECONDS):
-        with pytest.raises(Unroutable, match=r"no exchange 'not\.there'"):
-            await publisher.publish("not.there", "k", numbered(5))
-        lost, fine = await asyncio.gather(
-            publisher.publish("not.there", "k", numbered(5)),
-            publisher.publish("amq.fanout", "k", numbered(5_000), mandatory=False),
-            return_exceptions=True,
-        )
-    assert isinstance(lost, Unroutable)
-    assert fine is None
-    await publisher.close()
-
-
 async def test_a_message_that_the_broker_finds_too_large_is_an_error() -> None:
     async with FakeBroker() as broker, publishing(broker) as (publisher, peer):
         publish = asyncio.create_task(publisher.publish("x", "k", numbered(1)))
@@ -225,7 +205,7 @@ async def test_a_message_that_the_broker_finds_too_large_is_an_error() -> None:
             commands.Channel.Close(406, "PRECONDITION_FAILED - message size 9 is larger than 8", *PUBLISH)
         )
         await peer.expect("Channel.CloseOk")
-        with pytest.raises(Unroutable, match="larger than 8"):
+        with pytest.raises(MessageRefused, match="larger than 8"):
             await publish
         await peer.expect("Connection.Close")
 
@@ -234,7 +214,7 @@ async def test_a_queue_that_is_not_there_is_an_error_at_the_start(server_setting
     consumer = BulkConsumer(
         server_settings.amqp_url, "not.there", name="test", prefetch=1, connect_timeout=SECONDS
     )
-    with pytest.raises(AmqpChannelClosed, match=r"no queue 'not\.there'"):
+    with pytest.raises(QueueMissing, match=r"no queue 'not\.there'"):
         await consumer.start()
 
 

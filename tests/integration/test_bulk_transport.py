@@ -154,6 +154,26 @@ async def test_what_no_queue_takes_is_an_error_for_its_publisher_alone(
     await take(consumer, 3)
 
 
+async def test_an_exchange_that_is_not_there_is_an_error_for_its_publisher_alone(
+    transport: Transport, queue: str
+) -> None:
+    publisher, consumer = await transport.publisher(), await transport.consumer(queue)
+    async with asyncio.timeout(SECONDS):
+        with pytest.raises(Unroutable, match=r"no exchange 'not\.there'"):
+            await publisher.publish("not.there", "k", numbered(5))
+        # It closes the AMQP channel of both.
+        lost, fine = await asyncio.gather(
+            publisher.publish("not.there", "k", numbered(5)),
+            publisher.publish("", queue, numbered(3_000)),
+            return_exceptions=True,
+        )
+    assert isinstance(lost, Unroutable)
+    assert fine is None
+    seen = {m.message_id for m in await take(consumer, 3_000)}
+    while len(seen) < 3_000:
+        seen |= {m.message_id for m in await take(consumer, 1)}
+
+
 async def test_many_tasks_publish_at_once(transport: Transport, queue: str) -> None:
     publisher, consumer = await transport.publisher(window=50), await transport.consumer(queue)
     parts = [[Outgoing(b"%d %d" % (task, n), "t") for n in range(task)] for task in range(60)]

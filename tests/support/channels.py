@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import TYPE_CHECKING
 
 from worker.channels.null import NullChannel
-from worker.domain.verdicts import Accepted, Unsure
+from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
 
 if TYPE_CHECKING:
     from contracts.sends import Send
@@ -24,3 +25,28 @@ class Counting(NullChannel):
     async def send(self, compiled: None, send: Send, hand_over: HandOver) -> Verdict:  # noqa: ARG002
         self.tries[send.recipient] += 1
         return Unsure("the line went dead") if send.recipient in self.unsure else Accepted("fine")
+
+
+class Gated(NullChannel):
+    """Holds what is handed over until its gate is opened; then one of three is sent, bounces, fails."""
+
+    concurrency = 20  # type: ignore[assignment]
+
+    def __init__(self, *, all_sent: bool = False) -> None:
+        self.gate = asyncio.Event()
+        self._all_sent = all_sent
+        self._holds = 0
+
+    async def held(self) -> bool:
+        """Whether it holds as many as it says, at least: a sender claims the next ones too."""
+        return self._holds >= self.concurrency
+
+    async def send(self, compiled: None, send: Send, hand_over: HandOver) -> Verdict:  # noqa: ARG002
+        assert await hand_over.begin()
+        self._holds += 1
+        await self.gate.wait()
+        if self._all_sent or send.recipient % 3 == 0:
+            return Accepted("fine")
+        if send.recipient % 3 == 1:
+            return Bounced("hard", "user_unknown", "5.1.1", "550 unknown", "recipient")
+        return Failed("refused", retryable=False, detail="no")

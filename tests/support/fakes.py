@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from prometheus_client import Counter
 
     from worker.amqp.dead import Letter
-    from worker.amqp.messages import Outgoing
+    from worker.amqp.messages import Outgoing, Unroutable
     from worker.db.retrying import Idempotent
     from worker.domain.failures import Busy
 
@@ -160,6 +160,16 @@ class FakeDepth:
     async def ready(self, queue: str) -> int | None:
         self.asked.append(queue)
         return self.waiting.get(queue)
+
+
+class FakeRoutes:
+    """Keeps what is reported."""
+
+    def __init__(self) -> None:
+        self.reported: list[Unroutable] = []
+
+    def report(self, error: Unroutable) -> None:
+        self.reported.append(error)
 
 
 class FakeSizes:

@@ -5,13 +5,20 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from worker.lifecycle import on_stop, watched
+import structlog
+
+from worker.amqp.errors import RECONNECT_INTERVAL
+from worker.amqp.messages import QueueMissing
+from worker.domain.failures import Stopped
+from worker.lifecycle import on_stop, pause, watched
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import AsyncIterator
 
     from worker.amqp.messages import Consumer
+
+log = structlog.get_logger(__name__)
 
 
 @asynccontextmanager
@@ -22,10 +29,28 @@ async def consuming(consumer: Consumer, stop: asyncio.Event) -> AsyncIterator[No
 
     An error in the consumer's own task ends the block, in an ExceptionGroup. The consumer is always closed:
     the last acknowledgements are sent, and the other messages go back to the queue.
+
+    Raises:
+        Stopped: `stop` was set while the queue is missing, and the block did not begin.
     """
-    await consumer.start()
+    await _start(consumer, stop)
     try:
         async with watched(consumer.watch), on_stop(stop, consumer.stop):
             yield
     finally:
         await consumer.close()
+
+
+async def _start(consumer: Consumer, stop: asyncio.Event) -> None:
+    waiting = False
+    while True:
+        try:
+            await consumer.start()
+        except QueueMissing as error:
+            if not waiting:
+                log.warning("waiting for a queue", queue=consumer.queue, because=str(error))
+            waiting = True
+            if await pause(stop, RECONNECT_INTERVAL):
+                raise Stopped(f"The process stops while there is no queue “{consumer.queue}”.") from error
+        else:
+            return

@@ -13,7 +13,15 @@ APP_ID: Final = "sendoff"
 
 
 class Unroutable(Exception):
-    """The broker has no queue for a message: the topology has changed since the start."""
+    """No queue takes a message: an exchange, a queue or a binding was deleted since the start."""
+
+
+class MessageRefused(Exception):
+    """The broker refuses a message itself: it is too large, for example."""
+
+
+class QueueMissing(Exception):
+    """The broker has no such queue to consume; the message names it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +86,9 @@ class Publisher(Protocol):
             mandatory: Whether a message that no queue takes is an error.
 
         Raises:
-            Unroutable: no queue took one of them.
+            Unroutable: no queue took one of them, or there is no such exchange. Some may be published.
+            MessageRefused: the broker refuses one of them.
+            BrokerForbids: the broker user may not publish there.
             Stopped: the process stops while the broker is away. Some of the messages may be published.
         """
 
@@ -90,7 +100,11 @@ class Consumer(Protocol):
     """Its full name."""
 
     async def start(self) -> None:
-        """Begins to consume."""
+        """Begins to consume.
+
+        Raises:
+            QueueMissing: there is no such queue. The caller may try again.
+        """
 
     async def present(self) -> bool:
         """Returns whether the broker delivers to this consumer now."""

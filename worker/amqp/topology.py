@@ -1,9 +1,9 @@
-"""Declares exchanges, queues and bindings. Workers only check that they exist."""
+"""Declares exchanges, queues and bindings, and looks which of them are missing."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, cast
 
 import structlog
 from aio_pika import ExchangeType
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from aio_pika.abc import AbstractChannel, AbstractConnection
+    from aiormq.abc import AbstractChannel as AbstractAmqpChannel
     from aiormq.channel import Channel
     from pamqp.common import FieldTable
 
@@ -51,6 +52,19 @@ _EXCHANGES: Final = {
     routing.EVENTS: ExchangeType.TOPIC,
     routing.DEAD: ExchangeType.FANOUT,
 }
+
+
+class Part(NamedTuple):
+    """An exchange or a queue."""
+
+    kind: str
+    """`exchange` or `queue`: a queue may have the name of an exchange."""
+    name: str
+    """Its full name."""
+
+    def __str__(self) -> str:
+        """Says both."""
+        return f"{self.kind} “{self.name}”"
 
 
 class TopologyMismatch(Exception):
@@ -110,6 +124,24 @@ async def declare(connection: AbstractConnection, names: Names, channels: Sequen
     return [names.queue(q) for q in (*_queues(channels), routing.DEAD_QUEUE)]
 
 
+async def missing(connection: AbstractConnection, names: Names, channels: Sequence[str]) -> list[Part]:
+    """Lists the exchanges and queues that are missing. It does not look at bindings.
+
+    Raises:
+        TopologyMismatch: the broker refuses to say it.
+        BrokerUnreachable: as `declare`.
+    """
+    try:
+        async with asyncio.timeout(_SETUP_SECONDS):
+            return await _missing(connection, _parts(names, channels))
+    except AMQPChannelError as error:
+        raise TopologyMismatch(f"The broker does not say what it has: {error}.") from error
+    except ERRORS as error:
+        if classify(error) is Failure.BROKEN:
+            raise
+        raise _gone(error) from error
+
+
 async def check(connection: AbstractConnection, names: Names, channels: Sequence[str]) -> None:
     """Checks that everything exists.
 
@@ -117,18 +149,25 @@ async def check(connection: AbstractConnection, names: Names, channels: Sequence
         TopologyMismatch: an exchange or a queue is missing.
         BrokerUnreachable: as `declare`.
     """
-    try:
-        async with asyncio.timeout(_SETUP_SECONDS), connection.channel() as channel:
-            for name in _EXCHANGES:
-                await channel.get_exchange(names.exchange(name), ensure=True)
-            for name in (*_queues(channels), routing.DEAD_QUEUE):
-                await channel.get_queue(names.queue(name), ensure=True)
-    except AMQPChannelError as error:
-        raise TopologyMismatch(f"The broker is not set up: {error}. Run “sendoff migrate”.") from error
-    except ERRORS as error:
-        if classify(error) is Failure.BROKEN:
-            raise
-        raise _gone(error) from error
+    absent = await missing(connection, names, channels)
+    if absent:
+        raise TopologyMismatch(
+            f"The broker is not set up: it has no {' and no '.join(map(str, absent))}. Run “sendoff migrate”."
+        )
+
+
+async def check_set_up(connection: AbstractConnection, names: Names, channels: Sequence[str]) -> None:
+    """Checks that something of ours exists. What is missing beside it is declared or waited for later.
+
+    Raises:
+        TopologyMismatch: the broker has nothing of ours: it was never set up, or the prefix is wrong.
+        BrokerUnreachable: as `declare`.
+    """
+    if await missing(connection, names, channels) == _parts(names, channels):
+        raise TopologyMismatch(
+            f"The broker is not set up: it has no exchange and no queue of ours, such as"
+            f" “{names.exchange(routing.COMMANDS)}”. Run “sendoff migrate”, or see SENDOFF_QUEUE_PREFIX."
+        )
 
 
 class QueueDepth:
@@ -222,6 +261,30 @@ class AnswerQueues:
         return False
 
 
+async def _missing(connection: AbstractConnection, parts: Sequence[Part]) -> list[Part]:
+    absent: list[Part] = []
+    channel: AbstractAmqpChannel | None = None
+    try:
+        for part in parts:
+            if channel is None:
+                if connection.transport is None:
+                    raise BrokerUnreachable("The broker went out of reach.")
+                # aiormq's own, which nobody opens again when the broker closes it for a name that is missing.
+                channel = await connection.transport.connection.channel(publisher_confirms=False)
+            try:
+                if part.kind == "exchange":
+                    await channel.exchange_declare(part.name, passive=True)
+                else:
+                    await channel.queue_declare(part.name, passive=True)
+            except ChannelNotFoundEntity:
+                absent.append(part)
+                channel = None
+    finally:
+        if channel is not None:
+            await channel.close()
+    return absent
+
+
 def _gone(error: BaseException) -> BrokerUnreachable:
     return BrokerUnreachable(f"The broker went out of reach: {str(error) or type(error).__name__}")
 
@@ -229,3 +292,8 @@ def _gone(error: BaseException) -> BrokerUnreachable:
 def _queues(channels: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
     sends = {routing.send_queue(channel): (routing.SENDS, (channel,)) for channel in channels}
     return {**routing.BINDINGS, routing.CLAIMS_QUEUE: (routing.CLAIMS, tuple(channels)), **sends}
+
+
+def _parts(names: Names, channels: Sequence[str]) -> list[Part]:
+    exchanges = [Part("exchange", names.exchange(name)) for name in _EXCHANGES]
+    return exchanges + [Part("queue", names.queue(q)) for q in (*_queues(channels), routing.DEAD_QUEUE)]

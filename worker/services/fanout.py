@@ -16,7 +16,7 @@ import structlog
 
 from contracts import routing
 from contracts.sends import message_id
-from worker.amqp.messages import Outgoing
+from worker.amqp.messages import Outgoing, Unroutable
 from worker.db.failures import ERRORS
 from worker.db.retrying import Idempotent
 from worker.domain.failures import Busy, Stopped
@@ -41,6 +41,9 @@ _LOOK_EVERY: Final = 0.05
 
 _RELEASE_SECONDS: Final = 1
 """Seconds to end a lease early. Without this, another fan-out waits until the lease expires."""
+
+_SHUT_SECONDS: Final = 1
+"""Seconds without a page for a channel whose messages no queue takes."""
 
 _SHORTEST_IDLE: Final = 0.01
 """Seconds to wait at least: another fan-out may take the turn, and we must not ask in a tight loop."""
@@ -79,6 +82,13 @@ class Depth(Protocol):
         """Returns how many wait in a queue, by its full name; None if it is not known."""
 
 
+class Routes(Protocol):
+    """Keeps the queues there: `worker.amqp.routes.Routes`."""
+
+    def report(self, error: Unroutable) -> None:
+        """Takes the error of a message that no queue took."""
+
+
 class Waking(Protocol):
     """Wakes when a confirmation made new pages: `worker.db.listen.Wakener`."""
 
@@ -95,6 +105,8 @@ class FanoutParts:
 
     publisher: Publisher
     """Publishes the send messages."""
+    routes: Routes
+    """Is told of messages that no queue takes."""
     depth: Depth
     """Says how many messages the send queues hold."""
     wakener: Waking
@@ -139,6 +151,8 @@ class FanoutService:
         self._last = 0
         self._looked = -math.inf
         self._open: list[str] = []
+        self._shut: dict[str, float] = {}
+        """Until when nothing is published to a channel, since no queue took its messages."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Publishes pages until `stop`; it finishes the leased pages first."""
@@ -158,10 +172,19 @@ class FanoutService:
         """Publishes a leased page. If that fails for now, the lease is ended or expires.
 
         Raises:
-            Broken, Stopped, Unroutable: as the database and the publisher raise them.
+            Broken, Stopped, MessageRefused: as the database and the publisher raise them.
         """
         try:
             await self._publish(page)
+        except Unroutable as error:
+            # The page is kept where it is, so that it does not hold up the pages of other channels.
+            log.warning(
+                "page not published", delivery_id=page.delivery_id, page=page.page, because=str(error)
+            )
+            self._parts.routes.report(error)
+            self._shut[page.channel] = asyncio.get_running_loop().time() + _SHUT_SECONDS
+            self._looked = -math.inf
+            await self._release(page)
         except Busy:
             await self._release(page)
         except (asyncio.CancelledError, Stopped):
@@ -226,7 +249,8 @@ class FanoutService:
         """Returns our channels whose send queue is below its high-water mark, as far as the broker says."""
         now = asyncio.get_running_loop().time()
         if now - self._looked >= _LOOK_EVERY:
-            self._open = [channel for channel in self._limits.channels if await self._has_room(channel)]
+            reached = [c for c in self._limits.channels if self._shut.get(c, 0) <= now]
+            self._open = [channel for channel in reached if await self._has_room(channel)]
             self._looked = now
         return self._open
 

@@ -13,10 +13,12 @@ from tests.support.fakes import (
     FakeDepth,
     FakePublisher,
     FakeRetrying,
+    FakeRoutes,
     FakeWakener,
     counts,
     metrics,
 )
+from worker.amqp.messages import Unroutable
 from worker.db.pages import Page
 from worker.domain.failures import Broken, Busy, Stopped
 from worker.services.fanout import FanoutLimits, FanoutParts, FanoutService
@@ -144,11 +146,13 @@ class Setup:
     ) -> None:
         self.pages = pages or FakePages()
         self.publisher = publisher or FakePublisher()
+        self.routes = FakeRoutes()
         self.depth = FakeDepth({EMAIL: 0, NULL: 0})
         self.wakener = FakeWakener()
         self.metrics = metrics()
         parts = FanoutParts(
             publisher=self.publisher,
+            routes=self.routes,
             depth=self.depth,
             wakener=self.wakener,
             retrying=FakeRetrying(fails),
@@ -193,6 +197,23 @@ async def test_a_stop_while_the_broker_is_away_gives_the_lease_back_and_goes_on(
         await setup.service.handle(page(42))
     assert setup.pages.released == [page(42)]
     assert setup.pages.done == []
+
+
+async def test_a_page_that_no_queue_takes_is_reported_and_holds_up_no_other_channel() -> None:
+    class Publisher(FakePublisher):
+        async def publish(self, exchange: str, routing_key: str, messages: Any, **options: Any) -> None:
+            if routing_key == "email":
+                raise Unroutable("no queue")
+            await super().publish(exchange, routing_key, messages, **options)
+
+    lost = [page(delivery, channel="email") for delivery in range(1, 5)]
+    setup = Setup(FakePages([*lost, page(7)]), Publisher())
+    await setup.run()
+    assert sorted(setup.pages.released, key=lambda p: p.delivery_id) == lost
+    assert [str(error) for error in setup.routes.reported] == ["no queue"] * 4
+    assert setup.pages.done == [page(7)]
+    assert setup.pages.asked[-1].channels == ["null"]
+    assert setup.wakener.waited == [0.05]
 
 
 async def test_a_cancelled_page_gives_its_lease_back() -> None:

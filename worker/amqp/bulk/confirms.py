@@ -12,7 +12,7 @@ from worker.amqp.bulk.errors import ProtocolError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from worker.amqp.bulk.errors import ConnectionLost
+    from worker.amqp.bulk.errors import AmqpChannelClosed
     from worker.amqp.messages import Outgoing
 
 
@@ -39,7 +39,7 @@ class Flight:
     written_at: float
     finished: asyncio.Future[list[Outgoing]]
     returned: bool = False
-    refusal: ConnectionLost | None = None
+    refusal: AmqpChannelClosed | None = None
     _done: int = 0  # the broker has answered for so many of the first
     _ahead: set[int] = field(default_factory=set)  # answered tags behind an open one
     _refused: list[int] = field(default_factory=list)

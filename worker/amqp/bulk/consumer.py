@@ -18,9 +18,10 @@ from pamqp import commands
 from worker.amqp.buffer import Buffer
 from worker.amqp.bulk.connection import Events, connect
 from worker.amqp.bulk.encoding import acknowledgement
-from worker.amqp.bulk.errors import ConnectionLost
+from worker.amqp.bulk.errors import NOT_FOUND, AmqpChannelClosed, ConnectionLost
 from worker.amqp.bulk.keeper import Keeper
 from worker.amqp.ledger import Ledger
+from worker.amqp.messages import QueueMissing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -63,9 +64,15 @@ class BulkConsumer:
 
         Raises:
             BrokerUnreachable: there is no broker at the address, or it refuses our login.
-            AmqpChannelClosed: there is no such queue, or we may not consume it.
+            QueueMissing: there is no such queue.
+            AmqpChannelClosed: we may not consume it.
         """
-        await self._keeper.start()
+        try:
+            await self._keeper.start()
+        except AmqpChannelClosed as error:
+            if error.code == NOT_FOUND:
+                raise QueueMissing(str(error)) from error
+            raise
 
     async def present(self) -> bool:
         """Returns whether the broker delivers to this consumer now, for the readiness probe."""

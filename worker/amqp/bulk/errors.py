@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+NOT_FOUND: Final = 404
+"""AMQP's reply code: there is no such queue or exchange."""
+FORBIDDEN: Final = 403
+"""AMQP's reply code: the user lacks a permission."""
+
 
 class ConnectionLost(Exception):
     """The connection is lost; the message says why."""

@@ -11,10 +11,10 @@ from pamqp import commands
 from worker.amqp.bulk.confirms import Confirms
 from worker.amqp.bulk.connection import Events, connect
 from worker.amqp.bulk.encoding import publishes
-from worker.amqp.bulk.errors import AmqpChannelClosed, ConnectionLost
+from worker.amqp.bulk.errors import FORBIDDEN, NOT_FOUND, AmqpChannelClosed, ConnectionLost
 from worker.amqp.bulk.keeper import Keeper
-from worker.amqp.errors import RECONNECT_INTERVAL
-from worker.amqp.messages import Unroutable
+from worker.amqp.errors import RECONNECT_INTERVAL, BrokerForbids
+from worker.amqp.messages import MessageRefused, Unroutable
 from worker.domain.failures import Stopped
 from worker.lifecycle import wait_any
 
@@ -94,7 +94,9 @@ class BulkPublisher:
         """Publishes messages, as `worker.amqp.messages.Publisher` says.
 
         Raises:
-            Unroutable: no queue took one of them, or the broker refuses to publish there.
+            Unroutable: no queue took one of them, or there is no such exchange.
+            MessageRefused: the broker refuses one of them.
+            BrokerForbids: the broker user may not publish there.
             ValueError: a name, an identifier or headers are too long for AMQP; some may be published.
             ConnectionLost: the publisher was closed.
             Stopped: `stop` is set while the broker is away; some may be published.
@@ -116,7 +118,7 @@ class BulkPublisher:
                 raise Unroutable(f"No queue takes {exchange!r} with the key {routing_key!r}.")
             refusals = [flight.refusal for flight in flights if flight.refusal is not None]
             if refusals:
-                raise Unroutable(f"The broker refuses what is published to {exchange!r}: {refusals[0]}")
+                raise _refused(exchange, refusals[0])
             if again:
                 log.warning("publishing again", exchange=exchange, messages=len(again))
                 if self.connected:
@@ -156,6 +158,14 @@ class BulkPublisher:
                 raise Stopped("The process stops while the broker is away.")
             else:
                 await wait_any(self._changed, self._stop)
+
+
+def _refused(exchange: str, refusal: AmqpChannelClosed) -> Exception:
+    if refusal.code == NOT_FOUND:
+        return Unroutable(f"There is no exchange {exchange!r}: {refusal}.")
+    if refusal.code == FORBIDDEN:
+        return BrokerForbids(refusal)
+    return MessageRefused(f"The broker refuses what is published to {exchange!r}: {refusal}.")
 
 
 class _AmqpChannel(Events):

@@ -12,10 +12,11 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 import aiormq
+from aio_pika.exceptions import ChannelNotFoundEntity
 
 from worker.amqp.buffer import Buffer
 from worker.amqp.ledger import Ledger
-from worker.amqp.messages import Incoming
+from worker.amqp.messages import Incoming, QueueMissing
 from worker.amqp.pika.failures import ignoring_outage
 from worker.lifecycle import Background
 
@@ -55,13 +56,22 @@ class PikaConsumer:
         self._acker: Background
 
     async def start(self) -> None:
-        """Opens an AMQP channel and consumes."""
+        """Opens an AMQP channel and consumes.
+
+        Raises:
+            QueueMissing: there is no such queue.
+        """
         channel = self._connection.channel(publisher_confirms=False)
         self._channel = channel
         await self._channel.initialize()
         await self._channel.set_qos(prefetch_count=self._prefetch)
         # Declared passively, so that a reconnect restores the consumer and never changes the queue.
-        self._source = await self._channel.declare_queue(self.queue, passive=True)
+        try:
+            self._source = await self._channel.declare_queue(self.queue, passive=True)
+        except ChannelNotFoundEntity as error:
+            with ignoring_outage():
+                await self._channel.close()
+            raise QueueMissing(str(error)) from error
         self._acker = Background(self._acknowledger.run(), f"acknowledge {self.queue}")
         self._tag = await self._source.consume(self._take)
 

@@ -13,7 +13,7 @@ from aiormq.exceptions import ChannelAccessRefused
 
 from contracts.routing import CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
 from worker.amqp.errors import RECONNECT_INTERVAL, BrokerForbids
-from worker.amqp.messages import APP_ID, Unroutable
+from worker.amqp.messages import APP_ID, MessageRefused, Unroutable
 from worker.amqp.pika.connection import blocked
 from worker.amqp.pika.failures import classify
 from worker.domain.failures import Failure
@@ -77,7 +77,8 @@ class PikaPublisher:
         """Publishes messages, as `worker.amqp.messages.Publisher` says.
 
         Raises:
-            Unroutable: no queue took one of them, there is no such exchange, or the broker refuses a message.
+            Unroutable: no queue took one of them, or there is no such exchange.
+            MessageRefused: the broker refuses one of them.
             BrokerForbids: the broker user may not publish there.
             Stopped: `stop` is set while the broker is away; some may be published.
         """
@@ -94,16 +95,18 @@ class PikaPublisher:
             for message, result in zip(rest, results, strict=True):
                 if isinstance(result, PublishError):
                     raise Unroutable(f"No queue takes {exchange!r} with the key {routing_key!r}.") from result
-                if isinstance(result, ChannelNotFoundEntity):
-                    raise Unroutable(f"There is no exchange {exchange!r}: {result}") from result
+                if isinstance(result, ChannelNotFoundEntity) and f"'{exchange}'" in str(result):
+                    raise Unroutable(f"There is no exchange {exchange!r}: {result}.") from result
                 if isinstance(result, ChannelPreconditionFailed):
-                    raise Unroutable(
+                    raise MessageRefused(
                         f"The broker refuses what is published to {exchange!r}: {result}"
                     ) from result
                 if isinstance(result, ChannelAccessRefused):
                     raise BrokerForbids(result) from result
                 if isinstance(result, BaseException):
-                    if classify(result) is Failure.BROKEN:
+                    # A missing exchange closes the channel of all: of others the error says their name.
+                    others = isinstance(result, ChannelNotFoundEntity)
+                    if classify(result) is Failure.BROKEN and not others:
                         raise result
                     again.append(message)
                     fault = result
