@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -38,8 +38,7 @@ from worker.db.stats import Statistics
 from worker.db.tracking import TrackingLog
 from worker.domain.breaker import BreakerLimits
 from worker.domain.retry import Retries
-from worker.domain.servers import unprotected
-from worker.lifecycle import Watching, run_services, stop_on_signals
+from worker.lifecycle import Watching
 from worker.returned.keeping import Kept
 from worker.returned.opening import open_references, open_sources
 from worker.services.claims import PREFETCH as CLAIMS_PREFETCH
@@ -54,10 +53,9 @@ from worker.services.send import SendLimits, SendParts, SendService
 from worker.services.stats import StatsLimits, StatsParts, StatsService
 from worker.services.tracking import TrackingLimits, TrackingParts, TrackingService, open_machines
 from worker.telemetry.metrics import Metrics
-from worker.web.health import serving
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from worker.amqp.messages import Consumer, Publisher
     from worker.amqp.pika.connection import Broker
@@ -385,31 +383,3 @@ async def open_worker(
             owner,
             channels,
         )
-
-
-async def run(settings: Settings, services: Sequence[str], stop: asyncio.Event | None = None) -> None:
-    """Runs services until a signal, or until `stop` is set.
-
-    Args:
-        settings: The settings.
-        services: Names of `SERVICES`.
-        stop: A test sets it; signals set it too.
-
-    Raises:
-        What `open_worker` raises, AddressUnavailable, and ServiceDied.
-    """
-    stop = stop or asyncio.Event()
-    stop_on_signals(stop)
-    for server, because in unprotected(settings.database_url, settings.amqp_url).items():
-        log.warning("not protected on the way", server=server, because=because)
-    for because in settings.conflicts:
-        log.warning("settings do not fit together", because=because)
-    async with AsyncExitStack() as stack:
-        worker = await stack.enter_async_context(open_worker(settings, stop=stop))
-        running = [service for name in services for service in worker.build(name)]
-        if settings.http_port:
-            served = serving(settings.http_host, settings.http_port, worker.registry, worker.probes(stop))
-            await stack.enter_async_context(served)
-        log.info("running", services=[s.name for s in running], owner=worker.owner)
-        await run_services([*running, *worker.background()], stop, grace=settings.shutdown_grace)
-    log.info("stopped")

@@ -10,8 +10,8 @@ from typing import Annotated, Final
 import typer
 
 from worker.bootstrap import ON_REQUEST, SERVICES
-from worker.bootstrap import run as run_worker
 from worker.cli.common import explained_outages
+from worker.running import run as run_worker
 from worker.settings import read_settings
 from worker.telemetry import logs
 
