@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
-import secrets
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
@@ -26,15 +24,15 @@ from worker.amqp.dead import Letter
 from worker.amqp.reports import Report, Reports
 from worker.channels.contents import Contents
 from worker.channels.protocol import ChannelUnreachable, Granted
+from worker.channels.reaching import Reaching
 from worker.db.audiences import why_absent
-from worker.db.hand_over import Claimed, HandOvers, Right, seconds_since_boot
+from worker.db.holding import Holding
 from worker.db.retrying import Idempotent, Unstorable
 from worker.domain.audience import address_key
 from worker.domain.content import ContentInvalid
-from worker.domain.failures import NO_MESSAGES_FAULT, Busy, Failure, Stopped
+from worker.domain.failures import NO_MESSAGES_FAULT, Busy, Stopped
 from worker.domain.verdicts import Failed, Unsure, Withheld, result_of
 from worker.domain.window import ClaimWindow
-from worker.lifecycle import pause, unless_stopped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -42,40 +40,14 @@ if TYPE_CHECKING:
     from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
     from worker.channels.protocol import Channel, HandOver
+    from worker.db.holding import Claims, Held
     from worker.db.retrying import Retrying
     from worker.domain.verdicts import Verdict
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
-_SHORTEST_PAUSE: Final = 0.25
-_LONGEST_PAUSE: Final = 10.0
-
-_SAFE_SHARE: Final = 0.9
-"""Share of a lease. After this time no send is begun; the rest of the lease is for sends under way."""
-
 _read = TypeAdapter(Send).validator.validate_json
-
-
-class Claims(Protocol):
-    """The claims in the database: `worker.db.accounts.Accounts`, which says what each method does."""
-
-    async def claim(
-        self,
-        delivery_id: int,
-        asked: Mapping[int, tuple[int, str]],
-        token: int,
-        *,
-        lease: float,
-        handed_over: bool = False,
-    ) -> set[int]:
-        """Claims recipients."""
-
-    async def hand_over(self, delivery_id: int, claims: Mapping[int, int], *, margin: float) -> set[int]:
-        """Marks claims as handed over."""
-
-    async def give_back(self, delivery_id: int, claims: Mapping[int, int], *, in_hand: bool = False) -> int:
-        """Undoes claims that were not handed over."""
 
 
 class Sizes(Protocol):
@@ -152,7 +124,14 @@ class SendService:
         least = limits.batch if self._at_once is None else 2 * self._at_once
         self._window = ClaimWindow(least, limits.batch)
         self._contents = Contents(parts.channel, self._read_content)
-        self._hand_overs = HandOvers(self._mark, self._at_once or 0)
+        self._holding = Holding(
+            parts.claims,
+            parts.database,
+            lease=limits.claim_lease,
+            result_lease=limits.result_lease,
+            at_most=self._at_once,
+        )
+        self._reaching = Reaching(parts.channel, parts.channel_name)
         self._reports = Reports(
             parts.publisher,
             parts.exchange,
@@ -161,9 +140,12 @@ class SendService:
         self._sending: set[asyncio.Task[None]] = set()
         self._freed = asyncio.Event()
         self._consumer: Consumer | None = None
-        self.unreachable = ""
-        """Why nothing can be sent over the channel now; empty if the channel works."""
         self._metrics.sends_in_flight.labels(parts.channel_name).set_function(lambda: len(self._sending))
+
+    @property
+    def unreachable(self) -> str:
+        """Why nothing can be sent over the channel now; empty if the channel works."""
+        return self._reaching.unreachable
 
     async def consuming(self) -> bool:
         """Returns whether the broker delivers to this sender now."""
@@ -174,12 +156,12 @@ class SendService:
         async with asyncio.TaskGroup() as group:
             background = [
                 group.create_task(self._reports.run()),
-                group.create_task(self._hand_overs.run()),
+                group.create_task(self._holding.run()),
                 group.create_task(self._stop_waiting(stop)),
             ]
             with contextlib.suppress(Stopped):
                 while not stop.is_set():
-                    await self._reach(stop)
+                    await self._reaching.reach(stop)
                     await self._consume(stop, group)
             while self._sending:
                 await asyncio.wait(self._sending)
@@ -251,60 +233,16 @@ class SendService:
         for delivery_id, asked in sorted(by_delivery.items()):
             if not asked:
                 continue
-            await self._reach(stop, self._limits.patience)
+            await self._reaching.reach(stop, self._limits.patience)
             await self._send_granted(delivery_id, asked, stop, group)
-
-    async def _reach(self, stop: asyncio.Event, patience: float | None = None) -> None:
-        """Waits for the channel before any claim, so that recipients lose no attempt in an outage.
-
-        It also waits for a channel that refuses us: other services do not need this channel.
-
-        Args:
-            stop: Ends the wait.
-            patience: The most seconds to wait; None for no limit.
-
-        Raises:
-            ChannelUnreachable: the channel was unreachable for `patience` seconds.
-            Stopped: `stop` is set.
-        """
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        wait = _SHORTEST_PAUSE
-        while not stop.is_set():
-            try:
-                await unless_stopped(stop, self._parts.channel.ready())
-            except ChannelUnreachable as error:
-                if not self.unreachable:
-                    log.warning(
-                        "channel refuses us, waiting"
-                        if error.failure is Failure.BROKEN
-                        else "channel out of reach, waiting",
-                        channel=self._parts.channel_name,
-                        because=str(error),
-                    )
-                self.unreachable = str(error)
-                if patience is not None and loop.time() - began >= patience:
-                    raise
-                wait = min(2 * wait, _LONGEST_PAUSE)
-                await pause(stop, wait * random.uniform(0.5, 1))  # noqa: S311 - not all at once
-            else:
-                if self.unreachable:
-                    log.info("channel is back", channel=self._parts.channel_name)
-                self.unreachable = ""
-                return
-        raise Stopped("The process stops, and nothing more is claimed.")
 
     async def _send_granted(
         self, delivery_id: int, asked: dict[int, _Asked], stop: asyncio.Event, group: asyncio.TaskGroup
     ) -> None:
         wanted = {r: (a.send.attempt, address_key(a.send.address)) for r, a in asked.items()}
-        token = secrets.randbits(63)
-        begun = seconds_since_boot()
         try:
-            granted = await self._claim(delivery_id, wanted, token)
-        except (Busy, Unstorable) as error:
-            # Refused, so that other messages go on: the scheduler opens the page again. The database can
-            # refuse only the key of a claim, when several senders claim the same recipient now.
+            granted = await self._claim(delivery_id, wanted)
+        except (Busy, Unstorable) as error:  # other messages go on: the scheduler opens the page again
             log.warning("claims refused", delivery_id=delivery_id, messages=len(wanted), because=str(error))
             self._metrics.sends_refused.labels(self._parts.channel_name).inc(len(wanted))
             self._reports.add([Report(a.consumer, a.message, None) for a in asked.values()])
@@ -323,33 +261,24 @@ class SendService:
             compiled = await self._contents.compiled(delivery_id)
         except Busy as busy:
             compiled = busy  # for this batch only
-        ordered = [asked[recipient] for recipient in sorted(granted)]
         if self._at_once is None:
             now = datetime.now(UTC)
-            tried = [(one, await self._try(compiled, one.send, Granted())) for one in ordered]
+            tried = [(asked[r], await self._try(compiled, asked[r].send, Granted())) for r in granted]
             self._reports.add(
                 [Report(a.consumer, a.message, result_of(a.send, verdict, now)) for a, verdict in tried]
             )
             return
-        until = begun + _SAFE_SHARE * self._limits.claim_lease
-        for one in ordered:
-            claimed = Claimed(delivery_id, one.send.recipient, token)
+        for recipient, held in granted.items():
+            one = asked[recipient]
             task = group.create_task(
-                self._try_and_report(compiled, one, claimed, until, stop),
-                name=f"send {one.message.message_id}",
+                self._try_and_report(compiled, one, held, stop), name=f"send {one.message.message_id}"
             )
             self._sending.add(task)
             task.add_done_callback(self._free)
 
-    async def _claim(self, delivery_id: int, wanted: dict[int, tuple[int, str]], token: int) -> set[int]:
-        at_once = self._at_once is None
-        lease = self._limits.result_lease if at_once else self._limits.claim_lease
-        claiming = Idempotent(
-            lambda: self._parts.claims.claim(delivery_id, wanted, token, lease=lease, handed_over=at_once)
-        )
+    async def _claim(self, delivery_id: int, wanted: dict[int, tuple[int, str]]) -> dict[int, Held]:
         with self._metrics.claim_seconds.time():
-            granted: set[int] = await self._parts.database.until_done(claiming, "claiming recipients")
-        return granted
+            return await self._holding.claim(delivery_id, wanted)
 
     def _free(self, task: asyncio.Task[None]) -> None:
         self._sending.discard(task)
@@ -362,76 +291,53 @@ class SendService:
         found = await self._parts.database.until_done(reading, "reading the content")
         return found
 
-    async def _mark(self, delivery_id: int, claims: Mapping[int, int]) -> set[int]:
-        margin = (1 - _SAFE_SHARE) * self._limits.claim_lease
-        marking = Idempotent(lambda: self._parts.claims.hand_over(delivery_id, claims, margin=margin))
-        try:
-            marked: set[int] = await self._parts.database.until_done(marking, "marking hand-overs")
-        except (Busy, Stopped) as error:  # a stop too: what is with the relay already is still to be reported
-            log.warning("not handed over", delivery_id=delivery_id, claims=len(claims), because=str(error))
-            return set()
-        return marked
-
     async def _try_and_report(
         self,
         compiled: Any,  # noqa: ANN401 - each channel's own
         one: _Asked,
-        claimed: Claimed,
-        until: float,
+        held: Held,
         stop: asyncio.Event,
     ) -> None:
-        right = Right(self._hand_overs, claimed, until)
+        right = self._holding.right(held)
         verdict = await self._try(compiled, one.send, right)
         while isinstance(verdict, Failed) and verdict.waits:
-            await self._give_back(claimed, in_hand=True)
+            await self._holding.give_back(held, in_hand=True)
             right.end()  # nobody is in doubt any more
             again = await self._claim_again(one, stop)
             if again is None:
                 return
-            claimed, until = again
-            right = Right(self._hand_overs, claimed, until)
+            held, right = again, self._holding.right(again)
             verdict = await self._try(compiled, one.send, right)
         if isinstance(verdict, Withheld):
-            await self._give_back(claimed)
+            await self._holding.give_back(held)
         result = result_of(one.send, verdict, datetime.now(UTC))
         self._reports.add([Report(one.consumer, one.message, result, right.end)])
 
-    async def _claim_again(self, one: _Asked, stop: asyncio.Event) -> tuple[Claimed, float] | None:
+    async def _claim_again(self, one: _Asked, stop: asyncio.Event) -> Held | None:
         """Claims an attempt that was given back, when the channel is ready again.
 
         So a pause, a stop or the end of the validity holds for those who wait too, and nobody loses an
         attempt. The message stays in hand: to publish its page again would double all that is queued.
 
         Returns:
-            The claim, and until when it may be handed over. None if there is none: then the message is
-            reported, or goes back to the queue because the process stops.
+            The claim. None if there is none: then the message is reported, or goes back to the queue because
+            the process stops.
         """
         try:
-            await self._reach(stop)
+            await self._reaching.reach(stop)
         except Stopped:
             return None
-        send, token, begun = one.send, secrets.randbits(63), seconds_since_boot()
-        wanted = {send.recipient: (send.attempt, address_key(send.address))}
+        send, granted = one.send, {}
         try:
-            granted = await self._claim(send.delivery_id, wanted, token)
+            granted = await self._claim(
+                send.delivery_id, {send.recipient: (send.attempt, address_key(send.address))}
+            )
         except (Busy, Unstorable) as error:
             log.warning("claims refused", delivery_id=send.delivery_id, messages=1, because=str(error))
-            granted = set()
-        if send.recipient not in granted:
+        if not granted:
             self._metrics.sends_refused.labels(self._parts.channel_name).inc()
             self._reports.add([Report(one.consumer, one.message, None)])
-            return None
-        until = begun + _SAFE_SHARE * self._limits.claim_lease
-        return Claimed(send.delivery_id, send.recipient, token), until
-
-    async def _give_back(self, claimed: Claimed, *, in_hand: bool = False) -> None:
-        """Undoes a claim, so that another sender can take it before its lease expires."""
-        claims = {claimed.recipient: claimed.token}
-        giving = Idempotent(
-            lambda: self._parts.claims.give_back(claimed.delivery_id, claims, in_hand=in_hand)
-        )
-        with contextlib.suppress(Busy, Stopped):  # the lease expires by itself too
-            await self._parts.database.until_done(giving, "giving a claim back")
+        return granted.get(send.recipient)
 
     async def _try(self, compiled: Any, send: Send, right: HandOver) -> Verdict:  # noqa: ANN401 - as above
         if isinstance(compiled, ContentInvalid):

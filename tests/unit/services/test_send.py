@@ -11,12 +11,11 @@ from contracts.results import BounceKind, BounceReason, Fault
 from tests.support.fakes import SilentPublisher, counts, incoming
 from tests.support.fakes_send import LIMITS, RELAY, Setup, Tried, wanted
 from tests.support.stack import until
-from worker.db import hand_over
+from worker.db import hand_over, holding
 from worker.db.retrying import Unstorable
 from worker.domain.failures import Broken, Busy
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure, Withheld
 from worker.lifecycle import beside
-from worker.services import send
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -187,7 +186,7 @@ async def test_nine_tenths_of_a_lease_count_from_before_the_claim(
     spent: float, monkeypatch: pytest.MonkeyPatch, *, expired: bool
 ) -> None:
     clock = [100.0]
-    for module in (send, hand_over):
+    for module in (holding, hand_over):
         monkeypatch.setattr(module, "seconds_since_boot", lambda: clock[0])
     setup = Setup(wanted(1, 4), concurrency=RELAY)
     claim = setup.claims.claim

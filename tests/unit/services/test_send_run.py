@@ -10,10 +10,10 @@ import pytest
 from tests.support.fakes import FakeConsumer
 from tests.support.fakes_send import RELAY, FakeClaims, OpenConsumer, Setup, wanted
 from tests.support.stack import until
+from worker.channels import reaching
 from worker.channels.protocol import ChannelUnreachable
 from worker.domain.failures import Failure, Stopped
 from worker.lifecycle import beside
-from worker.services import send
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -24,8 +24,8 @@ REFUSED = ChannelUnreachable("The relay refused the login.", Failure.BROKEN)
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(send, "_SHORTEST_PAUSE", 0.001)
-    monkeypatch.setattr(send, "_LONGEST_PAUSE", 0.001)
+    monkeypatch.setattr(reaching, "_SHORTEST_PAUSE", 0.001)
+    monkeypatch.setattr(reaching, "_LONGEST_PAUSE", 0.001)
 
 
 def is_true(condition: Callable[[], object]) -> Callable[[], Awaitable[object]]:
@@ -174,8 +174,8 @@ async def test_a_stop_waits_for_no_channel(monkeypatch: pytest.MonkeyPatch, *, h
     if hangs:
         monkeypatch.setattr(setup.channel, "ready", never)
     else:
-        monkeypatch.setattr(send, "_LONGEST_PAUSE", 3600)
-        monkeypatch.setattr(send, "_SHORTEST_PAUSE", 3600)
+        monkeypatch.setattr(reaching, "_LONGEST_PAUSE", 3600)
+        monkeypatch.setattr(reaching, "_SHORTEST_PAUSE", 3600)
     async with beside(setup.run(), "send") as running:
         await until(is_true(lambda: asked.is_set() or setup.channel.asked))
         setup.stop.set()
