@@ -260,7 +260,11 @@ class Worker:
             batch=s.result_batch,
             age=s.result_batch_age,
             breaker=BreakerLimits(
-                s.breaker_minimum, s.breaker_hard_bounce_pct, s.breaker_error_pct, s.breaker_refused_pct
+                s.breaker_minimum,
+                s.breaker_hard_bounce_pct,
+                s.breaker_error_pct,
+                s.breaker_refused_pct,
+                s.breaker_domain_refused_pct,
             ),
             retries=Retries(s.retry_delays, s.max_attempts),
         )

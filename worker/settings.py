@@ -185,6 +185,8 @@ class Settings(BaseSettings):
     """A delivery pauses itself when more percent of the attempted are errors; 0 for no limit."""
     breaker_refused_pct: Annotated[float, Field(ge=0, le=100)] = 10
     """It pauses itself when more percent of the attempted are refused for a sender's fault; 0: no limit."""
+    breaker_domain_refused_pct: Annotated[float, Field(ge=0, le=100)] = 50
+    """The same for the attempted at one domain of the recipients; 0 for no limit."""
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 4
     """Attempts for one recipient of a delivery that has no limit of its own; 1 for no retries."""
     retry_delays: Annotated[tuple[_Delay, ...], Field(min_length=1, max_length=100), NoDecode] = (

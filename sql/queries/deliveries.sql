@@ -110,8 +110,8 @@ SELECT d.running, k.pending + k.sending + k.retrying <= 0 AS complete, d.breaker
        coalesce(d.hard_bounce_pct, :hard_bounce_pct) AS hard_bounce_pct, coalesce(d.error_pct, :error_pct) AS error_pct,
        coalesce(d.refused_pct, :refused_pct) AS refused_pct,
        (k.sent + k.bounced + k.errors)::int AS attempted, k.bounced_hard::int AS bounced_hard, k.errors::int AS errors,
-       CASE WHEN d.running AND d.breaker_tripped_at IS NULL AND coalesce(d.refused_pct, :refused_pct) > 0
-                 AND k.bounced_soft > 0
+       CASE WHEN d.running AND d.breaker_tripped_at IS NULL AND k.bounced_soft > 0
+                 AND (coalesce(d.refused_pct, :refused_pct) > 0 OR :by_domain::boolean)
             THEN (SELECT count(*)::int FROM sendoff.outcome o
                   WHERE o.delivery_id = :delivery_id AND o.fault = 'sender' AND o.status = 'bounced_soft')
             ELSE 0 END AS refused
@@ -125,14 +125,31 @@ SET breaker_tripped_at = now(), spares_refused = :spares_refused
 WHERE delivery_id = :delivery_id;
 
 -- name: read_refusing_domains
--- The domains at which most recipients were refused for a fault of the sender.
-SELECT lower(split_part(r.address, '@', 2)) AS domain, count(*)::int AS refused
-FROM sendoff.outcome o
-JOIN sendoff.recipient r ON r.delivery_id = :delivery_id AND r.recipient = o.recipient
-WHERE o.delivery_id = :delivery_id AND o.fault = 'sender' AND o.status = 'bounced_soft' AND r.address LIKE '%@%'
-GROUP BY domain
-ORDER BY refused DESC, domain
-LIMIT :domains;
+-- The domains at which at least :least recipients were refused for a fault of the sender, and how many were attempted
+-- there. The refused are found by their index; the attempted are counted over the delivery.
+WITH refused AS MATERIALIZED (
+    SELECT p.numbers[1 + (o.recipient - 1) % 1000] AS number, count(*)::int AS refused
+    FROM sendoff.outcome o
+    JOIN sendoff.domain_page p ON p.delivery_id = :delivery_id AND p.page = (o.recipient - 1) / 1000
+    WHERE o.delivery_id = :delivery_id AND o.fault = 'sender' AND o.status = 'bounced_soft'
+    GROUP BY 1
+    HAVING count(*) >= :least
+    ORDER BY 2 DESC
+    LIMIT :domains
+), attempted AS (
+    SELECT p.numbers[1 + (o.recipient - 1) % 1000] AS number, count(*)::int AS attempted
+    FROM sendoff.outcome o
+    JOIN sendoff.domain_page p ON p.delivery_id = :delivery_id AND p.page = (o.recipient - 1) / 1000
+    WHERE o.delivery_id = :delivery_id AND EXISTS (SELECT FROM refused)
+      AND o.status IN ('sent', 'bounced_hard', 'bounced_soft', 'bounced_ignored', 'error')
+    GROUP BY 1
+)
+SELECT d.domain, a.attempted, r.refused
+FROM refused r
+JOIN attempted a ON a.number = r.number
+JOIN sendoff.delivery_domain d ON d.delivery_id = :delivery_id AND d.number = r.number
+WHERE d.domain <> ''
+ORDER BY r.refused DESC, d.domain;
 
 -- name: read_due_deliveries
 -- Confirmed deliveries whose contact date has come.

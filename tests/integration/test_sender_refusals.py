@@ -158,7 +158,9 @@ async def test_an_attempt_that_was_refused_for_our_fault_does_not_count(stack: S
     ]
 
 
-@pytest.mark.parametrize("off", [{"breaker_minimum": 0}, {"breaker_refused_pct": 0}])
+@pytest.mark.parametrize(
+    "off", [{"breaker_minimum": 0}, {"breaker_refused_pct": 0, "breaker_domain_refused_pct": 0}]
+)
 async def test_a_limit_of_0_lets_refusals_of_the_sender_pass(stack: Stack, off: dict[str, int]) -> None:
     number = await stack.prepare(150)
     async with stack.running(channel=Refusing(), tick=0.05, **off):
@@ -168,7 +170,8 @@ async def test_a_limit_of_0_lets_refusals_of_the_sender_pass(stack: Stack, off: 
 
 async def test_a_deliverys_own_limit_stands_before_the_setting(stack: Stack) -> None:
     number = await stack.prepare(150, extra="[limits]\nrefused_pct = 60")
-    async with stack.running(channel=Refusing(2), tick=0.05, breaker_refused_pct=1):
+    off = {"breaker_refused_pct": 1, "breaker_domain_refused_pct": 0}
+    async with stack.running(channel=Refusing(2), tick=0.05, **off):
         await stack.confirm(number)
         assert (await stack.finished(number))["bounced_soft"] == 75
 
@@ -182,3 +185,36 @@ async def test_a_stop_leaves_those_who_were_given_back_with_their_refusal(stack:
         row = await until(lambda: counted(stack, number, bounced_soft=110, cancelled=10, retrying=0))
     assert row["state"] == "stopped"
     assert set(await statuses(stack, number)) == {"bounced", "cancelled"}
+
+
+async def test_one_domain_that_refuses_the_sender_pauses_the_delivery_by_its_own_share(stack: Stack) -> None:
+    some = [f"u{n}@small.example" if n % 10 == 0 else f"u{n}@big.example" for n in range(1, 2_001)]
+    number = await stack.prepare(some)
+    async with stack.running("confirm", "results"):
+        await stack.confirm(number)
+        small = range(10, 2_001, 10)
+        # 99 are too few to judge by, and 10 % of all are no more than the delivery's limit.
+        for first in (1, 1_000):
+            await publish(stack, "sent", [result(number, r) for r in range(first, first + 999) if r % 10])
+        await publish(stack, "bounce", [refused(number, r) for r in small[:99]])
+        row = await until(lambda: counted(stack, number, bounced_soft=99))
+        assert row["state"] == "in_progress"
+        await publish(stack, "bounce", [refused(number, r) for r in small[99:125]])
+        await stack.finished(number, "paused")
+        row = await until(lambda: counted(stack, number, bounced_soft=0))
+        assert row["retrying"] >= 100
+    (pause,) = await stack.rows(
+        "SELECT reason, figures::text FROM sendoff.delivery_transition WHERE to_state = 'paused'"
+    )
+    assert "100 % of " in pause["reason"]
+    assert "attempted at small.example, limit 50 %" in pause["reason"]
+    assert json.loads(pause["figures"])["refused_limit_pct"] == 10
+
+
+async def test_a_small_share_of_a_domain_lets_the_delivery_go_on(stack: Stack) -> None:
+    number = await confirmed(stack, 2_000)
+    async with stack.running("confirm", "results", breaker_refused_pct=0):
+        await publish(stack, "sent", [result(number, r) for r in range(1, 151)])
+        await publish(stack, "bounce", [refused(number, r) for r in range(151, 301)])
+        row = await until(lambda: counted(stack, number, bounced_soft=150))
+        assert row["state"] == "in_progress"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from worker.domain.breaker import BreakerLimits, Tally, judge
+from worker.domain.breaker import BreakerLimits, Refusing, Tally, judge, judge_domains
 
 COUNTS = st.integers(0, 5_000)
 PERCENT = st.integers(0, 100)
@@ -105,8 +105,39 @@ def test_the_breaker_waits_for_its_minimum_trips_above_its_limits_and_is_off_at_
 def test_the_reason_names_the_domains_that_refuse_us() -> None:
     tripped = judge(Tally(200, 0, 0, 90), BreakerLimits(100, 10, 20, 10))
     assert tripped is not None
-    assert tripped.at_domains([("example.org", 80), ("example.net", 10)]).reason == (
+    refusing = [Refusing("example.org", 90, 80), Refusing("example.net", 30, 10)]
+    assert tripped.at_domains(refusing).reason == (
         "The circuit breaker paused it: refusals that blame the sender 45 % of 200 attempted, limit 10 %;"
         " most at example.org (80), example.net (10)."
     )
     assert tripped.at_domains([]) is tripped
+
+
+@pytest.mark.parametrize(
+    ("refusing", "words"),
+    [
+        ([Refusing("example.org", 100, 51)], "51 % of 100 attempted at example.org, limit 50 %."),
+        ([Refusing("example.org", 100, 50)], None),
+        ([Refusing("example.org", 99, 99)], None),
+        (
+            [
+                Refusing("a.example", 200, 200),
+                Refusing("b.example", 200, 100),
+                Refusing("c.example", 100, 60),
+            ],
+            "100 % of 200 attempted at a.example, limit 50 %; refusals that blame the sender 60 % of 100",
+        ),
+        ([], None),
+    ],
+)
+def test_a_domain_that_refuses_us_too_often_trips_the_breaker(
+    refusing: list[Refusing], words: str | None
+) -> None:
+    tally, limits = Tally(5_000, 0, 0, 400), BreakerLimits(100, 10, 20, 10, 50)
+    tripped = judge_domains(tally, limits, refusing)
+    assert (tripped is not None) == (words is not None)
+    if tripped is not None and words is not None:
+        assert words in tripped.reason
+        assert (tripped.by_sender, tripped.figures.refused) == (True, 400)
+    assert judge_domains(tally, BreakerLimits(0, 10, 20, 10, 50), refusing) is None
+    assert judge_domains(tally, BreakerLimits(100, 10, 20, 10, 0), refusing) is None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from contracts.events import Figures
 
@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-_REFUSED = "refusals that blame the sender"
+_REFUSED: Final = "refusals that blame the sender"
+_DOMAINS_NAMED: Final = 3
+"""So many of the domains that refuse us are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class BreakerLimits:
     """The allowed share of errors, in percent of the attempted."""
     refused_pct: float
     """The allowed share of refusals that blame the sender, in percent of the attempted."""
+    domain_refused_pct: float = 0
+    """The same at one domain, where the minimum was attempted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,16 @@ class Tally:
     """Refused for a fault of the sender, and not tried again by themselves."""
 
 
+class Refusing(NamedTuple):
+    """A domain that refuses us."""
+
+    domain: str
+    attempted: int
+    """Its recipients that are sent, bounced or errors."""
+    refused: int
+    """Those of them who were refused for a fault of the sender."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tripped:
     """The breaker trips: a sentence for people, and the figures for programs."""
@@ -49,9 +63,9 @@ class Tripped:
     by_sender: bool = False
     """Whether refusals that blame the sender tripped it: those who were refused can be tried again."""
 
-    def at_domains(self, refused: Sequence[tuple[str, int]]) -> Tripped:
+    def at_domains(self, refusing: Sequence[Refusing]) -> Tripped:
         """Names the domains that refuse us most, each with the number of recipients."""
-        named = ", ".join(f"{domain} ({count})" for domain, count in refused)
+        named = ", ".join(f"{one.domain} ({one.refused})" for one in refusing[:_DOMAINS_NAMED])
         if not named:
             return self
         return replace(self, reason=f"{self.reason.removesuffix('.')}; most at {named}.")
@@ -75,12 +89,41 @@ def judge(tally: Tally, limits: BreakerLimits) -> Tripped | None:
         (_REFUSED, tally.refused, limits.refused_pct),
     )
     passed = {
-        name: f"{name} {_pct(count, tally.attempted):g} % of {tally.attempted} attempted, limit {limit:g} %"
+        name: _share(name, count, tally.attempted, "", limit)
         for name, count, limit in shares
         if limit and 100 * count > limit * tally.attempted
     }
     if not passed:
         return None
+    return _tripped(list(passed.values()), tally, limits, by_sender=_REFUSED in passed)
+
+
+def judge_domains(tally: Tally, limits: BreakerLimits, refusing: Sequence[Refusing]) -> Tripped | None:
+    """Returns whether a domain refuses the sender too often. A share at the limit is allowed.
+
+    Args:
+        tally: The outcomes so far.
+        limits: The delivery's limits.
+        refusing: The domains that refuse most.
+
+    Returns:
+        None if it does not trip.
+    """
+    limit = limits.domain_refused_pct
+    passed = [
+        _share(_REFUSED, one.refused, one.attempted, f" at {one.domain}", limit)
+        for one in refusing
+        if limits.minimum and one.attempted >= limits.minimum and limit
+        if 100 * one.refused > limit * one.attempted
+    ]
+    return _tripped(passed[:_DOMAINS_NAMED], tally, limits, by_sender=True) if passed else None
+
+
+def _share(name: str, count: int, attempted: int, where: str, limit: float) -> str:
+    return f"{name} {_pct(count, attempted):g} % of {attempted} attempted{where}, limit {limit:g} %"
+
+
+def _tripped(shares: list[str], tally: Tally, limits: BreakerLimits, *, by_sender: bool) -> Tripped:
     figures = Figures(
         attempted=tally.attempted,
         bounced_hard=tally.bounced_hard,
@@ -93,8 +136,7 @@ def judge(tally: Tally, limits: BreakerLimits) -> Tripped | None:
         refused_pct=_pct(tally.refused, tally.attempted),
         refused_limit_pct=limits.refused_pct,
     )
-    reason = f"The circuit breaker paused it: {'; '.join(passed.values())}."
-    return Tripped(reason, figures, by_sender=_REFUSED in passed)
+    return Tripped(f"The circuit breaker paused it: {'; '.join(shares)}.", figures, by_sender=by_sender)
 
 
 def _pct(count: int, of: int) -> float:
