@@ -187,10 +187,13 @@ LIMIT 100;
 
 -- name: read_complete_deliveries
 -- All at once: a question for each running delivery would take a scheduler of a thousand deliveries a tick and more.
+-- With soft bounces it waits two seconds for whoever recorded the last results: the circuit breaker may trip by them,
+-- and a finished delivery cannot be resumed.
 SELECT d.delivery_id
 FROM sendoff.delivery_record d
 JOIN sendoff.deployment k ON k.delivery_id = d.delivery_id
 WHERE d.running AND NOT d.ending_retries AND k.pending + k.sending + k.retrying <= 0
+  AND (k.bounced_soft = 0 OR d.breaker_tripped_at IS NOT NULL OR k.updated_at < now() - interval '2 seconds')
 ORDER BY d.delivery_id;
 
 -- name: read_confirmed_delivery

@@ -11,11 +11,13 @@ import pytest
 from contracts import routing
 from contracts.results import Bounce, BounceKind, BounceReason, Fault
 from tests.support.channels import Counting
+from tests.support.database import change
 from tests.support.deliveries import confirmed
 from tests.support.events import PAUSED, heard, listener
 from tests.support.results import drained, result
 from tests.support.stack import until
 from worker.db.accounts import Accounts
+from worker.db.deliveries import Deliveries
 from worker.domain.outcomes import facts
 from worker.domain.retry import Retries
 from worker.domain.verdicts import Accepted, Bounced
@@ -218,3 +220,28 @@ async def test_a_small_share_of_a_domain_lets_the_delivery_go_on(stack: Stack) -
         await publish(stack, "bounce", [refused(number, r) for r in range(151, 301)])
         row = await until(lambda: counted(stack, number, bounced_soft=150))
         assert row["state"] == "in_progress"
+
+
+async def test_the_scheduler_leaves_a_complete_delivery_to_the_breaker_first(stack: Stack) -> None:
+    number = await confirmed(stack, 120)
+    await stack.finished(number, "in_progress")
+    at = datetime.now(UTC)
+    rejected = {
+        r: facts(
+            Bounce(
+                delivery_id=number,
+                recipient=r,
+                attempt=1,
+                at=at,
+                kind=BounceKind.SOFT,
+                status="5.7.1",
+                fault=Fault.SENDER,
+            )
+        )
+        for r in range(1, 121)
+    }
+    assert await Accounts(stack.db).record(number, rejected, Retries((60,), 4)) == 120
+    assert await Deliveries(stack.db).complete() == []
+    await change(stack, "UPDATE sendoff.delivery_counter SET updated_at = updated_at - interval '3 s'")
+    await change(stack, "UPDATE sendoff.delivery_record SET updated_at = updated_at - interval '3 s'")
+    assert await Deliveries(stack.db).complete() == [number]
