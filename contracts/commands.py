@@ -47,6 +47,9 @@ class Reason(StrEnum):
     """The preparation left no recipient."""
     WRONG_STATE = "wrong_state"
     """The delivery's state does not allow the command."""
+    AWAITING_APPROVAL = "awaiting_approval"
+    """The delivery is not started: it needs the OK of two operators, and this is the first, which is
+    recorded, or the same operator's again."""
     PUBLISHER_NOT_ALLOWED = "publisher_not_allowed"
     """Its broker user may not publish commands, or its token is missing, invalid or another operator's."""
     MALFORMED = "malformed"
@@ -110,6 +113,19 @@ class Wave(Message):
     """How long after the start they are due (ISO 8601 duration); null if `due_at` says it."""
 
 
+class SecondApproval(Message):
+    """That a delivery needs the OK of two operators, and who gave the first."""
+
+    above: Count
+    """A delivery to more recipients than this needs two."""
+    first_by: Name | None = None
+    """The operator who gave the first; null if the next OK will be the first."""
+    first_at: Instant | None = None
+    """When it was given; null without a first."""
+    first_until: Instant | None = None
+    """When it lapses, unless another operator gives the second before; null without a first."""
+
+
 class Summary(Message):
     """What a person must see before the definitive confirmation."""
 
@@ -139,6 +155,8 @@ class Summary(Message):
     """How late it may start before it is skipped (ISO 8601 duration); null for no limit."""
     messages_per_hour: Annotated[int, Field(ge=1)] | None = None
     """The limit of its throughput; null for none."""
+    second_approval: SecondApproval | None = None
+    """That two operators must confirm it, and who has; null if one OK starts it."""
 
 
 class Reply(Message):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from contracts.commands import Reason
 from contracts.states import State
 from worker.domain.states import MOVES, OVER, RUNNING, UNDER_WAY
 
@@ -19,6 +20,9 @@ _HEAD = """\
 Drawn from `worker/domain/states.py` by `python dev/draw_states.py`. Every change of state is one statement,
 which names the states it expects. If the delivery is in another state, another process was first, and nothing
 changes. `sendoff.delivery_transition` records each change with operator, time and reason.
+
+A delivery to more recipients than `SENDOFF_SECOND_APPROVAL_ABOVE` stays `ready` after the first OK, which is
+answered with `awaiting_approval`. The OK of another operator for the same preparation confirms it.
 
 """
 
@@ -37,7 +41,8 @@ def page() -> str:
         for origin in origins
         for goal in goals
     ]
-    diagram = ["```mermaid", "stateDiagram-v2", f"    [*] --> {State.EDITING}", *arrows, "```", ""]
+    first = f"    {State.READY} --> {State.READY}: first OK of two ({Reason.AWAITING_APPROVAL})"
+    diagram = ["```mermaid", "stateDiagram-v2", f"    [*] --> {State.EDITING}", *arrows, first, "```", ""]
     rows = [
         f"| {_names(origins)} | {move.value.replace('_', ' ')} | {_names(goals)} |"
         for move, (origins, goals) in MOVES.items()

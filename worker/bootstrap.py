@@ -7,6 +7,7 @@ import os
 import socket
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -36,6 +37,7 @@ from worker.db.pages import Pages
 from worker.db.starts import Starts
 from worker.db.stats import Statistics
 from worker.db.tracking import TrackingLog
+from worker.domain.approval import ApprovalRule
 from worker.domain.breaker import BreakerLimits
 from worker.domain.retry import Retries
 from worker.lifecycle import Watching
@@ -174,8 +176,12 @@ class Worker:
             metrics=self.metrics,
         )
         s = self.settings
-        at_once = min(max(s.database_pool // 4, 1), 4)
-        return ConfirmService(parts, ConfirmLimits(page_size=s.page_size, at_once=at_once))
+        limits = ConfirmLimits(
+            page_size=s.page_size,
+            approvals=ApprovalRule(s.second_approval_above, timedelta(seconds=s.second_approval_within)),
+            at_once=min(max(s.database_pool // 4, 1), 4),
+        )
+        return ConfirmService(parts, limits)
 
     def _fanout(self) -> Service:
         s = self.settings

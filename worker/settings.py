@@ -82,6 +82,11 @@ class Settings(BaseSettings):
     token: SecretStr | None = None
     """The token that `sendoff confirm`, `pause`, `resume`, `stop`, `unknown` and `erase` send."""
 
+    second_approval_above: Annotated[int, Field(ge=0)] = 0
+    """A delivery to more recipients starts only after two operators confirmed it; 0 for never."""
+    second_approval_within: Annotated[float, Field(gt=0, le=366 * 86_400)] = 86_400
+    """How long the first of the two OKs counts."""
+
     log_format: Literal["auto", "console", "json"] = "auto"
     """`console` for people, `json` for machines; `auto` picks by whether the output is a terminal."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -245,6 +250,11 @@ class Settings(BaseSettings):
         if value:
             read_age(value)
         return value
+
+    @field_validator("second_approval_above", mode="before")
+    @classmethod
+    def _is_number(cls, value: object) -> object:
+        return 0 if value == "" else value
 
     @field_validator("email_headers", mode="before")
     @classmethod

@@ -5,7 +5,8 @@
 -- is not locked: the first counter of a shard refers to it, and would wait for a stop that waits for that
 -- counter.
 SELECT delivery_id, label, channel, state, preparation, to_deliver, contact_date, time_zone, valid_for, valid_until,
-       confirmed_at, late_limit, messages_per_hour, purged_at,
+       confirmed_at, late_limit, messages_per_hour, purged_at, first_approval_by, first_approval_by_token,
+       first_approval_preparation, first_approval_at, first_approval_until,
        (SELECT max(due_at) FROM sendoff.delivery_wave w WHERE w.delivery_id = d.delivery_id) AS last_due_at
 FROM sendoff.delivery_record d
 WHERE delivery_id = :delivery_id
@@ -53,6 +54,13 @@ SELECT paused_in FROM sendoff.delivery_record WHERE delivery_id = :delivery_id A
 -- Freezes what the confirmation decides; the move to start_pending comes in the same transaction.
 UPDATE sendoff.delivery_record
 SET confirmed_at = now(), confirmed_by = :operator, valid_until = :valid_until
+WHERE delivery_id = :delivery_id;
+
+-- name: approve_delivery
+-- The first of two OKs: as it is given, or null where it lapsed and one OK is enough by now.
+UPDATE sendoff.delivery_record
+SET first_approval_by = :operator, first_approval_by_token = :by_token, first_approval_preparation = :preparation,
+    first_approval_at = :at, first_approval_until = :until, updated_at = now()
 WHERE delivery_id = :delivery_id;
 
 -- name: authorise_delivery

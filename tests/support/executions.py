@@ -12,6 +12,7 @@ from contracts import routing
 from contracts.states import State
 from tests.support.fakes import FakeConsumer, FakeDead, FakePublisher, FakeRetrying, incoming, metrics
 from worker.db.commands import RecordedCommand
+from worker.domain.approval import ApprovalRule
 from worker.domain.deliveries import Delivery, Waves
 from worker.domain.operators import Operator, Role
 from worker.domain.states import Move, sources, target
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 
     from contracts.commands import Reply
     from worker.amqp.messages import Incoming
+    from worker.domain.approval import Approval
     from worker.domain.authority import Bearer
     from worker.domain.refusals import Refused
 
 PAST, FUTURE = datetime(2020, 1, 1, tzinfo=UTC), datetime(2099, 1, 1, tzinfo=UTC)
 STARTER = frozenset({Role.START_DELIVERIES})
+ONE_OK = ApprovalRule(0, timedelta(hours=24))
 DELIVERY = Delivery(
     delivery_id=7,
     label="Test",
@@ -63,6 +66,7 @@ class FakeExecution:
         self.present = delivery
         self.operators = {
             "ana": Operator("ana", active=True, roles=STARTER),
+            "ben": Operator("ben", active=True, roles=STARTER),
             "paul": Operator("paul", active=True, roles=frozenset({Role.PREPARE_DELIVERIES})),
         }
         self.answers: dict[str, RecordedCommand] = {}
@@ -107,6 +111,11 @@ class FakeExecution:
 
     async def authorise(self, delivery_id: int, operator: str, *, by_token: bool) -> None:
         self.did.append(("authorise", delivery_id, operator, by_token))
+
+    async def approve(self, delivery_id: int, first: Approval | None) -> None:
+        assert self.present is not None
+        self.present = replace(self.present, first_approval=first)
+        self.did.append(("approve", delivery_id, first))
 
     async def confirm(self, delivery_id: int, operator: str, valid_until: datetime) -> None:
         self.did.append(("confirm", delivery_id, operator, valid_until))
@@ -182,6 +191,7 @@ class Setup:
         speaker: Bearer | Refused | None = None,
         messages: Iterable[Incoming] = (),
         retrying: FakeRetrying | None = None,
+        approvals: ApprovalRule = ONE_OK,
         **changes: Any,
     ) -> None:
         self.executions = FakeExecutions(delivery and replace(delivery, **changes))
@@ -200,7 +210,7 @@ class Setup:
                 authority=self.authority,
                 metrics=self.metrics,
             ),
-            ConfirmLimits(page_size=100, at_once=2),
+            ConfirmLimits(page_size=100, approvals=approvals, at_once=2),
         )
 
     @property

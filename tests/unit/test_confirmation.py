@@ -218,6 +218,7 @@ def test_the_summary_shows_what_is_about_to_be_sent() -> None:
         "waves": (wave.model_dump(),),
         "late_limit": 2 * HOUR,
         "messages_per_hour": 36_000,
+        "second_approval": None,
     }
 
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from contracts.base import Message
-    from contracts.commands import Reply, Summary
+    from contracts.commands import Reply, SecondApproval, Summary
 
 Command = TypeVar("Command", Confirm, Control)
 
@@ -138,6 +138,8 @@ def summary_table(summary: Summary) -> Table:
         table.add_row("", f"and {number(summary.wave_count - len(summary.waves))} more waves")
     if summary.messages_per_hour is not None:
         table.add_row("not faster than", f"{number(summary.messages_per_hour)} messages an hour")
+    if summary.second_approval is not None:
+        table.add_row("approvals", _approvals(summary.second_approval, summary.time_zone))
     table.add_row("preparation", str(summary.preparation))
     return table
 
@@ -156,14 +158,30 @@ def _control(
     show_reply(_command(routing_key, command, timeout, token_file), as_json=as_json)
 
 
+def _approvals(approvals: SecondApproval, zone: str | None) -> str:
+    needed = f"it goes to more than {number(approvals.above)} recipients: two operators must confirm it"
+    if approvals.first_by is None or approvals.first_at is None or approvals.first_until is None:
+        return f"{needed}, and none has"
+    return (
+        f"{needed}; {plain(approvals.first_by)} has at {_local(approvals.first_at, zone)}, and another must"
+        f" by {_local(approvals.first_until, zone)}"
+    )
+
+
 def _people(count: int) -> str:
     return f"{number(count)} recipient{'' if count == 1 else 's'}"
+
+
+def _question(summary: Summary) -> str:
+    if summary.second_approval is not None and summary.second_approval.first_by is None:
+        return f"Give the first of the two OKs that send it to {_people(summary.to_deliver)}?"
+    return f"Send it to {_people(summary.to_deliver)}?"
 
 
 def _ask_for_ok(summary: Summary, *, yes: bool, stderr: bool) -> None:
     console(stderr=stderr).print(summary_table(summary))
     try:
-        agreed = yes or typer.confirm(f"Send it to {_people(summary.to_deliver)}?", err=stderr)
+        agreed = yes or typer.confirm(_question(summary), err=stderr)
     except typer.Abort:
         typer.echo(f"\n{_DECLINED}", err=True)
         raise typer.Exit(_INTERRUPTED) from None

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from contracts.commands import Wave
 from contracts.states import State
+from worker.domain.approval import Approval
 from worker.domain.deliveries import Delivery, Waves
 from worker.domain.states import EVENTS, OVER, Move, sources, target
 
@@ -88,7 +89,15 @@ async def read_for_update(tx: Transaction, delivery_id: int) -> Delivery | None:
     row = await tx.fetchrow("read_delivery_for_update", delivery_id=delivery_id)
     if row is None:
         return None
-    return Delivery(**{**row, "state": State(row["state"])})
+    facts = {name: value for name, value in row.items() if not name.startswith("first_approval_")}
+    first = row["first_approval_by"] and Approval(
+        row["first_approval_by"],
+        row["first_approval_by_token"],
+        row["first_approval_preparation"],
+        row["first_approval_at"],
+        row["first_approval_until"],
+    )
+    return Delivery(**{**facts, "state": State(row["state"]), "first_approval": first})
 
 
 async def move(
@@ -144,6 +153,19 @@ async def paused_in(tx: Transaction, delivery_id: int) -> State | None:
 async def confirm(tx: Transaction, delivery_id: int, operator: str, valid_until: datetime) -> None:
     """Records the operator who confirmed, the time, and the end of the validity."""
     await tx.execute("confirm_delivery", delivery_id=delivery_id, operator=operator, valid_until=valid_until)
+
+
+async def approve(tx: Transaction, delivery_id: int, first: Approval | None) -> None:
+    """Records the first of two OKs, or, with None, that there is none."""
+    await tx.execute(
+        "approve_delivery",
+        delivery_id=delivery_id,
+        operator=first and first.operator,
+        by_token=first and first.by_token,
+        preparation=first and first.preparation,
+        at=first and first.at,
+        until=first and first.until,
+    )
 
 
 async def authorise(tx: Transaction, delivery_id: int, operator: str, *, by_token: bool) -> None:

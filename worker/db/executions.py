@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from contracts.states import State
     from worker.db.commands import RecordedCommand
     from worker.db.pool import Database, Transaction
+    from worker.domain.approval import Approval
     from worker.domain.deliveries import Delivery, Waves
     from worker.domain.operators import Operator
     from worker.domain.states import Move
@@ -85,6 +86,10 @@ class Execution:
     async def authorise(self, delivery_id: int, operator: str, *, by_token: bool) -> None:
         """Records under whose authority the delivery starts, and whether a token gave it."""
         await deliveries.authorise(self._tx, delivery_id, operator, by_token=by_token)
+
+    async def approve(self, delivery_id: int, first: Approval | None) -> None:
+        """Records the first of two OKs, or that there is none."""
+        await deliveries.approve(self._tx, delivery_id, first)
 
     async def confirm(self, delivery_id: int, operator: str, valid_until: datetime) -> None:
         """Records the operator who confirmed, the time, and the end of the validity."""

@@ -67,13 +67,22 @@ def check_start(listed: Operator | None, name: str, *, by_token: bool) -> str | 
         by_token: Whether a token gave the roles then. In this case only a deactivation in the directory
             counts.
     """
+    why = lost_right(listed, by_token=by_token)
+    return why and f"It was not started: “{name}”, who confirmed or resumed it, {why}."
+
+
+def lost_right(listed: Operator | None, *, by_token: bool) -> str | None:
+    """Returns how an operator lost the right to start deliveries since they used it, or None if they did not.
+
+    Args:
+        listed: The directory's entry, as in `check_start`.
+        by_token: As in `check_start`.
+    """
     if listed is not None and not listed.active:
-        why = "has been deactivated"
-    elif by_token or (listed is not None and Role.START_DELIVERIES in listed.roles):
+        return "has been deactivated"
+    if by_token or (listed is not None and Role.START_DELIVERIES in listed.roles):
         return None
-    else:
-        why = f"no longer holds the Start deliveries role ({Role.START_DELIVERIES.value})"
-    return f"It was not started: “{name}”, who confirmed or resumed it, {why}."
+    return f"no longer holds the Start deliveries role ({Role.START_DELIVERIES.value})"
 
 
 def not_allowed(sentence: str) -> Refused:

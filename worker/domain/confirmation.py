@@ -14,6 +14,7 @@ from worker.domain.states import CONFIRMED, Move, sources
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from contracts.commands import SecondApproval
     from worker.domain.deliveries import Delivery, Waves
     from worker.domain.operators import Operator
 
@@ -70,7 +71,13 @@ def check_confirm(  # noqa: PLR0911 - one return for each rule, in their order
     return None
 
 
-def summary(delivery: Delivery, excluded: dict[str, int], waves: Waves, now: datetime) -> Summary:
+def summary(
+    delivery: Delivery,
+    excluded: dict[str, int],
+    waves: Waves,
+    now: datetime,
+    second_approval: SecondApproval | None = None,
+) -> Summary:
     """Returns what a person must see before the definitive OK.
 
     Args:
@@ -78,6 +85,7 @@ def summary(delivery: Delivery, excluded: dict[str, int], waves: Waves, now: dat
         excluded: Targets left out by the preparation, by cause.
         waves: The first waves, and the number of all.
         now: The time, with its time zone. The validity is counted from it if there is no contact date.
+        second_approval: What is to be said of the two OKs that it needs; None if it needs one.
     """
     return Summary(
         label=delivery.label,
@@ -93,6 +101,7 @@ def summary(delivery: Delivery, excluded: dict[str, int], waves: Waves, now: dat
         waves=waves.shown,
         late_limit=delivery.late_limit,
         messages_per_hour=delivery.messages_per_hour,
+        second_approval=second_approval,
     )
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from contracts.commands import Wave
     from contracts.states import State
+    from worker.domain.approval import Approval
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Delivery:
     """When the last recipients with their own times are due; None if there are none."""
     purged_at: datetime | None = None
     """When retention removed its recipients; None if it did not."""
+    first_approval: Approval | None = None
+    """The first of two OKs, even if it has lapsed; None if none was given."""
 
     def too_late(self, now: datetime) -> str | None:
         """Returns why it may not start any more, or None if it may.

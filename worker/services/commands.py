@@ -18,11 +18,13 @@ from pydantic import ValidationError
 
 from contracts import routing
 from contracts.base import explain
-from contracts.commands import Confirm, Control, Reason, Reply, Status
+from contracts.commands import Confirm, Control, Reason
 from contracts.states import State
 from worker.amqp.octets import storable
 from worker.amqp.requests import reply_to, take_each
 from worker.db.retrying import Idempotent
+from worker.domain.answers import accepted, finalize, malformed, refusal
+from worker.domain.approval import Approval, ask, decide, lapsed, shown_approval
 from worker.domain.authority import acting_operator
 from worker.domain.confirmation import check_confirm, summary
 from worker.domain.deliveries import unknown_delivery, validity_end, words
@@ -36,10 +38,12 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
+    from contracts.commands import Reply
     from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
     from worker.db.commands import RecordedCommand
     from worker.db.retrying import Retrying
+    from worker.domain.approval import ApprovalRule
     from worker.domain.authority import Bearer
     from worker.domain.deliveries import Delivery, Waves
     from worker.domain.operators import Operator
@@ -87,6 +91,9 @@ class Execution(Protocol):
 
     async def authorise(self, delivery_id: int, operator: str, *, by_token: bool) -> None:
         """Records under whose authority the delivery starts."""
+
+    async def approve(self, delivery_id: int, first: Approval | None) -> None:
+        """Records the first of two OKs, or that there is none."""
 
     async def confirm(self, delivery_id: int, operator: str, valid_until: datetime) -> None:
         """Records who confirmed, and the validity."""
@@ -158,6 +165,8 @@ class ConfirmLimits:
 
     page_size: int
     """Recipients in a page of a delivery that is neither limited nor very large."""
+    approvals: ApprovalRule
+    """Which deliveries need the OK of two operators."""
     at_once: int
     """Confirms that are executed side by side, each over a connection, and as many commands of control."""
 
@@ -174,6 +183,7 @@ class ConfirmService:
         """Takes its parts and its limits."""
         self._parts = parts
         self._page_size = limits.page_size
+        self._approvals = limits.approvals
         self._confirms = asyncio.Semaphore(limits.at_once)
         self._controls = asyncio.Semaphore(limits.at_once)
 
@@ -223,7 +233,7 @@ class ConfirmService:
         async with self._parts.executions.begin() as execution:
             if not command_id:
                 command_id = f"unidentified-{uuid.uuid4()}"
-                reply = _malformed(command_id, "The message_id is missing: it makes a repeated command safe.")
+                reply = malformed(command_id, "The message_id is missing: it makes a repeated command safe.")
                 command = None
             else:
                 known = await execution.recorded(command_id)
@@ -232,7 +242,8 @@ class ConfirmService:
                 command, reply = _read(command_id, message)
                 speaker = self._parts.authority.identify(message, command.operator if command else None)
                 if isinstance(speaker, Refused):
-                    reply = _refused(command_id, command, speaker, None)
+                    named = command.delivery_id if command else None
+                    reply = refusal(command_id, named, speaker, None)
                 elif command is not None:
                     reply = await self._carry_out(
                         execution, command_id, message.routing_key, command, speaker
@@ -255,74 +266,83 @@ class ConfirmService:
         bearer: Bearer | None,
     ) -> Reply:
         operator = acting_operator(await execution.operator(command.operator), bearer)
+        number = command.delivery_id
         if isinstance(command, Confirm):
-            delivery = await execution.delivery(command.delivery_id)
+            delivery = await execution.delivery(number)
             now = await execution.now()
             refused = check_confirm(command, operator, delivery, now)
             if refused is not None or delivery is None:
-                return _refused(
-                    command_id, command, refused or unknown_delivery(command.delivery_id), delivery
-                )
+                return refusal(command_id, number, refused or unknown_delivery(number), delivery)
             if not command.definitive:
-                return await self._summarise(execution, command_id, delivery, now)
-            await execution.authorise(command.delivery_id, command.operator, by_token=bearer is not None)
-            return await self._confirm(execution, command_id, command, delivery, now)
+                return await self._summarise(execution, command_id, command, delivery, now)
+            given = Approval(
+                command.operator, bearer is not None, delivery.preparation, now, now + self._approvals.within
+            )
+            decision = decide(
+                delivery, await _first_operator(execution, delivery), given, self._approvals, now
+            )
+            if decision.first != delivery.first_approval:
+                await execution.approve(number, decision.first)
+            if decision.refused is not None:
+                return refusal(command_id, number, decision.refused, delivery)
+            await execution.authorise(number, command.operator, by_token=bearer is not None)
+            return await self._confirm(execution, command_id, command, delivery, decision.first, now)
         move = _MOVES[routing_key]
         refused = refuse_operator(
             operator, command.operator, Role.START_DELIVERIES, f"{move.value} a delivery"
         )
         if refused is None:  # else nobody's claims are held up
             # Before the row's lock: claims hold this lock and then read the row.
-            await execution.close_claims(command.delivery_id)
-        delivery = await execution.delivery(command.delivery_id)
+            await execution.close_claims(number)
+        delivery = await execution.delivery(number)
         if refused is not None or delivery is None:
-            return _refused(command_id, command, refused or unknown_delivery(command.delivery_id), delivery)
+            return refusal(command_id, number, refused or unknown_delivery(number), delivery)
         if move is Move.RESUME and delivery.state is State.PAUSED:
-            await execution.authorise(command.delivery_id, command.operator, by_token=bearer is not None)
+            await execution.authorise(number, command.operator, by_token=bearer is not None)
         return await self._control(execution, command_id, command, delivery, move)
 
     async def _summarise(
-        self, execution: Execution, command_id: str, delivery: Delivery, now: datetime
+        self, execution: Execution, command_id: str, command: Confirm, delivery: Delivery, now: datetime
     ) -> Reply:
         excluded = await execution.excluded_by_cause(delivery.delivery_id)
-        people = "recipient" if delivery.to_deliver == 1 else "recipients"
         waves = await execution.waves(delivery.delivery_id)
-        return Reply(
-            command_id=command_id,
-            delivery_id=delivery.delivery_id,
-            status=Status.FINALIZE,
-            message=f"“{delivery.label}” goes to {delivery.to_deliver} {people}. Confirm to send it.",
-            state=delivery.state,
-            summary=summary(delivery, excluded, waves, now),
-        )
+        people = "recipient" if delivery.to_deliver == 1 else "recipients"
+        asks, approvals = "Confirm to send it.", None
+        if self._approvals.needs_second(delivery.to_deliver):
+            first = delivery.first_approval
+            listed = await _first_operator(execution, delivery)
+            if first is not None and lapsed(first, listed, delivery.preparation, now):
+                first = None
+            asks, approvals = ask(first, command.operator), shown_approval(first, self._approvals)
+        sentence = f"“{delivery.label}” goes to {delivery.to_deliver} {people}. {asks}"
+        return finalize(command_id, delivery, sentence, summary(delivery, excluded, waves, now, approvals))
 
     async def _confirm(
-        self, execution: Execution, command_id: str, command: Confirm, delivery: Delivery, now: datetime
+        self,
+        execution: Execution,
+        command_id: str,
+        command: Confirm,
+        delivery: Delivery,
+        first: Approval | None,
+        now: datetime,
     ) -> Reply:
         who, number = command.operator, delivery.delivery_id
         await execution.confirm(number, who, validity_end(delivery, now))
         state = await execution.move(number, Move.CONFIRM, operator=who, command_id=command_id)
         await execution.create_pages(number, delivery.to_deliver, self._page_size, delivery.messages_per_hour)
-        sentence = "Confirmed: sending begins at the contact date."
-        if delivery.contact_date is None or delivery.contact_date <= now:
-            state = await execution.move(number, Move.START)
-            sentence = "Confirmed: sending has begun."
-        return Reply(
-            command_id=command_id, delivery_id=number, status=Status.ACCEPTED, message=sentence, state=state
-        )
+        sentence = f"Confirmed by “{first.operator}” and “{who}”" if first else "Confirmed"
+        if delivery.contact_date is not None and delivery.contact_date > now:
+            return accepted(command_id, delivery, f"{sentence}: sending begins at the contact date.", state)
+        state = await execution.move(number, Move.START)
+        return accepted(command_id, delivery, f"{sentence}: sending has begun.", state)
 
     async def _control(
         self, execution: Execution, command_id: str, command: Control, delivery: Delivery, move: Move
     ) -> Reply:
         number = delivery.delivery_id
         if delivery.state in targets(move):
-            return Reply(
-                command_id=command_id,
-                delivery_id=number,
-                status=Status.ACCEPTED,
-                message=f"Nothing to do: the delivery is {words(delivery.state)} already.",
-                state=delivery.state,
-            )
+            sentence = f"Nothing to do: the delivery is {words(delivery.state)} already."
+            return accepted(command_id, delivery, sentence, delivery.state)
         to = await execution.paused_in(number) if move is Move.RESUME else None
         state = None
         if delivery.state in sources(move):
@@ -338,50 +358,32 @@ class ConfirmService:
             refused = Refused(
                 Reason.WRONG_STATE, f"It cannot be {_DONE[move]}: the delivery is {words(delivery.state)}."
             )
-            return _refused(command_id, command, refused, delivery)
+            return refusal(command_id, number, refused, delivery)
         if move is Move.STOP:
             await execution.cancel_remaining(number)
         if move is Move.RESUME:
             await execution.reopen_pages(number)
-        return Reply(
-            command_id=command_id,
-            delivery_id=number,
-            status=Status.ACCEPTED,
-            message=f"The delivery is {_DONE[move]}.",
-            state=state,
-        )
+        return accepted(command_id, delivery, f"The delivery is {_DONE[move]}.", state)
+
+
+async def _first_operator(execution: Execution, delivery: Delivery) -> Operator | None:
+    first = delivery.first_approval
+    return await execution.operator(first.operator) if first else None
 
 
 def _read(command_id: str, message: Incoming) -> tuple[Confirm | Control | None, Reply]:
     if message.routing_key not in _COMMANDS:
-        return None, _malformed(command_id, f"There is no command “{storable(message.routing_key)}”.")
+        return None, malformed(command_id, f"There is no command “{storable(message.routing_key)}”.")
     model = Confirm if message.routing_key == routing.CONFIRM else Control
     try:
-        return model.model_validate_json(message.body), _malformed(command_id, "")
+        return model.model_validate_json(message.body), malformed(command_id, "")
     except ValidationError as error:
-        return None, _malformed(command_id, f"The command could not be read: {explain(error)}")
+        return None, malformed(command_id, f"The command could not be read: {explain(error)}")
 
 
 def _again(known: RecordedCommand, message: Incoming, name: str, body: str) -> Reply:
     if (known.command, known.publisher, known.body) == (name, message.user_id, body):
         return known.reply
-    return _malformed(
+    return malformed(
         known.reply.command_id, "Another command was sent with this message_id. Give each its own."
-    )
-
-
-def _malformed(command_id: str, sentence: str) -> Reply:
-    return Reply(command_id=command_id, status=Status.INVALID, reason=Reason.MALFORMED, message=sentence)
-
-
-def _refused(
-    command_id: str, command: Confirm | Control | None, refused: Refused, delivery: Delivery | None
-) -> Reply:
-    return Reply(
-        command_id=command_id,
-        delivery_id=command.delivery_id if command else None,
-        status=Status.REFUSED,
-        reason=refused.reason,
-        message=refused.message,
-        state=delivery.state if delivery else None,
     )
