@@ -376,15 +376,26 @@ async def test_a_server_without_starttls_is_refused_where_the_url_asks_for_it() 
         ("smtp://", "scheme://"),
         ("smtp://localhost/path", "without a path"),
         ("smtp://localhost:port", "port"),
-        ("smtp://localhost?starttls=1", "unknown option 'starttls'"),
-        ("smtp://ana:secret@mx.example.org", "in the clear"),
+        (
+            "smtp://localhost?tls=1",
+            "unknown option 'tls'; there are auth, ca, cert, helo, key, secret, starttls",
+        ),
+        ("smtp://localhost?starttls=1", "option starttls of the SMTP URL is offered, not '1'"),
+        ("smtps://localhost?starttls=offered", "starttls is for smtp://"),
+        ("smtps://localhost?auth=cram-md5", "auth of the SMTP URL is plain or login or xoauth2"),
+        ("smtps://localhost?auth=plain", "and no user"),
+        ("smtps://ana:hidden@localhost?secret=x", "a password and a file of one"),
+        ("smtp://localhost?ca=x", "ca of the SMTP URL is for a checked TLS"),
+        ("smtps://localhost?key=x", "key of the SMTP URL needs cert"),
+        ("smtps://localhost?cert=missing.pem", "client certificate 'missing.pem' of the SMTP URL"),
+        ("smtp://ana:hidden@mx.example.org", "in the clear"),
         ("smtps://localhost?ca=missing.pem", "missing.pem"),
     ],
 )
 def test_a_wrong_smtp_url_is_refused_with_its_fault_and_without_the_password(url: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as wrong:
         SmtpPool(url, size=1, timeouts=Timeouts.all(1))
-    assert "secret" not in str(wrong.value)
+    assert "hidden" not in str(wrong.value)
 
 
 async def test_a_signed_message_with_a_file_arrives_as_it_was_signed() -> None:

@@ -33,7 +33,7 @@ EMAIL_CONTENT: Final = ContentTable(
 
 
 def _open(settings: Settings) -> EmailChannel:
-    pool = SmtpPool(settings.smtp_url, size=settings.smtp_connections, timeouts=timeouts(settings))
+    pool = _pool(settings, settings.smtp_connections, timeouts(settings))
     signers = read_signers(settings.dkim_file) if settings.dkim_file else None
     return EmailChannel(
         pool,
@@ -55,17 +55,20 @@ def timeouts(settings: Settings) -> Timeouts:
     )
 
 
-async def _look(settings: Settings) -> None:
-    if settings.dkim_file:
-        try:
-            read_signers(settings.dkim_file)
-        except SettingsError as error:
-            raise ValueError(str(error)) from error
+def _pool(settings: Settings, size: int, phases: Timeouts) -> SmtpPool:
     try:
-        soon = Timeouts.all(min(settings.smtp_timeout, settings.connect_timeout))
-        pool = SmtpPool(settings.smtp_url, size=1, timeouts=soon)
+        return SmtpPool(settings.smtp_url, size=size, timeouts=phases)
     except ValueError as error:
-        raise ValueError(f"SENDOFF_SMTP_URL: {error}") from error
+        raise SettingsError(f"SENDOFF_SMTP_URL: {error}") from error
+
+
+async def _look(settings: Settings) -> None:
+    try:
+        if settings.dkim_file:
+            read_signers(settings.dkim_file)
+        pool = _pool(settings, 1, Timeouts.all(min(settings.smtp_timeout, settings.connect_timeout)))
+    except SettingsError as error:
+        raise ValueError(str(error)) from error
     try:
         await pool.ready()
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 import aiosmtplib
 import structlog
@@ -293,9 +293,13 @@ class SmtpPool:
                 await smtp.connect()
                 if smtp.is_ehlo_or_helo_needed:
                     await _greet(smtp)
+                if self._url.login:
+                    await self._url.login.into(smtp)
                 session = Session(smtp, self._timeouts)
                 await self._ask(session, smtp)
         except BaseException as error:
+            if smtp.transport is not None:
+                cast("asyncio.Transport", smtp.transport).abort()  # TLS would wait for the server's farewell
             smtp.close()
             self._opening -= 1
             if not isinstance(error, ERRORS):
@@ -315,7 +319,7 @@ class SmtpPool:
                 raise ChannelUnreachable(sentence, Failure.BUSY) from error
             what, advice = "cannot be used", "it runs and that the SMTP URL is right"
             if isinstance(error, aiosmtplib.SMTPAuthenticationError):
-                what, advice = "refused the login", "the user and the password in the SMTP URL are right"
+                what, advice = "refused the login", "the user and the password or token are right"
             sentence = f"The SMTP server {self._url} {what}: {in_words(error)}; check that {advice}."
             raise ChannelUnreachable(sentence, classify(error)) from error
         self._opening -= 1
