@@ -13,3 +13,13 @@ WHERE delivery_id = :delivery_id AND recipient BETWEEN :first AND :last AND (:st
   AND (:domain::text IS NULL OR lower(split_part(address, '@', 2)) = lower(:domain))
   AND (:since::timestamptz IS NULL OR at >= :since) AND (:until::timestamptz IS NULL OR at < :until)
 ORDER BY recipient;
+
+-- name: read_recipient
+SELECT address, variables FROM sendoff.recipient WHERE delivery_id = :delivery_id AND recipient = :recipient;
+
+-- name: read_recipients
+-- Some recipients, to try a content with.
+SELECT recipient, address, variables
+FROM sendoff.recipient
+WHERE delivery_id = :delivery_id AND recipient = ANY (:recipients::int[])
+ORDER BY recipient;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 from worker.domain.failures import Failure
 
@@ -86,6 +86,26 @@ class Channel(Protocol):
         """From now on, what would wait for the other side is put off at once, since the process stops.
 
         What is under way goes on.
+        """
+
+    async def close(self) -> None:
+        """Closes its connections."""
+
+
+@runtime_checkable
+class Proving(Protocol):
+    """A channel that can show a message to a tester."""
+
+    def prepare(self, content: Mapping[str, Any]) -> Any:  # noqa: ANN401 - each channel's own
+        """Compiles a content, as `Channel.prepare`."""
+
+    async def prove(self, compiled: Any, send: Send, tester: str) -> Verdict:  # noqa: ANN401
+        """Sends what a recipient would get to a tester, marked as a proof.
+
+        Args:
+            compiled: What `prepare` returned.
+            send: The recipient.
+            tester: The address that gets it instead.
         """
 
     async def close(self) -> None:

@@ -31,6 +31,7 @@ from worker.cli import (
     migrate,
     operators,
     prepare,
+    proof,
     retention,
     run,
     stats,
@@ -82,6 +83,7 @@ app = typer.Typer(
 app.command("migrate")(migrate.migrate)
 app.add_typer(operators.app, name="operator")
 app.command("prepare")(prepare.prepare)
+app.command("proof")(proof.proof)
 app.command("run")(run.run)
 app.command("check")(check.check)
 app.add_typer(dead.app, name="dead")

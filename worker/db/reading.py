@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -43,6 +44,18 @@ async def audience(db: Database, delivery_id: int) -> tuple[int, datetime | None
     """Returns a delivery's number of recipients and when retention removed them; None for no delivery."""
     row = await db.fetchrow("read_audience", delivery_id=delivery_id)
     return (row["to_deliver"], row["purged_at"]) if row else None
+
+
+async def recipient(db: Database, delivery_id: int, number: int) -> tuple[str, dict[str, Any]] | None:
+    """Returns the address and the variables of a recipient; None if there is none of this number."""
+    row = await db.fetchrow("read_recipient", delivery_id=delivery_id, recipient=number)
+    return (row["address"], json.loads(row["variables"])) if row else None
+
+
+async def recipients(db: Database, delivery_id: int, numbers: list[int]) -> list[tuple[int, dict[str, Any]]]:
+    """Returns the numbers and the variables, with the address, of some recipients, by number."""
+    rows = await db.fetch("read_recipients", delivery_id=delivery_id, recipients=numbers)
+    return [(row["recipient"], json.loads(row["variables"]) | {"address": row["address"]}) for row in rows]
 
 
 async def unknown(db: Database, delivery_id: int, size: int) -> AsyncIterator[list[int]]:

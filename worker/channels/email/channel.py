@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 from pydantic import ValidationError
 
@@ -25,8 +26,16 @@ if TYPE_CHECKING:
     from worker.channels.email.dsn import Dsn
     from worker.channels.email.smtp import SmtpPool
     from worker.channels.protocol import HandOver
+    from worker.domain.mailbox import Mailbox
     from worker.domain.return_path import ReturnPath
+    from worker.domain.templates import Rendered
     from worker.domain.verdicts import Verdict
+
+
+PROOF_PREFIX: Final = "[Proof]"
+"""What the subject of a proof begins with."""
+PROOF_HEADER: Final = "X-Sendoff-Proof"
+"""The header of a proof: the delivery and the recipient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,24 +123,15 @@ class EmailChannel:
         attempt = message_id(send.delivery_id, send.recipient, send.attempt)
         reference = Reference(send.delivery_id, send.recipient, send.attempt)
         sender = self._returns.sender(reference) if self._returns else None
-        own = {"address": send.address, "recipient": send.recipient, "delivery_id": send.delivery_id}
+        named = compiled.builder.message_id(attempt, self._returns.tag(reference) if self._returns else None)
         try:
-            rendered = compiled.renderer.render({**send.variables, **own})
+            rendered = _rendered(compiled, send)
             recipient = mailbox(send.address, rendered.to_name)
-            message = compiled.builder.build(
-                rendered,
-                recipient,
-                message_id=compiled.builder.message_id(
-                    attempt, self._returns.tag(reference) if self._returns else None
-                ),
-                at=datetime.now(UTC),
-            )
+            message = await self._built(compiled, rendered, recipient, named)
         except RenderFailed as error:
             return Failed("template", retryable=False, detail=str(error))
         except MailboxInvalid as error:
             return Failed("invalid_address", retryable=False, detail=str(error))
-        if self._signing and compiled.signer:
-            message = await self._signing.sign(compiled.signer, message)
         return await self._pool.send(
             sender or compiled.builder.sender.address,
             recipient.address,
@@ -145,8 +145,57 @@ class EmailChannel:
         """From now on no message waits for a connection."""
         self._pool.stop_waiting()
 
+    async def prove(self, compiled: Compiled, send: Send, tester: str) -> Verdict:
+        """Sends what a recipient would get to a tester, marked by its subject and a header.
+
+        It goes from the author's own address: what comes back of it must not count for the recipient. A relay
+        is asked for no report.
+
+        Args:
+            compiled: What `prepare` made of the delivery's content.
+            send: The recipient, with the values for the templates.
+            tester: The address that gets it instead.
+
+        Returns:
+            The result, as of `send`.
+        """
+        try:
+            rendered = _rendered(compiled, send)
+            recipient = mailbox(tester, rendered.to_name)
+            marked = replace(
+                rendered,
+                subject=f"{PROOF_PREFIX} {rendered.subject}".rstrip(),
+                headers=rendered.headers | {PROOF_HEADER: f"{send.delivery_id}-{send.recipient}"},
+            )
+            named = compiled.builder.message_id(f"proof-{uuid4()}")
+            message = await self._built(compiled, marked, recipient, named)
+        except RenderFailed as error:
+            return Failed("template", retryable=False, detail=str(error))
+        except MailboxInvalid as error:
+            return Failed("invalid_address", retryable=False, detail=str(error))
+        return await self._pool.send(
+            compiled.builder.sender.address,
+            recipient.address,
+            message,
+            smtputf8=compiled.builder.smtputf8(recipient),
+        )
+
+    async def _built(
+        self, compiled: Compiled, rendered: Rendered, recipient: Mailbox, message_id: str
+    ) -> bytes:
+        at = datetime.now(UTC)
+        message = compiled.builder.build(rendered, recipient, message_id=message_id, at=at)
+        if self._signing and compiled.signer:
+            return await self._signing.sign(compiled.signer, message)
+        return message
+
     async def close(self) -> None:
         """Closes the connections."""
         await self._pool.close()
         if self._signing:
             self._signing.close()
+
+
+def _rendered(compiled: Compiled, send: Send) -> Rendered:
+    own = {"address": send.address, "recipient": send.recipient, "delivery_id": send.delivery_id}
+    return compiled.renderer.render({**send.variables, **own})
