@@ -1,8 +1,9 @@
 """Reads a corpus of replies with the rules, and prints how far the readings are those that were expected.
 
 `python dev/corpus.py DIR`, where DIR holds an `expected.csv`: a row per reply with its `code`, its text
-(`reply`), and what Sisimai reads in it (`reason`, `hard`; https://libsisimai.org/en/reason/). The corpus is
-not part of this project.
+(`reply`), and what Sisimai reads in it (`reason`, `hard`; https://libsisimai.org/en/reason/). If DIR holds
+the returned mails too (`file`), they are read as well: is it a bounce, and is what it says of the `recipient`
+as expected? The corpus is not part of this project.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Final, NamedTuple
 
 from contracts.results import BounceKind, BounceReason, Fault
 from worker.domain.bounces import Classified, classify
+from worker.returned.reading import Bounce, Returned, read_mail
 
 _R = BounceReason
 
@@ -98,6 +100,58 @@ class Read(NamedTuple):
         )
 
 
+class Mailed(NamedTuple):
+    """A row of the corpus, and what the reader of mails says of its recipient."""
+
+    row: dict[str, str]
+    returned: Returned | None
+    """None if the mail is not read as a bounce of this recipient."""
+    instead: str
+    """What it is read as then."""
+
+    @property
+    def wrong(self) -> str:
+        """What is not as expected; empty for nothing."""
+        if self.returned is None:
+            return self.instead
+        one = Read(self.row, self.returned.verdict)
+        if not (one.disputed or one.weighs_alike):
+            return "hard or soft"
+        return "reason" if one.reason in SAME and one.ours.reason not in SAME[one.reason] else ""
+
+    def line(self) -> str:
+        """Returns what is wrong, and the reply that was found."""
+        found = self.returned.reply[:150] if self.returned else "nothing"
+        return f"  {self.row['file']}: {self.wrong} | {found}"
+
+
+def read_mails(folder: Path) -> list[Mailed]:
+    """Reads the mails of a folder, as far as they are there."""
+    with (folder / "expected.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if (folder / row["file"]).is_file()]
+    return [_mailed(row, (folder / row["file"]).read_bytes()) for row in rows]
+
+
+def _mailed(row: dict[str, str], data: bytes) -> Mailed:
+    reading = read_mail(data)
+    if not isinstance(reading, Bounce) or not reading.returned:
+        return Mailed(row, None, "not read as a bounce")
+    same = [one for one in reading.returned if (one.address or "").lower() == row["recipient"].lower()]
+    return Mailed(row, same[0], "") if same else Mailed(row, None, "another recipient")
+
+
+def mail_report(mails: list[Mailed]) -> str:
+    """Returns how many mails are read as expected, and the others."""
+    wrong = [one for one in mails if one.wrong]
+    good = _share(len(mails) - len(wrong), len(mails))
+    return "\n".join(
+        [
+            f"read from the mails: {good}: a bounce, its recipient, hard or soft, reason",
+            *(one.line() for one in wrong),
+        ]
+    )
+
+
 def read(folder: Path) -> list[Read]:
     """Reads the corpus of a folder."""
     with (folder / "expected.csv").open(encoding="utf-8", newline="") as file:
@@ -151,6 +205,9 @@ def main() -> None:
         sys.exit(f"{folder} holds no expected.csv.")
     replies = read(folder)
     print(report(replies) if replies else f"{folder}/expected.csv has no rows.")
+    mails = read_mails(folder)
+    if mails:
+        print(f"\n{mail_report(mails)}")
 
 
 if __name__ == "__main__":

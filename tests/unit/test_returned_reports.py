@@ -187,6 +187,38 @@ Content-Type: multipart/report; report-type=delivery-status; boundary=missing"""
     assert only(mail(header, UNKNOWN)).address == ADDRESS
 
 
+SES = r"""{
+  "Type" : "Notification",
+  "Message" : "{\"notificationType\":\"KIND\",\"kind\":{RECIPIENTS},\"mail\":{
+ \"source\":\"bounces+abc@news.example.org\",\"messageId\":\"0102\"}}"
+}"""
+"""As Amazon SES tells over SNS by mail, with its line broken on the way."""
+
+
+def notice(recipients: str) -> bytes:
+    header = "From: SES <no-reply@sns.amazonaws.example>\nSubject: AWS Notification Message"
+    return mail(header, SES.replace("{RECIPIENTS}", recipients.replace('"', r"\"")))
+
+
+def test_a_notice_in_json_tells_a_bounce() -> None:
+    reading = read_mail(
+        notice(
+            f'"bouncedRecipients":[{{"emailAddress":"{ADDRESS}","action":"failed","status":"5.1.1",'
+            '"diagnosticCode":"smtp; 550 5.1.1 user unknown"}]'
+        )
+    )
+    assert isinstance(reading, Bounce)
+    assert [(one.address, one.verdict.reason, one.reply) for one in reading.returned] == [
+        (ADDRESS, BounceReason.USER_UNKNOWN, "550 5.1.1 user unknown")
+    ]
+    assert reading.references == ("bounces+abc@news.example.org",)
+
+
+def test_a_notice_in_json_tells_a_complaint() -> None:
+    recipients = f'"complainedRecipients":[{{"emailAddress":"{ADDRESS}"}}],"complaintFeedbackType":"abuse"'
+    assert read_mail(notice(recipients)) == Complaint("abuse", ADDRESS, ("bounces+abc@news.example.org",))
+
+
 def test_a_complaint_names_who_and_about_what() -> None:
     reading = read_mail(
         complaint(f"Feedback-Type: abuse\nOriginal-Rcpt-To: <{ADDRESS}>\nOriginal-Mail-From: <b@e.example>")

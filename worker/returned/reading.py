@@ -11,6 +11,7 @@ from email.header import decode_header, make_header
 from typing import TYPE_CHECKING, Final
 
 from worker.domain.bounces import Classified, classify, reply_line
+from worker.returned import notices
 from worker.returned.fields import groups, has_fields
 from worker.returned.mime import Opened, field, open_mail
 from worker.returned.prose import Told, read_prose, split_returned, told_status
@@ -147,6 +148,9 @@ def read_mail(data: bytes) -> Reading:
         return _complaint(mail, feedback or "")
     if mail.report_type == "disposition-notification":
         return AutomaticAnswer(_references(mail, ()))
+    notice = _notice(mail)
+    if notice is not None:
+        return notice
     is_report = mail.report_type == "delivery-status" or bool(mail.reports)
     subject = field(header, "Subject")
     by_daemon = _is_daemon(header)
@@ -160,6 +164,23 @@ def read_mail(data: bytes) -> Reading:
     if not likely or (automatic and not is_report and not by_daemon):
         return AutomaticAnswer(_references(mail, ())) if automatic else NothingOfOurs()
     return _bounce(mail)
+
+
+def _notice(mail: Opened) -> Reading | None:
+    """Reads a notice in JSON; None if the mail is none."""
+    for text in mail.texts:
+        complaint, bounces = notices.complained(text), notices.bounced(text)
+        if complaint is None and not bounces:
+            continue
+        sender = notices.source(text)
+        references = tuple(
+            dict.fromkeys((sender, *_references(mail, ())) if sender else _references(mail, ()))
+        )
+        if complaint is not None:
+            return Complaint(complaint[0][:40].lower(), _address(complaint[1]), references)
+        found, _ = _from_groups(bounces, ())
+        return Bounce(tuple(found), references)
+    return None
 
 
 def _bounce(mail: Opened) -> Reading:
@@ -195,10 +216,14 @@ def _from_fields(texts: Iterable[str], told: Sequence[Told]) -> tuple[list[Retur
     Returns:
         Who was refused, and of how many recipients the report says something else.
     """
+    return _from_groups((group for text in texts for group in groups(text)), told)
+
+
+def _from_groups(fields: Iterable[dict[str, str]], told: Sequence[Told]) -> tuple[list[Returned], int]:
     found: list[Returned] = []
     successes = 0
     by_address = {one.address.lower(): one for one in told if one.address}
-    for group in (group for text in texts for group in groups(text)):
+    for group in fields:
         address = _address(group.get("final-recipient")) or _address(group.get("original-recipient"))
         action = group.get("action", "").strip().lower()
         status = (group.get("status", "").split() or [""])[0]
