@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.cli.show import cell, plain, to_json
+from worker.cli.show import to_json
+from worker.domain.text import cell, plain
 
 TEXTS = st.text(
     st.one_of(st.characters(), st.sampled_from("\x00\t\r\n\x1b\x7f\x9b\u2028\u202e\ud800=+-@＝ '"))

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from contracts.states import State
-from worker.cli.show import kpi_table, percent, plain
-from worker.cli.watch import Pace, View
+from worker.cli.show import kpi_table, percent
+from worker.cli.watch import View
+from worker.domain.pace import Pace
+from worker.domain.text import plain
 
 NONE = (
     *("bounced_ignored", "unknown", "excluded_late", "cancelled", "retrying"),

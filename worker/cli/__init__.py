@@ -39,9 +39,9 @@ from worker.cli import (
     watch,
 )
 from worker.cli.common import CommandRefused
-from worker.cli.show import plain
 from worker.cli.streams import OutputClosed, OutputLost, close_output, discard_output, open_streams
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch
+from worker.domain.text import plain
 from worker.lifecycle import ServiceDied
 from worker.operations.prepare import PreparationRefused
 from worker.settings import SettingsError

@@ -12,8 +12,9 @@ from rich.table import Table
 from contracts.events import Criterion
 from worker.cli.asking import JsonOption
 from worker.cli.common import CommandRefused, database
-from worker.cli.show import console, number, plain, to_json, words
+from worker.cli.show import console, number, to_json
 from worker.db.alerts import Alerts
+from worker.domain.text import plain, words
 from worker.settings import read_settings
 
 if TYPE_CHECKING:

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import typer
 from pydantic import ValidationError
 
 from contracts.base import explain
 from contracts.commands import Reply, Status
-from contracts.routing import Names
-from worker.amqp.pika.client import ask
-from worker.amqp.pika.connection import close_soon, open_connection
 from worker.auth.tokens import TokenRefused, open_verifier
 from worker.cli.common import CommandRefused
-from worker.cli.show import console, plain, to_json
+from worker.cli.show import console, to_json
 from worker.domain.authority import check_bearer
+from worker.domain.text import plain
 
 if TYPE_CHECKING:
-    from contracts.base import Message
     from worker.domain.authority import Bearer
     from worker.settings import Settings
 
@@ -41,47 +37,6 @@ ANSWER_SECONDS: Final = 30.0
 """Seconds to wait for an answer by default."""
 
 ACCEPTABLE: Final = (Status.ACCEPTED, Status.FINALIZE)
-
-
-async def question(
-    settings: Settings, routing_key: str, body: Message, *, seconds: float, token: str | None = None
-) -> bytes:
-    """Asks over a new connection and closes it after the answer: a person may think long before the next one.
-
-    Args:
-        settings: The settings.
-        routing_key: The kind of command.
-        body: The command.
-        seconds: The time to wait for the answer.
-        token: The operator's signed token, if there is one.
-
-    Raises:
-        BrokerUnreachable: The broker cannot be reached.
-        Unroutable, NoAnswer: As `worker.amqp.pika.client.ask`.
-    """
-    connection = await open_connection(
-        settings.amqp_url, name="sendoff command", timeout=min(settings.connect_timeout, seconds)
-    )
-    try:
-        return await ask(
-            connection,
-            Names(settings.queue_prefix),
-            routing_key,
-            body.model_dump_json().encode(),
-            user_id=broker_user(settings.amqp_url),
-            token=token,
-            timeout=seconds,
-        )
-    finally:
-        await close_soon(connection)
-
-
-def broker_user(url: str) -> str | None:
-    """Returns the user in a broker address; None if a certificate identifies the user."""
-    parts = urlsplit(url)
-    if "external" in (name.lower() for name in parse_qs(parts.query).get("auth", [])):
-        return None
-    return unquote(parts.username or "") or "guest"
 
 
 def read_token(settings: Settings, file: Path | None) -> str | None:

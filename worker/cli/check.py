@@ -19,12 +19,13 @@ from worker.auth.tokens import open_verifier
 from worker.channels.protocol import ChannelUnreachable
 from worker.channels.registry import CHANNELS
 from worker.cli.asking import JsonOption
-from worker.cli.show import plain, to_json
+from worker.cli.show import to_json
 from worker.db import partitions, server
 from worker.db.failures import ERRORS, classify
 from worker.db.pool import DatabaseUnreachable, SchemaMismatch, open_database
 from worker.domain.failures import Failure
 from worker.domain.servers import unprotected
+from worker.domain.text import plain
 from worker.services.tracking import open_machines
 from worker.settings import Settings, SettingsError, read_settings
 

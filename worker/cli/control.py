@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from contracts import routing
 from contracts.base import explain
 from contracts.commands import Confirm, Control, Status
-from worker.amqp.pika.client import NoAnswer
+from worker.amqp.pika.client import NoAnswer, ask_once
 from worker.cli.asking import (
     ANSWER_SECONDS,
     DeliveryArgument,
@@ -21,14 +21,14 @@ from worker.cli.asking import (
     OperatorOption,
     TimeoutOption,
     TokenOption,
-    question,
     read_reply,
     read_token,
     show_reply,
 )
 from worker.cli.common import CommandRefused
-from worker.cli.show import console, grid, number, plain, words
+from worker.cli.show import console, grid, number
 from worker.domain.schedule import duration_text
+from worker.domain.text import plain, words
 from worker.settings import read_settings
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def _ask_for_ok(summary: Summary, *, yes: bool, stderr: bool) -> None:
 def _command(routing_key: str, command: Message, seconds: float, token_file: Path | None) -> Reply:
     settings = read_settings()
     token = read_token(settings, token_file)
-    answer = asyncio.run(question(settings, routing_key, command, seconds=seconds, token=token))
+    answer = asyncio.run(ask_once(settings, routing_key, command, seconds=seconds, token=token))
     return read_reply(answer)
 
 

@@ -17,7 +17,8 @@ from worker.amqp.pika.connection import open_connection
 from worker.amqp.pika.dead import LOOKED_AT, CannotReplay, DeadLetter, DeadLetters, open_dead_letters
 from worker.cli.asking import JsonOption
 from worker.cli.common import CommandRefused
-from worker.cli.show import console, grid, number, plain, to_json
+from worker.cli.show import console, grid, number, to_json
+from worker.domain.text import plain
 from worker.settings import Settings, read_settings
 
 if TYPE_CHECKING:

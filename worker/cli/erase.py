@@ -12,7 +12,8 @@ import typer
 from worker.cli.asking import JsonOption, OperatorOption, TokenOption, read_bearer
 from worker.cli.common import CommandRefused, database
 from worker.cli.history import ProfileArgument
-from worker.cli.show import number, plain, to_json
+from worker.cli.show import number, to_json
+from worker.domain.text import plain
 from worker.operations import erase as service
 from worker.settings import Settings, read_settings
 

@@ -11,8 +11,9 @@ import typer
 
 from worker.cli.common import CommandRefused, database
 from worker.cli.rows import CsvOption, Format, LinesOption, chosen, status_text, status_time, write
-from worker.cli.show import plain, to_json
+from worker.cli.show import to_json
 from worker.db import profiles
+from worker.domain.text import plain
 from worker.settings import Settings, read_settings
 
 if TYPE_CHECKING:

@@ -12,9 +12,10 @@ import typer
 from worker.cli.asking import DeliveryArgument
 from worker.cli.common import CommandRefused, database
 from worker.cli.rows import CsvOption, Format, LinesOption, chosen, status_text, status_time, write
-from worker.cli.show import number, plain
+from worker.cli.show import number
 from worker.db import reading
 from worker.domain.deliveries import left_by_retention
+from worker.domain.text import plain
 from worker.settings import Settings, read_settings
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from worker.cli.common import CommandRefused, database
-from worker.cli.show import plain, to_json
+from worker.cli.show import to_json
 from worker.db import operators
 from worker.domain.operators import Role
+from worker.domain.text import plain
 from worker.settings import read_settings
 
 if TYPE_CHECKING:

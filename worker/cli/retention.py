@@ -11,8 +11,9 @@ from rich.table import Table
 
 from worker.cli.asking import JsonOption
 from worker.cli.common import CommandRefused, database
-from worker.cli.show import console, number, to_json, words
+from worker.cli.show import console, number, to_json
 from worker.domain.retention import read_age
+from worker.domain.text import words
 from worker.operations import retention as service
 from worker.settings import Settings, read_settings
 

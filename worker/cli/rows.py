@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 from rich.table import Table
 
-from worker.cli.show import cell, console, number, to_json, words
+from worker.cli.show import console, number, to_json
+from worker.domain.text import cell, words
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence

@@ -12,11 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from worker.domain.text import plain
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_FORMULA: Final = tuple("=+-@＝＋－＠")
-"""The first characters of a formula in a spreadsheet. Some spreadsheets also accept the wide forms."""
 
 NOTHING: Final = "–"
 """Shown for a percentage of nothing and for a date that is not set."""
@@ -67,11 +66,6 @@ def console(*, stderr: bool = False) -> Console:
     return Console(file=stream, width=width, highlight=False, emoji=False, markup=False)
 
 
-def plain(text: str) -> str:
-    """Returns foreign text, such as an SMTP reply, without control characters."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in text)
-
-
 def to_json(value: object) -> str:
     """Returns a value as JSON on one line. Characters that are not printable become escapes.
 
@@ -86,19 +80,6 @@ def to_json(value: object) -> str:
     )
 
 
-def cell(value: object) -> object:
-    """Returns a value for a cell of CSV, without formulas and without control characters.
-
-    Text that begins as a formula gets an apostrophe before it. Numbers stay numbers; None is an empty cell.
-    """
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if not isinstance(value, str):
-        return value
-    shown = plain(value)
-    return f"'{shown}" if shown.lstrip("\ufffd ")[:1] in _FORMULA else shown
-
-
 def _csv_text(value: object) -> str:
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
@@ -111,11 +92,6 @@ def number(count: int) -> str:
 def percent(value: float | None) -> str:
     """Returns a percentage with two decimals; a dash for None."""
     return NOTHING if value is None else f"{value:.2f} %"
-
-
-def words(name: str) -> str:
-    """Returns a name of the wire, such as a state or a cause, as words."""
-    return plain(name.replace("_", " "))
 
 
 def grid() -> Table:

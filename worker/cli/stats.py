@@ -11,16 +11,17 @@ from pydantic import TypeAdapter, ValidationError
 from contracts import routing
 from contracts.commands import ComputeStats, Reply
 from contracts.stats import Stats
+from worker.amqp.pika.client import ask_once
 from worker.cli.asking import (
     ANSWER_SECONDS,
     DeliveryArgument,
     JsonOption,
     TimeoutOption,
-    question,
     show_reply,
     unreadable,
 )
-from worker.cli.show import console, kpi_table, number, title, to_json, words
+from worker.cli.show import console, kpi_table, number, title, to_json
+from worker.domain.text import words
 from worker.settings import read_settings
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def stats(
 ) -> None:
     """Recount a delivery and print its KPIs."""
     body = ComputeStats(delivery_id=delivery_id)
-    data = asyncio.run(question(read_settings(), routing.COMPUTE_STATS, body, seconds=timeout))
+    data = asyncio.run(ask_once(read_settings(), routing.COMPUTE_STATS, body, seconds=timeout))
     try:
         answer = _ANSWER.validate_json(data)
     except ValidationError as error:

@@ -10,9 +10,10 @@ import typer
 
 from worker.cli.asking import DeliveryArgument, JsonOption, OperatorOption, TokenOption, read_bearer
 from worker.cli.common import CommandRefused, database
-from worker.cli.show import number, to_json, words
+from worker.cli.show import number, to_json
 from worker.db import reading
 from worker.domain.settlement import Settlement
+from worker.domain.text import words
 from worker.operations import settle as service
 from worker.settings import Settings, read_settings
 

@@ -7,8 +7,6 @@ import contextlib
 import signal
 import sys
 import time
-from collections import deque
-from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
 
 import typer
@@ -21,11 +19,13 @@ from rich.text import Text
 from contracts.states import State
 from worker.cli.asking import DeliveryArgument
 from worker.cli.common import CommandRefused, database
-from worker.cli.show import console, number, percent, plain, title, words
+from worker.cli.show import console, number, percent, title
 from worker.db import reading
 from worker.db.failures import ERRORS, classify
 from worker.domain.failures import Failure
+from worker.domain.pace import Pace
 from worker.domain.states import OVER
+from worker.domain.text import plain, words
 from worker.settings import Settings, read_settings
 
 if TYPE_CHECKING:
@@ -38,35 +38,8 @@ _HELD: Final = (State.PAUSED, State.STOPPED, State.FAILED, State.PREPARATION_FAI
 
 _SETTLED: Final = ("sent", "bounced", "errors", "unknown", "excluded_late", "cancelled")
 _OPEN: Final = ("pending", "sending", "retrying")
-_RATE_SECONDS: Final = 5.0
 _LINE_SECONDS: Final = 1.0
 _STATEMENT_SECONDS: Final = 5.0
-
-
-class Pace:
-    """How many recipients get an outcome per second, over the last seconds."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
-
-    def note(self, at: float, settled: int) -> None:
-        """Notes how many recipients had an outcome at a moment, in seconds of a monotonic clock."""
-        self._seen.append((at, settled))
-        while len(self._seen) > 2 and at - self._seen[1][0] >= _RATE_SECONDS:  # noqa: PLR2004 - a first and a last
-            self._seen.popleft()
-
-    @property
-    def rate(self) -> float | None:
-        """Recipients per second; None until there are two counts to compare."""
-        if len(self._seen) < 2:  # noqa: PLR2004
-            return None
-        (since, before), (at, settled) = self._seen[0], self._seen[-1]
-        return (settled - before) / (at - since)
-
-    def left(self, remaining: int) -> timedelta | None:
-        """Returns how long `remaining` recipients take at this pace; None if it is not known."""
-        rate = self.rate
-        return timedelta(seconds=round(remaining / rate)) if rate else None
 
 
 class View:

@@ -6,22 +6,32 @@ import asyncio
 import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, unquote, urlsplit
 
-from aio_pika import DeliveryMode, Message
+from aio_pika import DeliveryMode
+from aio_pika import Message as Publishing
 from aio_pika.exceptions import AMQPChannelError, PublishError
 from aiormq.exceptions import ChannelAccessRefused
 
-from contracts.routing import AUTHORIZATION, COMMANDS, CONTENT_TYPE, HEADER_SCHEMA_VERSION, SCHEMA_VERSION
+from contracts.routing import (
+    AUTHORIZATION,
+    COMMANDS,
+    CONTENT_TYPE,
+    HEADER_SCHEMA_VERSION,
+    SCHEMA_VERSION,
+    Names,
+)
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
 from worker.amqp.messages import APP_ID, Unroutable
-from worker.amqp.pika.connection import unless_blocked
+from worker.amqp.pika.connection import close_soon, open_connection, unless_blocked
 from worker.amqp.pika.failures import ERRORS, classify
 from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
     from aio_pika.abc import AbstractIncomingMessage, AbstractRobustConnection, HeadersType
 
-    from contracts.routing import Names
+    from contracts.base import Message
+    from worker.settings import Settings
 
 
 class NoAnswer(Exception):
@@ -36,6 +46,7 @@ async def ask(
     *,
     user_id: str | None = None,
     token: str | None = None,
+    command_id: str | None = None,
     timeout: float,  # noqa: ASYNC109 - the sentence of the error names it
 ) -> bytes:
     """Publishes a command and waits for its answer.
@@ -50,6 +61,7 @@ async def ask(
         body: The command as JSON.
         user_id: The broker user of the connection. The broker checks it, and refuses any other.
         token: The operator's signed token, if the workers require one.
+        command_id: The `message_id`; None for a new one. The same one gets the answer that it got before.
         timeout: Seconds for everything together.
 
     Returns:
@@ -62,7 +74,7 @@ async def ask(
         BrokerUnreachable: The broker takes no publishes, or the connection was lost before it confirmed the
             command; nobody knows whether it has it.
     """
-    command_id = str(uuid.uuid4())
+    command_id = command_id or str(uuid.uuid4())
     headers: HeadersType = {HEADER_SCHEMA_VERSION: SCHEMA_VERSION}
     if token is not None:
         headers[AUTHORIZATION] = f"Bearer {token}"
@@ -80,7 +92,7 @@ async def ask(
             await answers.consume(receive, no_ack=True)
             exchange = await channel.get_exchange(names.exchange(COMMANDS), ensure=False)
             publishing = exchange.publish(
-                Message(
+                Publishing(
                     body,
                     content_type=CONTENT_TYPE,
                     delivery_mode=DeliveryMode.PERSISTENT,
@@ -123,3 +135,52 @@ async def ask(
             f"Nobody answered within {timeout:g} s: no worker takes {routing_key} now, or all are busy."
             f" The command stays queued and will be carried out; its message_id is {command_id}."
         ) from error
+
+
+async def ask_once(
+    settings: Settings,
+    routing_key: str,
+    body: Message,
+    *,
+    seconds: float,
+    token: str | None = None,
+    command_id: str | None = None,
+) -> bytes:
+    """Asks over a new connection and closes it after the answer: a person may think long before the next one.
+
+    Args:
+        settings: The settings.
+        routing_key: The kind of command.
+        body: The command.
+        seconds: The time to wait for the answer.
+        token: The operator's signed token, if there is one.
+        command_id: As in `ask`.
+
+    Raises:
+        BrokerUnreachable: The broker cannot be reached.
+        Unroutable, NoAnswer, BrokerForbids: As `ask`.
+    """
+    connection = await open_connection(
+        settings.amqp_url, name="sendoff command", timeout=min(settings.connect_timeout, seconds)
+    )
+    try:
+        return await ask(
+            connection,
+            Names(settings.queue_prefix),
+            routing_key,
+            body.model_dump_json().encode(),
+            user_id=broker_user(settings.amqp_url),
+            token=token,
+            command_id=command_id,
+            timeout=seconds,
+        )
+    finally:
+        await close_soon(connection)
+
+
+def broker_user(url: str) -> str | None:
+    """Returns the user in a broker address; None if a certificate identifies the user."""
+    parts = urlsplit(url)
+    if "external" in (name.lower() for name in parse_qs(parts.query).get("auth", [])):
+        return None
+    return unquote(parts.username or "") or "guest"
