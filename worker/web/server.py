@@ -152,16 +152,19 @@ class LimitedBody:
             )
             await refusal(scope, receive, send)
             return
-        read = 0
+        read, whole = 0, False
 
         async def limited() -> Message:
-            nonlocal read
+            nonlocal read, whole
+            if whole:  # the next message is that the client has gone, which may be hours later
+                return await receive()
             try:
                 async with asyncio.timeout(self._seconds):
                     message = await receive()
             except TimeoutError:
                 raise HTTPException(408, headers={"connection": "close"}) from None
             read += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if read > self._size:
                 raise HTTPException(413, headers={"connection": "close"})
             return message
