@@ -55,6 +55,7 @@ from worker.services.send import SendLimits, SendParts, SendService
 from worker.services.stats import StatsLimits, StatsParts, StatsService
 from worker.services.tracking import TrackingLimits, TrackingParts, TrackingService, open_machines
 from worker.telemetry.metrics import Metrics
+from worker.web.console.service import ConsoleService
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -82,7 +83,7 @@ SERVICES: Final = (
     "events",
 )
 """The services by name, as `sendoff run` takes them."""
-ON_REQUEST: Final = ("returned",)
+ON_REQUEST: Final = ("returned", "console")
 """Those that run only where they are named: they listen for others, or read their files."""
 
 
@@ -120,6 +121,7 @@ class Worker:
             "schedule": lambda: [self._schedule()],
             "events": lambda: [self._events()],
             "returned": lambda: [self._returned()],
+            "console": lambda: [ConsoleService(self.settings, self.db)],
         }
         return builders[name]()
 

@@ -11,6 +11,7 @@ import structlog
 from worker.bootstrap import open_worker
 from worker.domain.servers import unprotected
 from worker.lifecycle import run_services, stop_on_signals
+from worker.web.console.service import ConsoleService
 from worker.web.health import serving
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ async def run(settings: Settings, services: Sequence[str], stop: asyncio.Event |
 
     Args:
         settings: The settings.
-        services: Names of `SERVICES`.
+        services: Names of `SERVICES` and `ON_REQUEST`.
         stop: A test sets it; signals set it too.
 
     Raises:
@@ -41,6 +42,9 @@ async def run(settings: Settings, services: Sequence[str], stop: asyncio.Event |
     async with AsyncExitStack() as stack:
         worker = await stack.enter_async_context(open_worker(settings, stop=stop))
         running = [service for name in services for service in worker.build(name)]
+        for service in running:
+            if isinstance(service, ConsoleService):
+                await service.listen()
         if settings.http_port:
             served = serving(settings.http_host, settings.http_port, worker.registry, worker.probes(stop))
             await stack.enter_async_context(served)

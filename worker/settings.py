@@ -29,6 +29,9 @@ _SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
 
 _FINGERPRINT_BYTES: Final = 32
 
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+"""The addresses that only this machine reaches, and their name."""
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -96,6 +99,21 @@ class Settings(BaseSettings):
     """Where `sendoff run` serves `/metrics`, `/health/live` and `/health/ready`; 0 for nowhere."""
     http_host: str = "127.0.0.1"
     """The address that they are served on; `0.0.0.0` for all addresses of the machine."""
+
+    console_auth: Literal["local", "proxy"] = "local"
+    """Who comes in. `local`: people at this machine, by a link that the console prints. `proxy`: those whom a
+    proxy has signed in, and whose signed tokens it passes."""
+    console_host: str = "127.0.0.1"
+    """The address that `sendoff run console` listens on; with `local` it must be this machine's own."""
+    console_port: Annotated[int, Field(ge=0, le=65535)] = 8480
+    """Its port; 0 for any free one."""
+    console_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """The names by which browsers may call it, without a port, written as `publishers`; empty for any. With
+    `local` they are always those of this machine."""
+    console_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] = "authorization"
+    """The header in which the proxy passes the token."""
+    console_hide_personal_data: bool = True
+    """Whether people without the Start deliveries role see no addresses, profiles, replies or messages."""
 
     connect_timeout: Annotated[float, Field(gt=0, le=300)] = 10
     """How long a connection to the broker or the database may take."""
@@ -279,7 +297,15 @@ class Settings(BaseSettings):
             raise ValueError("never cannot be joined with others (RFC 3461, 4.1)")
         return value
 
-    @field_validator("channels", "publishers", "auth_algorithms", "retry_delays", "dsn_notify", mode="before")
+    @field_validator(
+        "channels",
+        "publishers",
+        "auth_algorithms",
+        "console_hosts",
+        "retry_delays",
+        "dsn_notify",
+        mode="before",
+    )
     @classmethod
     def _is_list(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -359,6 +385,13 @@ class Settings(BaseSettings):
             faults.append(
                 f"{_variable(keys[0])} is set and no token is asked for: set SENDOFF_AUTH=token, or unset it"
             )
+        if self.console_auth == "local" and self.console_host not in LOOPBACK:
+            faults.append(
+                "SENDOFF_CONSOLE_HOST is not this machine's own address, 127.0.0.1 or ::1: for others set"
+                " SENDOFF_CONSOLE_AUTH=proxy"
+            )
+        if self.console_auth == "proxy" and self.auth != "token":
+            faults.append("SENDOFF_CONSOLE_AUTH=proxy needs SENDOFF_AUTH=token and a key to verify tokens")
         if faults:
             raise ValueError("; ".join(faults))
         return self

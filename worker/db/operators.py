@@ -18,6 +18,14 @@ async def list_operators(db: Database) -> list[Operator]:
     return [Operator(r["name"], r["active"], frozenset(Role(role) for role in r["roles"])) for r in rows]
 
 
+async def read_operator(db: Database, name: str) -> Operator | None:
+    """Returns an operator, or None if there is none of this name."""
+    row = await db.fetchrow("read_operator", name=name)
+    if row is None:
+        return None
+    return Operator(row["name"], row["active"], frozenset(Role(role) for role in row["roles"]))
+
+
 async def add_operator(db: Database, name: str, roles: Iterable[Role]) -> bool:
     """Adds an operator, or adds roles to an operator who exists.
 

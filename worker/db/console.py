@@ -1,0 +1,160 @@
+"""Reads what the console shows: every page by a key, and never more of a delivery than a page needs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from worker.db.pool import Database
+
+Row = dict[str, Any]
+
+PAGE: Final = 50
+"""Rows of a page."""
+MORE: Final = 200
+"""Rows of a list that is shown as a whole; the page says if there are more."""
+
+_BEFORE_ALL: Final = 2**63 - 1
+_RANGE: Final = 20_000
+"""Recipients that one statement looks through."""
+_RANGES: Final = 10
+"""Ranges that one page looks through: a filter that fits nobody must not read a million recipients."""
+_EXCEPTIONS: Final = frozenset({"bounced", "error", "unknown", "excluded"})
+"""The statuses that an index finds."""
+
+
+class Page(NamedTuple):
+    """Some rows, and where the next ones begin."""
+
+    rows: list[Row]
+    after: str | None
+    """The key that the next page begins after; None if this is the last."""
+    through: int | None = None
+    """How far it was looked, if this page has few rows because a filter fits few."""
+
+
+class LogFilter(NamedTuple):
+    """Filters of the sending log; None does not filter."""
+
+    status: str | None = None
+    bounce_kind: str | None = None
+    reason: str | None = None
+    code: str | None = None
+    domain: str | None = None
+    text: str | None = None
+    """A part of the address, or the profile."""
+
+
+class ConsoleReads:
+    """The reads of the console."""
+
+    def __init__(self, db: Database) -> None:
+        """Takes the database."""
+        self._db = db
+
+    async def shown(self, deliveries: Sequence[int]) -> dict[int, Row]:
+        """Returns what is shown of some deliveries, by their numbers."""
+        rows = await self._db.fetch("read_shown", deliveries=list(deliveries))
+        return {row["delivery_id"]: dict(row) for row in rows}
+
+    async def deliveries(
+        self, *, before: int | None, states: Sequence[str] | None, channel: str | None, text: str | None
+    ) -> Page:
+        """Returns a page of deliveries, the newest first."""
+        rows = await self._db.fetch(
+            "read_deliveries_page",
+            before=before or _BEFORE_ALL,
+            states=list(states) if states else None,
+            channel=channel,
+            text=text,
+            rows=PAGE + 1,
+        )
+        return _page(rows, lambda row: str(row["delivery_id"]))
+
+    async def rows(self, query: str, **values: object) -> list[Row]:
+        """Returns the rows of a query that reads few."""
+        return [dict(row) for row in await self._db.fetch(query, **values)]
+
+    async def log(self, delivery_id: int, recipients: int, after: int, only: LogFilter) -> Page:
+        """Returns a page of the sending log, by recipient."""
+        values = {"delivery_id": delivery_id, **only._asdict()}
+        if only.status in _EXCEPTIONS:
+            rows = await self._db.fetch("read_exceptions_page", after=after, rows=PAGE + 1, **values)
+            return _page(rows, lambda row: str(row["recipient"]))
+        found: list[Row] = []
+        for _ in range(_RANGES):
+            last = after + _RANGE
+            rows = await self._db.fetch(
+                "read_log_page", after=after, last=last, rows=PAGE + 1 - len(found), **values
+            )
+            found += map(dict, rows)
+            if len(found) > PAGE or last >= recipients:
+                return _page(found, lambda row: str(row["recipient"]))
+            after = last
+        return Page(found, str(after), after)
+
+    async def tracking(
+        self, delivery_id: int, recipients: int, after: tuple[int, str], only: Mapping[str, object]
+    ) -> Page:
+        """Returns a page of the tracking log, by recipient and event."""
+        found: list[Row] = []
+        number, event = after
+        for _ in range(_RANGES):
+            last = number + _RANGE
+            rows = await self._db.fetch(
+                "read_tracking_page",
+                delivery_id=delivery_id,
+                after=number,
+                after_event=event,
+                last=last,
+                rows=PAGE + 1 - len(found),
+                **only,
+            )
+            found += map(dict, rows)
+            if len(found) > PAGE or last >= recipients:
+                return _page(found, lambda row: f"{row['recipient']}-{row['event_id']}")
+            number, event = last, ""
+        return Page(found, f"{number + 1}-", number)
+
+    async def exclusions(self, delivery_id: int, after: int, cause: str | None) -> Page:
+        """Returns a page of those whom the preparation left out, by line of the recipients file."""
+        rows = await self._db.fetch(
+            "read_exclusions_page", delivery_id=delivery_id, after=after, cause=cause, rows=PAGE + 1
+        )
+        return _page(rows, lambda row: str(row["line"]))
+
+    async def history(self, profile_id: str, after: tuple[int, int] | None) -> Page:
+        """Returns a page of what a profile got, the newest first."""
+        delivery, recipient = after or (_BEFORE_ALL, 2**31 - 1)
+        rows = await self._db.fetch(
+            "read_history",
+            profile_id=profile_id,
+            before_delivery=delivery,
+            before_number=recipient,
+            rows=PAGE + 1,
+        )
+        return _page(rows, lambda row: f"{row['delivery_id']}-{row['recipient']}")
+
+    async def kept_out(self, query: str, after: tuple[str, str]) -> Page:
+        """Returns a page of the quarantine or of the denylist, by channel."""
+        channel, key = after
+        rows = await self._db.fetch(query, channel=channel, key=key, rows=PAGE + 1)
+        return _page(rows, lambda row: f"{row['channel']} {row['key']}")
+
+    async def command(self, command_id: str) -> Row | None:
+        """Returns a command with its answer; None while there is none."""
+        row = await self._db.fetchrow("read_command", command_id=command_id)
+        return {**row, "reply": json.loads(row["reply"])} if row else None
+
+    async def recipient(self, delivery_id: int, recipient: int) -> Row | None:
+        """Returns one recipient with its variables, or None."""
+        row = await self._db.fetchrow("read_recipient", delivery_id=delivery_id, recipient=recipient)
+        return {**row, "variables": json.loads(row["variables"])} if row else None
+
+
+def _page(rows: Sequence[Any], key: Any) -> Page:  # noqa: ANN401 - a function of a row
+    found = [dict(row) for row in rows]
+    return Page(found[:PAGE], key(found[PAGE - 1]) if len(found) > PAGE else None)

@@ -1,0 +1,147 @@
+"""What every page of the console is made with."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, Response
+
+from worker.domain.operators import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from starlette.requests import Request
+
+    from contracts.base import Message
+    from worker.amqp.pika.dead import DeadLetter
+    from worker.db.console import ConsoleReads
+    from worker.db.pool import Database
+    from worker.domain.operators import Operator
+    from worker.web.console.assets import Assets
+    from worker.web.console.live import Live
+    from worker.web.console.people import Gate, Person
+    from worker.web.console.rendering import Pages
+
+T = TypeVar("T")
+
+_SHARED: Final = 500
+"""Answers that are kept for others who ask the same."""
+_AT_ONCE: Final = 2
+"""Heavy reads at the same time, so that they never take all connections."""
+
+
+class Asking(Protocol):
+    """Publishes a command and waits for its answer: `worker.amqp.pika.client.ask_once`."""
+
+    async def __call__(
+        self, routing_key: str, body: Message, *, seconds: float, token: str | None, command_id: str | None
+    ) -> bytes:
+        """Returns the answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """The parts."""
+
+    db: Database
+    reads: ConsoleReads
+    gate: Gate
+    pages: Pages
+    assets: Assets
+    live: Live
+    shared: Shared
+    ask: Asking
+    dead_letters: Callable[[int], Awaitable[tuple[int, Sequence[DeadLetter]]]]
+    """Reads the number of dead messages, and the oldest of them."""
+    operators: Callable[[], Awaitable[list[Operator]]]
+    hide_personal_data: bool
+    """Whether people who may only look see no addresses."""
+
+    def sees_persons(self, person: Person) -> bool:
+        """Says whether somebody may see addresses, profiles and what was said about them."""
+        roles = person.operator.roles if person.operator and person.operator.active else ()
+        acts = not person.read_only and Role.START_DELIVERIES in roles
+        return acts or not self.hide_personal_data
+
+    def draw(self, request: Request, template: str, status: int = 200, **values: Any) -> Response:  # noqa: ANN401
+        """Draws a page for the person of a request."""
+        person: Person = request.state.person
+        page = self.pages.render(
+            template, person=person, sees_persons=self.sees_persons(person), path=request.url.path, **values
+        )
+        return HTMLResponse(page, status)
+
+    def said(self, request: Request, status: int, sentence: str, **values: Any) -> Response:  # noqa: ANN401
+        """Draws a page that says one sentence."""
+        return self.draw(request, "said.html", status, sentence=sentence, **values)
+
+
+class Shared:
+    """Answers for several people: who asks while one is read, or soon after, gets the same."""
+
+    def __init__(self) -> None:
+        self._reading: dict[object, asyncio.Task[Any]] = {}
+        self._kept: dict[object, tuple[float, Any]] = {}
+        self._room = asyncio.Semaphore(_AT_ONCE)
+
+    async def get(self, key: object, read: Callable[[], Awaitable[T]], *, seconds: float) -> T:
+        """Returns an answer that is at most so old, or three times as old as it took to read.
+
+        Args:
+            key: What is asked.
+            read: Reads it.
+            seconds: How old it may be.
+        """
+        kept = self._kept.get(key)
+        if kept is not None and time.monotonic() < kept[0]:
+            found: T = kept[1]
+            return found
+        task = self._reading.get(key)
+        if task is None:
+            task = asyncio.create_task(self._read(key, read, seconds), name=f"read {key}")
+            self._reading[key] = task
+            task.add_done_callback(lambda _: self._reading.pop(key, None))
+        answer: T = await asyncio.shield(task)
+        return answer
+
+    async def _read(self, key: object, read: Callable[[], Awaitable[T]], seconds: float) -> T:
+        async with self._room:
+            began = time.monotonic()
+            answer = await read()
+            took = time.monotonic() - began
+        if len(self._kept) >= _SHARED:
+            self._kept.clear()
+        self._kept[key] = (time.monotonic() + max(seconds, 3 * took), answer)
+        return answer
+
+
+def absent(sentence: str) -> HTTPException:
+    """Returns the error for what does not exist."""
+    return HTTPException(404, sentence)
+
+
+def forbidden(sentence: str) -> HTTPException:
+    """Returns the error for what this person may not do or see."""
+    return HTTPException(403, sentence)
+
+
+def text_of(request: Request, name: str) -> str | None:
+    """Returns a value of the address, without the space around it; None if it is empty."""
+    return request.query_params.get(name, "").replace("\x00", "").strip()[:200] or None
+
+
+def number_of(request: Request, name: str, most: int = 2**63 - 1) -> int:
+    """Returns a number of the address's query; 0 if there is none."""
+    return read_number(request.query_params.get(name, ""), most)
+
+
+def read_number(text: str, most: int) -> int:
+    """Returns a number that people wrote, or 0."""
+    fits = text.isascii() and text.isdigit() and len(text) <= len(str(most))
+    number = int(text) if fits else 0
+    return number if number <= most else 0
