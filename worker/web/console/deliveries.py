@@ -188,7 +188,7 @@ async def panel(console: Console, request: Request) -> Response:
     async def read() -> dict[str, Any]:
         return await _PANELS[name](console, number)
 
-    found = await console.shared.get((name, number), read, seconds=seconds)
+    found = await console.shared.get((name, number, row["state"]), read, seconds=seconds)
     whole = request.headers.get("hx-request") != "true"
     if not whole:
         return HTMLResponse(console.pages.render(f"_{name}.html", row=row, most=MORE, **found))

@@ -48,8 +48,19 @@ async def log(console: Console, request: Request) -> Response:
         return RedirectResponse(f"/deliveries/{row['delivery_id']}/recipients/{number}", 303)
     after = number_of(request, "after", _LAST)
     page = await console.reads.log(row["delivery_id"], row["to_deliver"], after, only)
+    settled = (
+        (text_of(request, "how"), number_of(request, "settled")) if text_of(request, "settled") else None
+    )
     return console.draw(
-        request, "log.html", row=row, page=page, only=only, statuses=STATUSES, after=after, panel="log"
+        request,
+        "log.html",
+        row=row,
+        page=page,
+        only=only,
+        statuses=STATUSES,
+        after=after,
+        settled=settled,
+        panel="log",
     )
 
 
