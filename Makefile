@@ -16,10 +16,11 @@ UV_COMPILE = uv pip compile --quiet --universal --generate-hashes --no-emit-inde
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: venv ## send a delivery of N recipients (N=1000) on servers of its own, which end with it
-	@$(SERVERS) run -- $(BIN)/python dev/demo.py --recipients $(or $(N),1000)
+demo: venv ## send a delivery of N recipients (N=1000) on servers of its own, which end with it (PAGE=1: with the console)
+	@$(SERVERS) run -- $(BIN)/python dev/demo.py --recipients $(or $(N),1000) $(if $(PAGE),--page)
 
 test: check ## check, then run every test on servers of its own (ARGS='-k name' goes to pytest)
+	@$(SERVERS) install browser
 	@$(SERVERS) run -- $(BIN)/pytest $(ARGS)
 
 check: venv ## check format, style, types, layers and the generated contracts

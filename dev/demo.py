@@ -103,6 +103,17 @@ class Demo:
         if process.returncode:
             raise DemoError(f"“{command}” ended with status {process.returncode}.")
 
+    def console(self) -> None:
+        """Runs the console on this terminal until somebody interrupts the demo.
+
+        Raises:
+            DemoError: It ended by itself, or the worker did.
+        """
+        self._say("sendoff run console")
+        # Only the address is of interest; a port that is taken by another program is no reason to fail.
+        self._environment |= {"SENDOFF_CONSOLE_PORT": "0", "SENDOFF_LOG_LEVEL": "warning"}
+        self._wait("sendoff run console", self._start("sendoff run console"), float("inf"))
+
     def _say(self, command: str) -> None:
         out.print()
         out.print(Text.assemble(("$ ", "dim"), (command, "bold")), soft_wrap=True)
@@ -237,13 +248,27 @@ def next_steps() -> None:
         ("docs/contracts.md", "how another service publishes commands and results"),
         ('eval "$(make -s up)"', "servers that stay; then type the commands above yourself"),
         ("make demo N=100000", "the same, larger"),
+        ("make demo PAGE=1", "the same, and then the page on which operators confirm"),
     )
     width = max(len(what) for what, _ in steps)
     for what, why in steps:
         out.print(Text.assemble("  ", (what.ljust(width), "bold"), f"  {why}"), soft_wrap=True)
 
 
-def run(folder: Path, recipients: int, channel: str) -> None:
+def show_page(demo: Demo) -> None:
+    """Prepares another delivery, for a person to confirm, and shows both on the console until Ctrl-C.
+
+    Raises:
+        DemoError: It ended by itself.
+    """
+    demo.run(f"sendoff prepare delivery.toml --recipients recipients.csv --operator {OPERATOR}")
+    out.print()
+    out.print("Another delivery waits for you: open the page, sign in, and press Confirm send.", style="bold")
+    out.print("Ctrl-C ends the demo and removes its servers.")
+    demo.console()
+
+
+def run(folder: Path, recipients: int, channel: str, *, page: bool) -> None:
     """Runs the demo in a folder of its own.
 
     Raises:
@@ -274,6 +299,8 @@ def run(folder: Path, recipients: int, channel: str) -> None:
                 received = compare(demo, sink, delivery)
                 show_message(sink, delivery)
                 out.print(received, style="green", soft_wrap=True)
+            if page:
+                show_page(demo)
     except DemoError as error:
         kept = Path(tempfile.gettempdir()) / f"sendoff-demo-{os.getpid()}.log"
         shutil.copyfile(demo.log, kept)
@@ -300,6 +327,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0] if __doc__ else None)
     parser.add_argument("--recipients", type=int, default=1_000, help="rows of the recipients file")
     parser.add_argument("--channel", choices=("email", "null"), default="email")
+    parser.add_argument("--page", action="store_true", help="end with the console, until Ctrl-C")
     given = parser.parse_args()
     if given.recipients < 1:
         parser.error("--recipients must be at least 1")
@@ -309,7 +337,7 @@ def main() -> int:
         signal.signal(number, interrupt)
     try:
         with tempfile.TemporaryDirectory(prefix="sendoff-demo-") as folder:
-            run(Path(folder), given.recipients, given.channel)
+            run(Path(folder), given.recipients, given.channel, page=given.page)
     except DemoError as error:
         out.print()
         Console(stderr=True, highlight=False, markup=False).print(str(error), style="red", soft_wrap=True)

@@ -4,6 +4,7 @@
     down            stop just those and remove their data
     run -- COMMAND  run a command on fresh servers of its own, which end with it
     install         install what `.venv` needs and Debian leaves out of Python
+    install browser install the browser that tests of the console drive
 
 Settings go to standard output as `export` lines, all else to standard error. `up` leaves servers behind only
 once all are ready: interrupted or killed before that, it takes them along. `run` never touches those of `up`.
@@ -41,6 +42,14 @@ def install(*packages: str) -> None:
     script = ["timeout", "--foreground", str(INSTALL_SECONDS), "sh", str(DEV / "install.sh")]
     if packages and subprocess.call([*script, *packages], stdout=2) != 0:
         sys.exit(f"servers: Installing {' '.join(packages)} failed; the reason stands above.")
+
+
+def install_browser() -> None:
+    """Installs Debian's Chromium. Ubuntu has none as a package: the tests that need it are skipped there."""
+    if shutil.which("chromium") is None:
+        script = ["timeout", "--foreground", str(INSTALL_SECONDS), "sh", str(DEV / "install.sh"), "chromium"]
+        if subprocess.call(script, stdout=2) != 0:
+            say("Chromium could not be installed; the tests that drive it are skipped.")
 
 
 def checkout_folder() -> Path:
@@ -225,6 +234,8 @@ def main() -> int:
                 down(checkout_folder())
             case ["run", "--", *command] if command:
                 return run(checkout_folder(), command)
+            case ["install", "browser"]:
+                install_browser()
             case ["install"]:
                 install(*([] if importlib.util.find_spec("ensurepip") else ["python3-venv"]))
             case _:

@@ -85,20 +85,26 @@ def test_a_message_that_did_not_arrive_is_told_loudly_and_the_log_is_kept(
 
 
 @pytest.mark.parametrize(
-    ("when", "number", "status"),
+    ("when", "number", "status", "arguments"),
     [
-        ("$ sendoff prepare", signal.SIGINT, 130),
-        ("in progress", signal.SIGINT, 130),
-        ("in progress", signal.SIGTERM, 143),
+        ("$ sendoff prepare", signal.SIGINT, 130, ["--recipients", "5000"]),
+        ("in progress", signal.SIGINT, 130, ["--recipients", "5000"]),
+        ("in progress", signal.SIGTERM, 143, ["--recipients", "5000"]),
+        ("The console is at http://127.0.0.1:", signal.SIGINT, 130, ["--recipients", "5", "--page"]),
     ],
 )
 async def test_interrupted_at_any_moment_it_leaves_nothing_behind(
-    environment: dict[str, str], tmp_path: Path, when: str, number: signal.Signals, status: int
+    environment: dict[str, str],
+    tmp_path: Path,
+    when: str,
+    number: signal.Signals,
+    status: int,
+    arguments: list[str],
 ) -> None:
     said = tmp_path / "said"
     with said.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(DEMO), "--recipients", "5000"),
+            *(sys.executable, str(DEMO), *arguments),
             env=environment,
             stdout=out,
             stderr=out,
@@ -108,7 +114,7 @@ async def test_interrupted_at_any_moment_it_leaves_nothing_behind(
         async def is_there() -> bool:
             return when in said.read_text()
 
-        await until(is_there)
+        await until(is_there, 90 if "--page" in arguments else 30)
         process.send_signal(number)
         await asyncio.wait_for(process.wait(), 15)
     finally:

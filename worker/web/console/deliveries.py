@@ -6,7 +6,7 @@ import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from starlette.responses import HTMLResponse, StreamingResponse
+from starlette.responses import StreamingResponse
 
 from contracts.commands import Status
 from contracts.states import State
@@ -191,7 +191,7 @@ async def panel(console: Console, request: Request) -> Response:
     found = await console.shared.get((name, number, row["state"]), read, seconds=seconds)
     whole = request.headers.get("hx-request") != "true"
     if not whole:
-        return HTMLResponse(console.pages.render(f"_{name}.html", row=row, most=MORE, **found))
+        return console.draw(request, f"_{name}.html", row=row, most=MORE, **found)
     return console.draw(request, "panel.html", row=row, panel=name, most=MORE, **found)
 
 

@@ -112,8 +112,9 @@ class ConsoleService:
                 group.create_task(self._server.run(stop))
 
     def _say_link(self) -> None:
-        once = " This link works once." if isinstance(self._gate, LocalGate) else ""
-        self._tell(f"The console is at {self.link}{once}")
+        self._tell(f"The console is at {self.link}")
+        if isinstance(self._gate, LocalGate):
+            self._tell("The link works once; when it is used, the next one is printed.")
 
     def _open_gate(self) -> Gate:
         s = self._settings

@@ -19,7 +19,9 @@
     }
     for (const node of document.querySelectorAll("time[datetime]")) {
       const at = new Date(node.dateTime);
-      if (!Number.isNaN(at.getTime())) write(node, (node.classList.contains("clock") ? short : full).format(at));
+      if (Number.isNaN(at.getTime())) continue;
+      const today = node.closest(".headline") && at.toDateString() === new Date().toDateString();
+      write(node, (today || node.classList.contains("clock") ? short : full).format(at));
     }
     for (const node of document.querySelectorAll("svg text[data-at]")) {
       write(node, minute.format(new Date(node.dataset.at)));
