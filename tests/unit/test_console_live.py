@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import structlog.testing
+
 from worker.lifecycle import wait_any
 from worker.web.console.live import Live
 from worker.web.console.parts import Shared
@@ -105,12 +107,14 @@ async def test_a_state_that_the_page_does_not_show_is_told_and_what_stays_is_not
     async with running(board) as (live, _):
         stream = live.stream(1, "ready")
         assert await take(stream, b"event: state") == b"event: state\ndata: in_progress\n\n"
+        board.state = "paused"  # its pace does not change either
+        await take(stream, b"paused")
         drawn = board.drawn
-        await take(stream, b"event: beat")
-        await take(stream, b"event: beat")
-        assert board.drawn <= drawn + 1, "the pace may be known now, and nothing else is new"
-        board.state = "paused"
-        assert b"paused" in await take(stream, b"event: state")
+        following = [await anext(stream) for _ in range(4)]
+        assert all(event.startswith(b"event: beat") for event in following)
+        assert board.drawn == drawn
+        board.state = "in_progress"
+        assert b"in_progress" in await take(stream, b"event: state")
         await stream.aclose()
 
 
@@ -137,6 +141,28 @@ async def test_a_database_that_is_away_silences_and_does_not_end() -> None:
         board.fails, board.sent[1] = False, 42
         await take(stream, b"<i>42")
         await stream.aclose()
+
+
+async def test_a_delivery_that_cannot_be_drawn_troubles_no_other() -> None:
+    board = Board()
+    draw = board.draw
+
+    def fail(row: dict[str, Any], speed: Speed) -> str:
+        if row["delivery_id"] == 1:
+            raise ValueError("a fault of ours")
+        return draw(row, speed)
+
+    board.draw = fail  # type: ignore[method-assign]
+    with structlog.testing.capture_logs() as logged:
+        async with running(board) as (live, _):
+            broken, whole = live.stream(1, "ready"), live.stream(2, "ready")
+            waiting = asyncio.create_task(take(broken, b"<b>"))
+            assert b"<b>2</b>" in await take(whole, b"<b>")
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            await whole.aclose()
+            await broken.aclose()
+    assert {line["event"] for line in logged} == {"delivery not drawn"}
 
 
 async def test_a_stop_ends_the_streams() -> None:

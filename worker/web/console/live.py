@@ -122,11 +122,15 @@ class Live:
         for number in watched:
             topic, row = self._topics.get(number), rows.get(number)
             if topic is not None and row is not None:
-                self.paces.note(row)
-                self._tell(topic, row)
+                try:
+                    self._tell(topic, row)
+                except Exception:
+                    # A fault of ours with one delivery must not end the console for all others.
+                    log.exception("delivery not drawn", delivery_id=number)
 
     def _tell(self, topic: Topic, row: Row) -> None:
         """Draws a delivery once for all its viewers; only the time, where nothing else has changed."""
+        self.paces.note(row)
         speed = self.paces.speed(row)
         facts = ({k: v for k, v in row.items() if k != "as_of"}, speed)
         topic.beat = _event(row["as_of"].isoformat(), "beat")

@@ -13,6 +13,7 @@ from worker.db import reading
 from worker.db.console import LogFilter
 from worker.db.deliveries import DeliveryContents
 from worker.domain.content import EmailContent
+from worker.domain.settlement import Settlement
 from worker.domain.templates import Renderer, RenderFailed
 from worker.domain.text import cell
 from worker.web.console.deliveries import read_delivery
@@ -48,9 +49,8 @@ async def log(console: Console, request: Request) -> Response:
         return RedirectResponse(f"/deliveries/{row['delivery_id']}/recipients/{number}", 303)
     after = number_of(request, "after", _LAST)
     page = await console.reads.log(row["delivery_id"], row["to_deliver"], after, only)
-    settled = (
-        (text_of(request, "how"), number_of(request, "settled")) if text_of(request, "settled") else None
-    )
+    how = text_of(request, "how")
+    settled = (how, number_of(request, "settled")) if how in set(Settlement) else None
     return console.draw(
         request,
         "log.html",
