@@ -86,10 +86,10 @@ LIMIT :rows;
 SELECT minute, sent, bounced FROM sendoff.throughput WHERE delivery_id = :delivery_id ORDER BY minute;
 
 -- name: read_opens
--- First opens by minute: who opens twice counts once, as in the KPI.
+-- First opens by minute: who opens twice counts once, as in the KPI. Who only complained has not opened.
 SELECT date_bin('1 minute', opened_at, '2000-01-01 00:00+00') AS minute, count(*) AS opened
 FROM sendoff.tracked_recipient
-WHERE delivery_id = :delivery_id
+WHERE delivery_id = :delivery_id AND opened_at IS NOT NULL
 GROUP BY date_bin('1 minute', opened_at, '2000-01-01 00:00+00')
 ORDER BY minute;
 

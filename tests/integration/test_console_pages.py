@@ -57,11 +57,13 @@ async def lived_through(stack: Stack) -> int:
         await tracking.publish(stack, tracking.event(number, 7, "open", "e1"))
         click = tracking.event(number, 8, "click", "e2", url="https://example.org/a?b=1&c=2")
         await tracking.publish(stack, click, key=routing.CLICK)
-        await tracking.recorded(stack, 2)
+        complaint = tracking.event(number, 9, "complaint", "e3")
+        await tracking.publish(stack, complaint, key=routing.COMPLAINT)
+        await tracking.recorded(stack, 3)
 
         async def counted() -> bool:
             row = await stack.deployment(number)
-            return bool(row["bounced"] == 1 and row["clicked"] == 1)
+            return bool(row["bounced"] == 1 and row["clicked"] == 1 and row["complained"] == 1)
 
         await until(counted)
     return number
@@ -75,6 +77,7 @@ async def test_every_page_of_a_delivery_and_every_number_that_leads_to_rows(stac
         assert "Finished: all 12 recipients have an outcome. 2 are unknown: somebody must" in page
         assert "9 sent 1 bounced 2 unknown" in page
         assert "Opened 2 22.22 % by people 2, 22.22 %" in page
+        assert "Opted out 0 complained 1, 11.11 %" in page
         assert "Exact, as of" in page
         assert "hard user unknown 5.1.1 recipient 1" in shown(await visitor.get(f"{base}/bounces"))
         assert "<polyline" in await visitor.get(f"{base}/curve")
