@@ -163,7 +163,7 @@ WHERE delivery_id = :delivery_id AND NOT late AND line > :after AND (:cause::tex
 ORDER BY line
 LIMIT :rows;
 
--- name: read_recipient
+-- name: read_logged_recipient
 SELECT s.*, r.variables::text AS variables
 FROM sendoff.sending_log s
 JOIN sendoff.recipient r ON r.delivery_id = s.delivery_id AND r.recipient = s.recipient

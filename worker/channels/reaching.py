@@ -65,7 +65,11 @@ class Reaching:
 
     def _away(self, error: ChannelUnreachable) -> None:
         if not self.unreachable:
-            broken = error.failure is Failure.BROKEN
-            sentence = "channel refuses us, waiting" if broken else "channel out of reach, waiting"
-            log.warning(sentence, channel=self._name, because=str(error))
+            log.warning(
+                "channel refuses us, waiting"
+                if error.failure is Failure.BROKEN
+                else "channel out of reach, waiting",
+                channel=self._name,
+                because=str(error),
+            )
         self.unreachable = str(error)

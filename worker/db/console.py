@@ -151,7 +151,7 @@ class ConsoleReads:
 
     async def recipient(self, delivery_id: int, recipient: int) -> Row | None:
         """Returns one recipient with its variables, or None."""
-        row = await self._db.fetchrow("read_recipient", delivery_id=delivery_id, recipient=recipient)
+        row = await self._db.fetchrow("read_logged_recipient", delivery_id=delivery_id, recipient=recipient)
         return {**row, "variables": json.loads(row["variables"])} if row else None
 
 

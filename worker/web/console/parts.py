@@ -85,8 +85,8 @@ class Shared:
     """Answers for several people: who asks while one is read, or soon after, gets the same."""
 
     def __init__(self) -> None:
-        self._reading: dict[object, asyncio.Task[Any]] = {}
         self._kept: dict[object, tuple[float, Any]] = {}
+        self._turns: dict[object, asyncio.Lock] = {}
         self._room = asyncio.Semaphore(_AT_ONCE)
 
     async def get(self, key: object, read: Callable[[], Awaitable[T]], *, seconds: float) -> T:
@@ -97,27 +97,20 @@ class Shared:
             read: Reads it.
             seconds: How old it may be.
         """
-        kept = self._kept.get(key)
-        if kept is not None and time.monotonic() < kept[0]:
-            found: T = kept[1]
-            return found
-        task = self._reading.get(key)
-        if task is None:
-            task = asyncio.create_task(self._read(key, read, seconds), name=f"read {key}")
-            self._reading[key] = task
-            task.add_done_callback(lambda _: self._reading.pop(key, None))
-        answer: T = await asyncio.shield(task)
-        return answer
-
-    async def _read(self, key: object, read: Callable[[], Awaitable[T]], seconds: float) -> T:
-        async with self._room:
-            began = time.monotonic()
-            answer = await read()
-            took = time.monotonic() - began
-        if len(self._kept) >= _SHARED:
-            self._kept.clear()
-        self._kept[key] = (time.monotonic() + max(seconds, 3 * took), answer)
-        return answer
+        async with self._turns.setdefault(key, asyncio.Lock()):
+            kept = self._kept.get(key)
+            if kept is not None and time.monotonic() < kept[0]:
+                found: T = kept[1]
+                return found
+            async with self._room:
+                began = time.monotonic()
+                answer = await read()
+                took = time.monotonic() - began
+            if len(self._kept) >= _SHARED:
+                self._kept.clear()
+                self._turns = {k: turn for k, turn in self._turns.items() if turn.locked()}
+            self._kept[key] = (time.monotonic() + max(seconds, 3 * took), answer)
+            return answer
 
 
 def absent(sentence: str) -> HTTPException:
