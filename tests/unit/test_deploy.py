@@ -1,4 +1,4 @@
-"""deploy/compose.yaml: every service is hardened, a user of its own, and has each secret that it asks for."""
+"""deploy/: every service is hardened, a user of its own, and has each secret that it asks for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,3 +66,18 @@ def test_the_script_makes_every_secret_that_is_asked_for_and_none_twice(tmp_path
     again = subprocess.run(script, check=False, capture_output=True, text=True, timeout=60)
     assert again.returncode == 1
     assert "is there already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "password", "sentence"),
+    [("upstreem", "x" * 20, "no user of this name"), ("upstream", "short", "shorter than 16")],
+)
+def test_a_password_that_cannot_be_meant_is_a_sentence(
+    tmp_path: Path, name: str, password: str, sentence: str
+) -> None:
+    (tmp_path / name).write_text(password)
+    (tmp_path / "..data").mkdir()
+    script = [sys.executable, str(DEPLOY / "rabbitmq/set_passwords.py"), str(tmp_path)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert sentence in done.stderr
