@@ -46,6 +46,13 @@ MISREAD = [
     (550, "5.1.1 User unknown; see barracuda.com", HARD, R.USER_UNKNOWN, RECIPIENT),
     (550, "5.1.1 User unknown; see https://www.spamhaus.org/", HARD, R.USER_UNKNOWN, RECIPIENT),
     (550, "5.1.1 rbl.example.org said: no such user", HARD, R.USER_UNKNOWN, RECIPIENT),
+    (550, "No such user; see our anti-spam policy", HARD, R.USER_UNKNOWN, RECIPIENT),
+    (550, "5.1.1 Account not found. Report spam to abuse@example.org", HARD, R.USER_UNKNOWN, RECIPIENT),
+    (550, "5.7.1 This looks like spam to us", SOFT, R.SPAM, CONTENT),
+    (550, "Sender verify failed: it may not exist, or be blacklisted", SOFT, R.REFUSED, SENDER),
+    (550, "Domain example.org sends too many: 200 emails per hour", SOFT, R.RATE_LIMITED, SENDER),
+    (550, "This host does not accept mail", HARD, R.INVALID_DOMAIN, RECIPIENT),
+    (550, "This host does not accept mail from you", SOFT, R.POLICY, SENDER),
     (552, "Your account has been suspended", SOFT, R.POLICY, SENDER),
     (550, "5.7.0 Your e-mail account is restricted", SOFT, R.POLICY, SENDER),
     (530, "5.7.0 Must issue a STARTTLS command first", SOFT, R.POLICY, SENDER),
@@ -103,6 +110,8 @@ OUR_FAULT = [
     *("SPF check failed", "DKIM signature invalid", "does not pass DMARC", "reverse DNS missing"),
     *("Too many messages", "Throttling failure", "Zu viele Verbindungen", "Trop de messages", "发件人被拒绝"),
     *("Your account has been suspended", "Relay access denied", "Must issue a STARTTLS command first"),
+    *("Your IP address has been suspended", "Your address is not listed here", "Invalid HELO name"),
+    *("client address unknown", "Sender address suspended", "your domain does not exist"),
     *("classified as spam", "virus found", "垃圾邮件", "Duplicate header From", "poor reputation"),
 ]
 
