@@ -44,7 +44,7 @@ else
 #!/bin/sh
 $mark $$
 [ -d /proc/$$ ] || exit 0
-case "\$1" in rabbitmq-server*|postgresql*|epmd*|postfix*) exit 101 ;; esac
+case "\$1" in rabbitmq-server*|postgresql*|epmd*) exit 101 ;; esac
 exit 0
 END
     chmod 755 "$policy"

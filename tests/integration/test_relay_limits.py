@@ -63,7 +63,7 @@ async def attempts(stack: Stack) -> list[tuple[Any, ...]]:
 
 
 async def test_a_limit_of_connections_costs_nobody_an_attempt(stack: Stack) -> None:
-    async with postfix.running(smtpd_client_connection_count_limit="3") as relay:
+    with postfix.running(smtpd_client_connection_count_limit="3") as relay:
         channel = OverPool(pool_to(relay))
         number = await stack.prepare(600)
         async with stack.running(channel=channel, tick=0.1, send_batch=50):
@@ -83,7 +83,7 @@ async def test_limits_of_connections_and_messages_together_cost_nobody_an_attemp
         "smtpd_client_message_rate_limit": "60",
         "anvil_rate_time_unit": "2s",
     }
-    async with postfix.running(**limits) as relay:
+    with postfix.running(**limits) as relay:
         channel = OverPool(pool_to(relay))
         number = await stack.prepare(200)
         async with stack.running(channel=channel, tick=0.1, send_batch=50):
@@ -95,7 +95,7 @@ async def test_limits_of_connections_and_messages_together_cost_nobody_an_attemp
 
 
 async def test_a_stop_holds_for_those_who_wait_for_the_relay(stack: Stack) -> None:
-    async with postfix.running(smtpd_client_message_rate_limit="5", anvil_rate_time_unit="600s") as relay:
+    with postfix.running(smtpd_client_message_rate_limit="5", anvil_rate_time_unit="600s") as relay:
         channel = OverPool(pool_to(relay))
         number = await stack.prepare(50)
         async with stack.running(channel=channel, tick=0.1, send_batch=20):
@@ -119,7 +119,7 @@ async def test_one_recipient_who_gets_421_holds_up_nobody(
     monkeypatch.setattr(capacity, "SHORTEST_PAUSE", 0.05)
     # Postfix answers 421 and closes the connection, each time.
     access = "inline:{ {17@example.net = 421 4.3.2 not now} }"
-    async with postfix.running(smtpd_recipient_restrictions=f"check_recipient_access {access}") as relay:
+    with postfix.running(smtpd_recipient_restrictions=f"check_recipient_access {access}") as relay:
         channel = OverPool(pool_to(relay, size=3))
         number = await stack.prepare(100)
         async with stack.running(channel=channel, tick=0.1, send_batch=20):
@@ -135,7 +135,7 @@ async def _sent(stack: Stack, number: int, count: int) -> dict[str, Any] | None:
 
 
 async def test_a_relay_that_wants_tls_is_a_sentence_at_the_start() -> None:
-    async with postfix.running(smtpd_tls_security_level="encrypt") as relay:
+    with postfix.running(smtpd_tls_security_level="encrypt") as relay:
         pool = pool_to(relay, size=1)
         with pytest.raises(ChannelUnreachable, match=r"Must issue a STARTTLS command first.*smtp\+starttls"):
             await pool.ready()
@@ -145,7 +145,7 @@ async def test_a_relay_that_wants_tls_is_a_sentence_at_the_start() -> None:
 async def test_the_pool_grows_again_when_the_relay_takes_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capacity, "SHORTEST_REST", 0.1)
     monkeypatch.setattr(capacity, "STEP_SECONDS", 0.0)
-    async with postfix.running(smtpd_client_connection_count_limit="4") as relay:
+    with postfix.running(smtpd_client_connection_count_limit="4") as relay:
         other, pool = pool_to(relay, size=3), pool_to(relay, size=4)
 
         async def some(of: SmtpPool) -> None:

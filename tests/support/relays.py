@@ -81,6 +81,7 @@ login:
   server_advertise_condition = ${{if def:tls_in_cipher}}
 """
 
+ENVIRONMENT = "LD_LIBRARY_PATH LD_PRELOAD NSS_WRAPPER_PASSWD NSS_WRAPPER_GROUP MAIL_CONFIG LANG=C"
 MAIN_CF = """\
 compatibility_level = 3.6
 queue_directory = {folder}/queue
@@ -99,7 +100,7 @@ alias_maps =
 local_recipient_maps =
 maillog_file = {folder}/log/mail.log
 maillog_file_prefixes = {folder}
-import_environment = LD_LIBRARY_PATH LD_PRELOAD NSS_WRAPPER_PASSWD NSS_WRAPPER_GROUP MAIL_CONFIG LANG=C
+import_environment = {environment}
 relayhost = [127.0.0.1]:{next}
 smtp_tls_security_level = none
 smtpd_tls_chain_files = {certificate}
@@ -183,7 +184,7 @@ def free_port() -> int:
 def exim(certificate: Path) -> Iterator[Relay]:
     """Runs Exim, which takes and discards all mail of `USER`: PLAIN and LOGIN, under TLS only."""
     root = programs()
-    with _folder(certificate) as folder:
+    with own_folder(certificate) as folder:
         relay = Relay(free_port(), free_port(), folder / "log" / "mainlog")
         (folder / "spool").mkdir()
         for owned in ("spool", "log"):
@@ -193,7 +194,7 @@ def exim(certificate: Path) -> Iterator[Relay]:
         config = folder / "exim.conf"
         config.write_text(EXIM.format(**values, **login, starttls=relay.starttls, tls=relay.tls))
         call = [root / "usr/sbin/exim4", "-C", config, "-bdf"]
-        with _running(call, root, folder, relay):
+        with program(call, root, folder, relay):
             yield relay
 
 
@@ -207,7 +208,7 @@ def postfix(certificate: Path, *, sasl: int, sink: int) -> Iterator[Relay]:
         sink: Where it relays to.
     """
     root = programs()
-    with _folder(certificate) as folder:
+    with own_folder(certificate) as folder:
         relay = Relay(free_port(), free_port(), folder / "log" / "mail.log")
         for name in ("conf", "data", *(f"queue/{queue}" for queue in QUEUES)):
             (folder / name).mkdir(parents=True)
@@ -215,15 +216,15 @@ def postfix(certificate: Path, *, sasl: int, sink: int) -> Iterator[Relay]:
             os.chown(folder / owned, 2, 3 if owned in ("queue/maildrop", "queue/public") else 2)
         values = {"root": root, "folder": folder, "certificate": folder / "both.pem"}
         ports = {"starttls": relay.starttls, "tls": relay.tls, "sasl": sasl, "next": sink}
-        (folder / "conf" / "main.cf").write_text(MAIN_CF.format(**values, **ports))
+        (folder / "conf" / "main.cf").write_text(MAIN_CF.format(**values, **ports, environment=ENVIRONMENT))
         (folder / "conf" / "master.cf").write_text(MASTER_CF.format(**ports))
         call = [root / "usr/lib/postfix/sbin/master", "-c", folder / "conf", "-s"]
-        with _running(call, root, folder, relay):
+        with program(call, root, folder, relay):
             yield relay
 
 
 @contextmanager
-def _folder(certificate: Path) -> Iterator[Path]:
+def own_folder(certificate: Path | None = None) -> Iterator[Path]:
     """A folder with a short path, for sockets, that other users may enter."""
     folder = Path(tempfile.mkdtemp(prefix="relay-", dir="/tmp"))  # pytest's own is for root alone
     try:
@@ -231,15 +232,16 @@ def _folder(certificate: Path) -> Iterator[Path]:
         (folder / "log").mkdir()
         (folder / "passwd").write_text(ACCOUNTS)
         (folder / "group").write_text(GROUP)
-        (folder / "both.pem").write_bytes(certificate.read_bytes())
-        (folder / "both.pem").chmod(0o644)
+        if certificate:
+            (folder / "both.pem").write_bytes(certificate.read_bytes())
+            (folder / "both.pem").chmod(0o644)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def _running(call: list[object], root: Path, folder: Path, relay: Relay) -> Iterator[None]:
+def program(call: list[object], root: Path, folder: Path, relay: Relay) -> Iterator[None]:
     libraries = [path.parent for path in root.glob("usr/lib/*/libidn.so.12")]
     (wrapper,) = root.glob("usr/lib/*/libnss_wrapper.so")
     environment = {
