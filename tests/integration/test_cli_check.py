@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from contracts import routing
+from tests.support import postfix
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -121,6 +122,17 @@ async def test_an_smtp_url_that_cannot_be_is_wrong(sendoff: Sendoff) -> None:
     assert (status, standings(findings)) == (1, "ok ok ok ok ok ok ok ok wrong")
     assert "in the clear" in findings["relay"][1]
     assert "secret" not in str(findings)
+
+
+@pytest.mark.usefixtures("stack")
+async def test_a_relay_that_wants_tls_says_so_before_the_first_message(sendoff: Sendoff) -> None:
+    with postfix.running(smtpd_tls_security_level="encrypt") as relay:
+        status, findings = await check(sendoff, SENDOFF_SMTP_URL=f"smtp://127.0.0.1:{relay.port}")
+    assert status == 3
+    standing, sentence = findings["relay"][:2]
+    assert standing == "unreachable"
+    assert "530 5.7.0 Must issue a STARTTLS command first" in sentence
+    assert "begin SENDOFF_SMTP_URL with smtp+starttls:// or smtps://" in sentence
 
 
 @pytest.mark.usefixtures("stack")
