@@ -100,9 +100,9 @@ class Settings(BaseSettings):
     http_host: str = "127.0.0.1"
     """The address that they are served on; `0.0.0.0` for all addresses of the machine."""
 
-    console_auth: Literal["local", "proxy"] = "local"
+    console_auth: Literal["local", "proxy", "oidc"] = "local"
     """Who comes in. `local`: people at this machine, by a link that the console prints. `proxy`: those whom a
-    proxy has signed in, and whose signed tokens it passes."""
+    proxy has signed in, and whose signed tokens it passes. `oidc`: those whom the issuer signs in."""
     console_host: str = "127.0.0.1"
     """The address that `sendoff run console` listens on; with `local` it must be this machine's own."""
     console_port: Annotated[int, Field(ge=0, le=65535)] = 8480
@@ -112,6 +112,12 @@ class Settings(BaseSettings):
     `local` they are always those of this machine."""
     console_header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")] = "authorization"
     """The header in which the proxy passes the token."""
+    console_url: str = ""
+    """The address at which browsers see it, with https; needed by `oidc`."""
+    console_key: SecretStr | None = None
+    """The secret, of 32 bytes or more, that signs the sessions of `oidc`; the same for all consoles."""
+    console_secret: SecretStr | None = None
+    """The secret that the issuer gave the client, whose name is `SENDOFF_AUTH_AUDIENCE`."""
     console_hide_personal_data: bool = True
     """Whether people without the Start deliveries role see no addresses, profiles, replies or messages."""
 
@@ -328,6 +334,8 @@ class Settings(BaseSettings):
         "token",
         "machine_rules_file",
         "fingerprint_key",
+        "console_key",
+        "console_secret",
         "bounce_keys",
         "bounce_keys_file",
         "dkim_file",
@@ -392,9 +400,20 @@ class Settings(BaseSettings):
             )
         if self.console_auth == "proxy" and self.auth != "token":
             faults.append("SENDOFF_CONSOLE_AUTH=proxy needs SENDOFF_AUTH=token and a key to verify tokens")
+        if self.console_auth == "oidc":
+            faults += self._oidc_faults()
         if faults:
             raise ValueError("; ".join(faults))
         return self
+
+    def _oidc_faults(self) -> Iterator[str]:
+        if not self.console_url.startswith("https://"):
+            yield "SENDOFF_CONSOLE_AUTH=oidc needs SENDOFF_CONSOLE_URL, which begins with https://"
+        if self.console_key is None or len(self.console_key.get_secret_value().encode()) < _FINGERPRINT_BYTES:
+            yield f"SENDOFF_CONSOLE_AUTH=oidc needs SENDOFF_CONSOLE_KEY of {_FINGERPRINT_BYTES} bytes or more"
+        for name in ("auth_issuer", "auth_audience"):
+            if not getattr(self, name).strip():
+                yield f"SENDOFF_CONSOLE_AUTH=oidc needs {_variable(name)}: the issuer, and our name there"
 
     def _token_faults(self, keys: list[str]) -> Iterator[str]:
         if not keys:

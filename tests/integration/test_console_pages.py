@@ -7,7 +7,7 @@ import csv
 import json
 from typing import TYPE_CHECKING, Any
 
-import httpx
+import httpx2
 
 from contracts import routing
 from tests.support import tracking
@@ -286,7 +286,7 @@ async def test_who_may_only_look_sees_no_person_unless_a_setting_lets_them(stack
 
 async def test_the_next_link_works_after_one_was_used(stack: Stack) -> None:
     async with visiting(stack) as visitor:
-        async with httpx.AsyncClient(base_url=visitor.client.base_url) as other:
+        async with httpx2.AsyncClient(base_url=visitor.client.base_url) as other:
             assert (await other.get("/")).status_code == 401
             used = await other.post(visitor.service.link, data={"operator": "ana"})
             assert used.status_code == 303

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
-import httpx
+import httpx2
 
 from worker.web.console.service import ConsoleService
 
@@ -25,7 +25,7 @@ SECONDS = 20
 class Visitor:
     """Somebody at the console."""
 
-    def __init__(self, service: ConsoleService, client: httpx.AsyncClient, stop: asyncio.Event) -> None:
+    def __init__(self, service: ConsoleService, client: httpx2.AsyncClient, stop: asyncio.Event) -> None:
         self.service = service
         self.client = client
         self.stop = stop
@@ -109,7 +109,7 @@ async def visiting(
     stop = asyncio.Event()
     task = asyncio.create_task(service.run(stop))
     try:
-        async with httpx.AsyncClient(
+        async with httpx2.AsyncClient(
             base_url=service.address.rstrip("/"), headers=headers, timeout=SECONDS
         ) as client:
             visitor = Visitor(service, client, stop)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
@@ -39,10 +39,10 @@ def test_where_a_write_comes_from(method: str, headers: dict[str, str], *, cross
     assert crosses_origins(method, HERE | headers) is crosses
 
 
-async def answer(method: str = "GET", **headers: str) -> httpx.Response:
+async def answer(method: str = "GET", **headers: str) -> httpx2.Response:
     app = Protection(PlainTextResponse("inside"), frozenset({"127.0.0.1", "::1"}))
-    transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8480") as client:
+    transport = httpx2.ASGITransport(app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8480") as client:
         return await client.request(method, "/", headers={k.replace("_", "-"): v for k, v in headers.items()})
 
 
@@ -83,7 +83,7 @@ def test_the_style_is_small() -> None:
 async def test_a_file_is_served_under_its_digest_alone_and_kept() -> None:
     assets = Assets()
     app = Starlette(routes=[Route("/static/{digest}/{name:path}", assets.serve)])
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://c") as client:
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://c") as client:
         for name in ("page.css", "page.js", "vendor/htmx.js", "icon.svg"):
             found = await client.get(assets.address(name))
             assert found.status_code == 200

@@ -19,7 +19,7 @@ from worker.domain.operators import Role
 from worker.settings import SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from worker.settings import Settings
@@ -129,19 +129,49 @@ class JwksFile:
             raise SettingsError(
                 f"SENDOFF_AUTH_JWKS_FILE: {self._path} is not a JSON Web Key Set: an object with “keys”."
             ) from error
-        usable: dict[str, tuple[Any, frozenset[str]]] = {}
-        for entry in entries:
-            kid, fitting = entry.get("kid"), _parsed(entry)
-            if isinstance(kid, str) and fitting is not None and fitting[1] & self._algorithms:
-                if kid in usable:
-                    raise SettingsError(f"SENDOFF_AUTH_JWKS_FILE: {self._path} has two keys “{kid}”.")
-                usable[kid] = (fitting[0], fitting[1] & self._algorithms)
-        if not usable:
-            raise SettingsError(
-                f"SENDOFF_AUTH_JWKS_FILE: {self._path} has no public key with a kid for"
-                f" {', '.join(sorted(self._algorithms))}; see SENDOFF_AUTH_ALGORITHMS."
-            )
-        return usable
+        try:
+            return usable_keys(entries, self._algorithms)
+        except ValueError as error:
+            raise SettingsError(f"SENDOFF_AUTH_JWKS_FILE: {self._path} {error}") from error
+
+
+class KeySet:
+    """The public keys of a JSON Web Key Set that somebody else has read."""
+
+    def __init__(self, entries: Iterable[Mapping[str, Any]], algorithms: frozenset[str]) -> None:
+        """Takes the entries.
+
+        Raises:
+            ValueError: none of the keys can verify signatures; the message goes on after a name.
+        """
+        self._keys = usable_keys(entries, algorithms)
+
+    def find(self, kid: str | None) -> tuple[Any, frozenset[str]]:
+        """Returns a key; raises as `Keys.find`."""
+        if kid not in self._keys:
+            raise TokenRefused("The token was signed with a key that its issuer does not publish.")
+        return self._keys[kid]
+
+
+def usable_keys(
+    entries: Iterable[Mapping[str, Any]], algorithms: frozenset[str]
+) -> dict[str, tuple[Any, frozenset[str]]]:
+    """Returns the keys of a set that can verify signatures, by their identifiers, with their algorithms.
+
+    Raises:
+        ValueError: there is none, or two have the same identifier; the message goes on after a name.
+    """
+    usable: dict[str, tuple[Any, frozenset[str]]] = {}
+    for entry in entries:
+        kid, fitting = entry.get("kid"), _parsed(entry)
+        if isinstance(kid, str) and fitting is not None and fitting[1] & algorithms:
+            if kid in usable:
+                raise ValueError(f"has two keys “{kid}”.")
+            usable[kid] = (fitting[0], fitting[1] & algorithms)
+    if not usable:
+        named = ", ".join(sorted(algorithms))
+        raise ValueError(f"has no public key with a kid for {named}; see SENDOFF_AUTH_ALGORITHMS.")
+    return usable
 
 
 class Verifier:
@@ -183,11 +213,15 @@ class Verifier:
         Raises:
             TokenRefused: it is missing, or a part of it is wrong.
         """
+        return self.bearer(self.claims(header))
+
+    def claims(self, header: object) -> dict[str, Any]:
+        """Verifies a token as `verify` does, and returns all that it says."""
         token = _compact(header)
         try:
             kid = jwt.get_unverified_header(token).get("kid")
             key, algorithms = self._keys.find(kid)
-            payload = jwt.decode(
+            payload: dict[str, Any] = jwt.decode(
                 token,
                 key,
                 algorithms=sorted(algorithms),
@@ -201,9 +235,10 @@ class Verifier:
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
             sentence = _SENTENCES.get(type(error), "The token is not a signed JSON Web Token.")
             raise TokenRefused(sentence) from None
-        return self._bearer(payload)
+        return payload
 
-    def _bearer(self, payload: Mapping[str, Any]) -> Bearer:
+    def bearer(self, payload: Mapping[str, Any]) -> Bearer:
+        """Returns the operator and the roles that verified claims name; raises as `verify`."""
         operator, roles = payload[self._operator_claim], payload.get(self._roles_claim, [])
         if not isinstance(operator, str) or not 0 < len(operator) <= _LONGEST_NAME or "\x00" in operator:
             raise TokenRefused(f"The token's claim “{self._operator_claim}” is no operator's name.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
 
 import structlog
 from starlette.applications import Starlette
@@ -80,6 +81,8 @@ def console_app(console: Console, hosts: frozenset[str] = frozenset()) -> ASGIAp
 
     routes = [
         Route("/static/{digest}/{name:path}", console.assets.serve, methods=["GET"]),
+        Route("/oidc/begin", outside(elsewhere.oidc_begin), methods=["GET"]),
+        Route("/oidc/end", outside(elsewhere.oidc_end), methods=["GET"]),
         Route("/sign-in/{link}", outside(elsewhere.sign_in), methods=["GET"]),
         Route("/sign-in/{link}", outside(elsewhere.signed_in), methods=["POST"]),
         *(Route(path, inside(handler), methods=["POST"]) for path, handler in _WRITES),
@@ -95,8 +98,11 @@ def console_app(console: Console, hosts: frozenset[str] = frozenset()) -> ASGIAp
 
 
 def _keep_out(console: Console) -> Callable[[Request, Exception], Awaitable[Response]]:
-    async def answer(_: Request, error: Exception) -> Response:
-        return HTMLResponse(console.pages.render("outside.html", sentence=str(error)), 401)
+    async def answer(request: Request, error: Exception) -> Response:
+        begin = error.begin if isinstance(error, NotSignedIn) else ""
+        if begin and request.method == "GET":
+            begin += "?" + urlencode({"next": request.url.path})
+        return HTMLResponse(console.pages.render("outside.html", sentence=str(error), begin=begin), 401)
 
     return answer
 

@@ -9,7 +9,7 @@ from starlette.responses import HTMLResponse, RedirectResponse
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
 from worker.amqp.topology import TopologyMismatch
 from worker.web.console.parts import absent, text_of
-from worker.web.console.people import LocalGate
+from worker.web.console.people import LocalGate, NotSignedIn
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -66,9 +66,28 @@ async def signed_in(console: Console, request: Request) -> Response:
 
 async def sign_out(console: Console, request: Request) -> Response:  # noqa: ARG001 - as the others
     """Ends the session of this browser."""
-    answer = HTMLResponse(console.pages.render("outside.html", sentence="You are signed out."))
-    LocalGate.forget(answer)
+    answer = HTMLResponse(console.pages.render("outside.html", sentence=console.gate.farewell))
+    console.gate.forget(answer)
     return answer
+
+
+async def oidc_begin(console: Console, request: Request) -> Response:
+    """Leads to the issuer, to sign in."""
+    if console.sign_in is None:
+        raise absent("The console has no issuer to sign in at.")
+    return await console.sign_in.begin(request.query_params.get("next", "/"))
+
+
+async def oidc_end(console: Console, request: Request) -> Response:
+    """Takes the answer of the issuer, and starts a session."""
+    if console.sign_in is None:
+        raise absent("The console has no issuer to sign in at.")
+    try:
+        return await console.sign_in.end(request.query_params, request.cookies)
+    except NotSignedIn as error:
+        return HTMLResponse(
+            console.pages.render("outside.html", sentence=str(error), begin="/oidc/begin"), 403
+        )
 
 
 def _gone(console: Console) -> Response:

@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, Response
 from worker.domain.operators import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from starlette.requests import Request
 
@@ -44,6 +44,20 @@ class Asking(Protocol):
         """Returns the answer."""
 
 
+class SigningIn(Protocol):
+    """Signs people in at an issuer: `worker.web.console.oidc.OidcGate`."""
+
+    async def begin(self, then: str) -> Response:
+        """Leads to the issuer; `then` is the page that follows."""
+
+    async def end(self, answer: Mapping[str, str], cookies: Mapping[str, str]) -> Response:
+        """Starts a session by the issuer's answer.
+
+        Raises:
+            NotSignedIn: It cannot be believed, or says no.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class Console:
     """The parts."""
@@ -59,6 +73,8 @@ class Console:
     dead_letters: Callable[[int], Awaitable[tuple[int, Sequence[DeadLetter]]]]
     """Reads the number of dead messages, and the oldest of them."""
     operators: Callable[[], Awaitable[list[Operator]]]
+    sign_in: SigningIn | None
+    """Signs people in at an issuer; None if that is done elsewhere."""
     hide_personal_data: bool
     """Whether people who may only look see no addresses."""
 

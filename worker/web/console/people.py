@@ -36,6 +36,9 @@ _ALGORITHM: Final = "HS256"
 class NotSignedIn(Exception):
     """Nobody is signed in; the message says how to sign in."""
 
+    begin: str = ""
+    """The address that begins to sign in, if there is one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Person:
@@ -69,6 +72,13 @@ class Gate(Protocol):
         Raises:
             NotSignedIn: Nobody that we know.
         """
+
+    @property
+    def farewell(self) -> str:
+        """What is said to who signs out."""
+
+    def forget(self, answer: Response) -> None:
+        """Ends the session of a browser."""
 
 
 class LocalGate:
@@ -123,8 +133,9 @@ class LocalGate:
             _COOKIE, session, int(SESSION.total_seconds()), path="/", httponly=True, samesite="strict"
         )
 
-    @staticmethod
-    def forget(answer: Response) -> None:
+    farewell = "You are signed out."
+
+    def forget(self, answer: Response) -> None:
         """Removes the cookie."""
         answer.delete_cookie(_COOKIE, path="/", httponly=True, samesite="strict")
 
@@ -189,3 +200,8 @@ class ProxyGate:
         operator = acting_operator(await self._find(bearer.operator), bearer)
         read_only = operator is None or not operator.active or not bearer.roles
         return Person(bearer.operator, operator, read_only, passed.rpartition(" ")[2], bearer)
+
+    farewell = "The proxy has your session: sign out there."
+
+    def forget(self, answer: Response) -> None:
+        """Does nothing: there is no session of ours."""

@@ -21,16 +21,18 @@ from worker.web.console.assets import Assets
 from worker.web.console.deliveries import draw_live
 from worker.web.console.live import Live
 from worker.web.console.parts import Console, Shared
-from worker.web.console.people import Gate, LocalGate, Owner, ProxyGate
+from worker.web.console.people import LocalGate, Owner, ProxyGate
 from worker.web.console.rendering import Pages
 from worker.web.server import WebLimits, WebServer, listen
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
     from worker.amqp.pika.dead import DeadLetter, DeadLetters
     from worker.db.pool import Database
+    from worker.domain.operators import Operator
     from worker.settings import Settings
+    from worker.web.console.oidc import OidcGate
 
 _LIMITS: Final = WebLimits(body=65_536, connections=2_000)
 
@@ -70,6 +72,7 @@ class ConsoleService:
             ask=partial(ask_once, settings),
             dead_letters=self._dead_letters,
             operators=partial(operators.list_operators, db),
+            sign_in=None if isinstance(self._gate, LocalGate | ProxyGate) else self._gate,
             hide_personal_data=settings.console_hide_personal_data,
         )
         hosts = LOOPBACK if settings.console_auth == "local" else frozenset(settings.console_hosts)
@@ -116,10 +119,12 @@ class ConsoleService:
         if isinstance(self._gate, LocalGate):
             self._tell("The link works once; when it is used, the next one is printed.")
 
-    def _open_gate(self) -> Gate:
+    def _open_gate(self) -> LocalGate | ProxyGate | OidcGate:
         s = self._settings
-        verifier = open_verifier(s)
         find = partial(operators.read_operator, self._db)
+        if s.console_auth == "oidc":
+            return _open_oidc(s, find)
+        verifier = open_verifier(s)
         if s.console_auth == "proxy":
             if verifier is None:
                 raise AssertionError("the settings are checked")
@@ -149,6 +154,28 @@ class ConsoleService:
             open_dead_letters(connection, Names(s.queue_prefix), timeout=s.connect_timeout) as letters,
         ):
             yield letters
+
+
+def _open_oidc(settings: Settings, find: Callable[[str], Awaitable[Operator | None]]) -> OidcGate:
+    s = settings
+    try:
+        from worker.web.console.oidc import Client, OidcGate  # noqa: PLC0415 - of the extra
+    except ImportError as error:
+        raise SettingsError(
+            "SENDOFF_CONSOLE_AUTH=oidc needs the extra of that name: pip install “sendoff[oidc]”."
+        ) from error
+    client = Client(
+        issuer=s.auth_issuer,
+        client_id=s.auth_audience,
+        client_secret=s.console_secret.get_secret_value() if s.console_secret else None,
+        address=s.console_url.rstrip("/"),
+        algorithms=frozenset(s.auth_algorithms or ("RS256",)),
+        operator_claim=s.auth_operator_claim,
+        roles_claim=s.auth_roles_claim,
+        seconds=s.connect_timeout,
+    )
+    key = s.console_key.get_secret_value().encode() if s.console_key else b""
+    return OidcGate(find, client, key, by_token=s.auth == "token")
 
 
 def _print(sentence: str) -> None:
