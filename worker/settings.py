@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AmqpDsn, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from worker import settings_fit as fits
 from worker.domain.keys import read_keys
 from worker.domain.mailbox import mailbox
 from worker.domain.retention import read_age
@@ -22,18 +23,6 @@ Algorithm = Literal[
 """How a token may be signed (RFC 7518, RFC 8037); `none` is not among them."""
 
 _Delay = Annotated[float, Field(gt=0, le=30 * 86_400)]
-
-_SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
-"""The least length of a shared secret (RFC 7518, 3.2)."""
-
-
-_FINGERPRINT_BYTES: Final = 32
-
-LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
-"""The addresses that only this machine reaches, and their name."""
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 class SettingsError(Exception):
@@ -354,94 +343,13 @@ class Settings(BaseSettings):
     @property
     def conflicts(self) -> list[str]:
         """Sentences about times that do not fit to each other. The process works, but worse than it could."""
-        found = []
-        slowest = self.smtp_data_timeout + self.smtp_block_timeout + self.smtp_dot_timeout
-        if "email" in self.channels and self.result_lease < slowest:
-            found.append(
-                f"SENDOFF_RESULT_LEASE ({self.result_lease:g} s) is shorter than the {slowest:g} s that a"
-                " relay may take for a mail (SENDOFF_SMTP_DATA_TIMEOUT, _BLOCK_TIMEOUT and _DOT_TIMEOUT"
-                " together): mail that it accepts late becomes unknown"
-            )
-        for name in ("claim_lease", "page_lease"):
-            lease = getattr(self, name)
-            if lease <= self.command_timeout:
-                found.append(
-                    f"{_variable(name)} ({lease:g} s) must be longer than SENDOFF_COMMAND_TIMEOUT"
-                    f" ({self.command_timeout:g} s): a slow answer of the database uses it up"
-                )
-        return found
+        return list(fits.conflicts(self))
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        keys = [name for name in ("auth_key", "auth_key_file", "auth_jwks_file") if getattr(self, name)]
-        faults = list(self._token_faults(keys)) if self.auth == "token" else []
-        if (
-            self.fingerprint_key
-            and len(self.fingerprint_key.get_secret_value().encode()) < _FINGERPRINT_BYTES
-        ):
-            faults.append(
-                f"SENDOFF_FINGERPRINT_KEY is too short: it needs {_FINGERPRINT_BYTES} bytes or more"
-            )
-        signing = [name for name in ("bounce_keys", "bounce_keys_file") if getattr(self, name)]
-        if len(signing) > 1:
-            faults.append("SENDOFF_BOUNCE_KEYS and SENDOFF_BOUNCE_KEYS_FILE are both set: leave one out")
-        if self.bounce_domain and not signing:
-            faults.append(
-                "SENDOFF_BOUNCE_DOMAIN needs keys: set SENDOFF_BOUNCE_KEYS, or SENDOFF_BOUNCE_KEYS_FILE"
-            )
-        if self.auth == "none" and keys:
-            faults.append(
-                f"{_variable(keys[0])} is set and no token is asked for: set SENDOFF_AUTH=token, or unset it"
-            )
-        if self.console_auth == "local" and self.console_host not in LOOPBACK:
-            faults.append(
-                "SENDOFF_CONSOLE_HOST is not this machine's own address, 127.0.0.1 or ::1: for others set"
-                " SENDOFF_CONSOLE_AUTH=proxy"
-            )
-        if self.console_auth == "proxy" and self.auth != "token":
-            faults.append("SENDOFF_CONSOLE_AUTH=proxy needs SENDOFF_AUTH=token and a key to verify tokens")
-        if self.console_auth == "oidc":
-            faults += self._oidc_faults()
-        if faults:
+        if faults := list(fits.faults(self)):
             raise ValueError("; ".join(faults))
         return self
-
-    def _oidc_faults(self) -> Iterator[str]:
-        if not self.console_url.startswith("https://"):
-            yield "SENDOFF_CONSOLE_AUTH=oidc needs SENDOFF_CONSOLE_URL, which begins with https://"
-        if self.console_key is None or len(self.console_key.get_secret_value().encode()) < _FINGERPRINT_BYTES:
-            yield f"SENDOFF_CONSOLE_AUTH=oidc needs SENDOFF_CONSOLE_KEY of {_FINGERPRINT_BYTES} bytes or more"
-        for name in ("auth_issuer", "auth_audience"):
-            if not getattr(self, name).strip():
-                yield f"SENDOFF_CONSOLE_AUTH=oidc needs {_variable(name)}: the issuer, and our name there"
-
-    def _token_faults(self, keys: list[str]) -> Iterator[str]:
-        if not keys:
-            yield (
-                "SENDOFF_AUTH=token needs a key: set SENDOFF_AUTH_KEY to a shared secret,"
-                " SENDOFF_AUTH_KEY_FILE to a file with a public key, or SENDOFF_AUTH_JWKS_FILE to a JWKS"
-            )
-        if len(keys) > 1:
-            yield f"only one key can be used: leave out all but one of {', '.join(map(_variable, keys))}"
-        for name in ("auth_issuer", "auth_audience"):
-            if not getattr(self, name).strip():
-                yield f"SENDOFF_AUTH=token needs {_variable(name)}: a token for others must not count here"
-        shared = [name for name in self.pinned_algorithms if name in _SECRET_BYTES]
-        if self.auth_key is None:
-            if shared:
-                yield (
-                    f"SENDOFF_AUTH_ALGORITHMS: {', '.join(shared)} is for a shared secret, SENDOFF_AUTH_KEY;"
-                    " with public keys name RS256, PS256, ES256 or EdDSA, or others of their kind"
-                )
-            return
-        if len(shared) < len(self.pinned_algorithms):
-            yield "SENDOFF_AUTH_ALGORITHMS: with the secret SENDOFF_AUTH_KEY it is HS256, HS384 or HS512"
-        secret = self.auth_key.get_secret_value()
-        least = max((_SECRET_BYTES[name] for name in shared), default=0)
-        if secret.lstrip().startswith("-----BEGIN"):
-            yield "SENDOFF_AUTH_KEY is a key in PEM and no shared secret: put it into SENDOFF_AUTH_KEY_FILE"
-        elif len(secret.encode()) < least:
-            yield f"SENDOFF_AUTH_KEY is too short: {', '.join(shared)} needs {least} bytes or more"
 
 
 def read_settings() -> Settings:
@@ -458,11 +366,8 @@ def read_settings() -> Settings:
         raise SettingsError(f"The file .env cannot be read: {error.strerror}.") from None
     except ValidationError as error:
         faults = [
-            (f"{_variable(str(e['loc'][0]))}: " if e["loc"] else "") + e["msg"].removeprefix("Value error, ")
+            (f"{fits.variable(str(e['loc'][0]))}: " if e["loc"] else "")
+            + e["msg"].removeprefix("Value error, ")
             for e in error.errors(include_input=False)
         ]
         raise SettingsError("Wrong settings: " + "; ".join(faults)) from None
-
-
-def _variable(field: str) -> str:
-    return f"SENDOFF_{field.upper()}"

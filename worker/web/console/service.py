@@ -15,7 +15,8 @@ from worker.amqp.pika.dead import open_dead_letters
 from worker.auth.tokens import open_verifier
 from worker.db import operators
 from worker.db.console import ConsoleReads
-from worker.settings import LOOPBACK, SettingsError
+from worker.settings import SettingsError
+from worker.settings_fit import LOOPBACK
 from worker.web.console.app import console_app
 from worker.web.console.assets import Assets
 from worker.web.console.deliveries import draw_live

@@ -1,0 +1,106 @@
+"""What of the settings does not fit together. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker.settings import Settings
+
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+"""The addresses that only this machine reaches, and their name."""
+
+_SECRET_BYTES: Final = {"HS256": 32, "HS384": 48, "HS512": 64}
+"""The least length of a shared secret (RFC 7518, 3.2)."""
+_KEY_BYTES: Final = 32
+"""The least length of a key of ours."""
+
+
+def variable(field: str) -> str:
+    """Returns the environment variable of a setting."""
+    return f"SENDOFF_{field.upper()}"
+
+
+def conflicts(s: Settings) -> Iterator[str]:
+    """Yields a sentence for each of the times that do not fit. The process works, but worse than it could."""
+    slowest = s.smtp_data_timeout + s.smtp_block_timeout + s.smtp_dot_timeout
+    if "email" in s.channels and s.result_lease < slowest:
+        yield (
+            f"SENDOFF_RESULT_LEASE ({s.result_lease:g} s) is shorter than the {slowest:g} s that a"
+            " relay may take for a mail (SENDOFF_SMTP_DATA_TIMEOUT, _BLOCK_TIMEOUT and _DOT_TIMEOUT"
+            " together): mail that it accepts late becomes unknown"
+        )
+    for name in ("claim_lease", "page_lease"):
+        lease = getattr(s, name)
+        if lease <= s.command_timeout:
+            yield (
+                f"{variable(name)} ({lease:g} s) must be longer than SENDOFF_COMMAND_TIMEOUT"
+                f" ({s.command_timeout:g} s): a slow answer of the database uses it up"
+            )
+
+
+def faults(s: Settings) -> Iterator[str]:
+    """Yields a sentence for each fault that must stop the start."""
+    keys = [name for name in ("auth_key", "auth_key_file", "auth_jwks_file") if getattr(s, name)]
+    if s.auth == "token":
+        yield from _of_tokens(s, keys)
+    elif keys:
+        yield f"{variable(keys[0])} is set and no token is asked for: set SENDOFF_AUTH=token, or unset it"
+    if s.fingerprint_key and len(s.fingerprint_key.get_secret_value().encode()) < _KEY_BYTES:
+        yield f"SENDOFF_FINGERPRINT_KEY is too short: it needs {_KEY_BYTES} bytes or more"
+    signing = [name for name in ("bounce_keys", "bounce_keys_file") if getattr(s, name)]
+    if len(signing) > 1:
+        yield "SENDOFF_BOUNCE_KEYS and SENDOFF_BOUNCE_KEYS_FILE are both set: leave one out"
+    if s.bounce_domain and not signing:
+        yield "SENDOFF_BOUNCE_DOMAIN needs keys: set SENDOFF_BOUNCE_KEYS, or SENDOFF_BOUNCE_KEYS_FILE"
+    yield from _of_the_console(s)
+
+
+def _of_the_console(s: Settings) -> Iterator[str]:
+    if s.console_auth == "local" and s.console_host not in LOOPBACK:
+        yield (
+            "SENDOFF_CONSOLE_HOST is not this machine's own address, 127.0.0.1 or ::1: for others set"
+            " SENDOFF_CONSOLE_AUTH=proxy"
+        )
+    if s.console_auth == "proxy" and s.auth != "token":
+        yield "SENDOFF_CONSOLE_AUTH=proxy needs SENDOFF_AUTH=token and a key to verify tokens"
+    if s.console_auth != "oidc":
+        return
+    if not s.console_url.startswith("https://"):
+        yield "SENDOFF_CONSOLE_AUTH=oidc needs SENDOFF_CONSOLE_URL, which begins with https://"
+    if s.console_key is None or len(s.console_key.get_secret_value().encode()) < _KEY_BYTES:
+        yield f"SENDOFF_CONSOLE_AUTH=oidc needs SENDOFF_CONSOLE_KEY of {_KEY_BYTES} bytes or more"
+    for name in ("auth_issuer", "auth_audience"):
+        if not getattr(s, name).strip():
+            yield f"SENDOFF_CONSOLE_AUTH=oidc needs {variable(name)}: the issuer, and our name there"
+
+
+def _of_tokens(s: Settings, keys: list[str]) -> Iterator[str]:
+    if not keys:
+        yield (
+            "SENDOFF_AUTH=token needs a key: set SENDOFF_AUTH_KEY to a shared secret,"
+            " SENDOFF_AUTH_KEY_FILE to a file with a public key, or SENDOFF_AUTH_JWKS_FILE to a JWKS"
+        )
+    if len(keys) > 1:
+        yield f"only one key can be used: leave out all but one of {', '.join(map(variable, keys))}"
+    for name in ("auth_issuer", "auth_audience"):
+        if not getattr(s, name).strip():
+            yield f"SENDOFF_AUTH=token needs {variable(name)}: a token for others must not count here"
+    shared = [name for name in s.pinned_algorithms if name in _SECRET_BYTES]
+    if s.auth_key is None:
+        if shared:
+            yield (
+                f"SENDOFF_AUTH_ALGORITHMS: {', '.join(shared)} is for a shared secret, SENDOFF_AUTH_KEY;"
+                " with public keys name RS256, PS256, ES256 or EdDSA, or others of their kind"
+            )
+        return
+    if len(shared) < len(s.pinned_algorithms):
+        yield "SENDOFF_AUTH_ALGORITHMS: with the secret SENDOFF_AUTH_KEY it is HS256, HS384 or HS512"
+    secret = s.auth_key.get_secret_value()
+    least = max((_SECRET_BYTES[name] for name in shared), default=0)
+    if secret.lstrip().startswith("-----BEGIN"):
+        yield "SENDOFF_AUTH_KEY is a key in PEM and no shared secret: put it into SENDOFF_AUTH_KEY_FILE"
+    elif len(secret.encode()) < least:
+        yield f"SENDOFF_AUTH_KEY is too short: {', '.join(shared)} needs {least} bytes or more"
