@@ -50,6 +50,8 @@ class Reason(StrEnum):
     AWAITING_APPROVAL = "awaiting_approval"
     """The delivery is not started: it needs the OK of two operators, and this is the first, which is
     recorded, or the same operator's again."""
+    PREFLIGHT = "preflight"
+    """The preflight found something that this installation does not send."""
     PUBLISHER_NOT_ALLOWED = "publisher_not_allowed"
     """Its broker user may not publish commands, or its token is missing, invalid or another operator's."""
     MALFORMED = "malformed"
@@ -126,6 +128,17 @@ class SecondApproval(Message):
     """When it lapses, unless another operator gives the second before; null without a first."""
 
 
+class Finding(Message):
+    """What a careful person would look at before the confirmation."""
+
+    check: Text
+    """The kind of finding, such as `no_opt_out`. More kinds may come."""
+    message: Text
+    """A sentence for a person."""
+    blocks: bool = False
+    """Whether this installation refuses the definitive confirmation because of it."""
+
+
 class Summary(Message):
     """What a person must see before the definitive confirmation."""
 
@@ -157,6 +170,8 @@ class Summary(Message):
     """The limit of its throughput; null for none."""
     second_approval: SecondApproval | None = None
     """That two operators must confirm it, and who has; null if one OK starts it."""
+    findings: tuple[Finding, ...] = Field(default=(), strict=False)
+    """What the preflight found, those that block first."""
 
 
 class Reply(Message):

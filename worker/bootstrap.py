@@ -182,6 +182,7 @@ class Worker:
             page_size=s.page_size,
             approvals=ApprovalRule(s.second_approval_above, timedelta(seconds=s.second_approval_within)),
             at_once=min(max(s.database_pool // 4, 1), 4),
+            blocks=s.preflight_blocks,
         )
         return ConfirmService(parts, limits)
 

@@ -11,10 +11,11 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker import settings_fit as fits
 from worker.domain.keys import read_keys
+from worker.domain.mail_options import EmailHeaders, Notify, Resolver
 from worker.domain.mailbox import mailbox
+from worker.domain.preflight import Check
 from worker.domain.retention import read_age
 from worker.domain.servers import postgres_hosts
-from worker.domain.templates import check_headers
 
 Algorithm = Literal[
     "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512",
@@ -165,11 +166,15 @@ class Settings(BaseSettings):
     all are read."""
     bounce_keys_file: Path | None = None
     """Or the file with them, one a line."""
-    email_headers: Annotated[dict[str, str], NoDecode] = {}
+    email_headers: Annotated[EmailHeaders, NoDecode] = {}
     """Headers of every email, as a JSON object of templates; those of a delivery win."""
     dkim_file: Path | None = None
     """A TOML file with the keys that sign emails (DKIM), by domain; empty where the relay signs."""
-    dsn_notify: Annotated[tuple[Literal["success", "failure", "delay", "never"], ...], NoDecode] = ()
+    dns_resolver: Resolver = ""
+    """Whom the preflight asks for SPF, DKIM and DMARC: `system`, or an IP address with or without a port."""
+    preflight_blocks: Annotated[tuple[Check, ...], NoDecode] = ()
+    """Checks of the preflight whose findings block a confirmation, written as `publishers`."""
+    dsn_notify: Annotated[Notify, NoDecode] = ()
     """When relays are asked to report (RFC 3461), written as `publishers`; empty for their own rule."""
     dsn_return: Literal["headers", "full"] = "headers"
     """How much of the message such a report returns."""
@@ -269,36 +274,9 @@ class Settings(BaseSettings):
     def _is_number(cls, value: object) -> object:
         return 0 if value == "" else value
 
-    @field_validator("email_headers", mode="before")
-    @classmethod
-    def _is_object(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        try:
-            return json.loads(value or "{}")
-        except ValueError as error:
-            raise ValueError(f'it is not a JSON object such as {{"X-Mailer": "…"}} ({error})') from error
-
-    @field_validator("email_headers")
-    @classmethod
-    def _are_headers(cls, value: dict[str, str]) -> dict[str, str]:
-        check_headers(value)
-        return value
-
-    @field_validator("dsn_notify")
-    @classmethod
-    def _is_never_alone(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if "never" in value and len(value) > 1:
-            raise ValueError("never cannot be joined with others (RFC 3461, 4.1)")
-        return value
-
     @field_validator(
-        "channels",
-        "publishers",
-        "auth_algorithms",
+        *("channels", "publishers", "auth_algorithms", "retry_delays", "dsn_notify", "preflight_blocks"),
         "console_hosts",
-        "retry_delays",
-        "dsn_notify",
         mode="before",
     )
     @classmethod
@@ -317,18 +295,9 @@ class Settings(BaseSettings):
         return items
 
     @field_validator(
-        "auth_key",
-        "auth_key_file",
-        "auth_jwks_file",
-        "token",
-        "machine_rules_file",
-        "fingerprint_key",
-        "console_key",
-        "console_secret",
-        "bounce_keys",
-        "bounce_keys_file",
-        "dkim_file",
-        "returned_maildir",
+        *("auth_key", "auth_key_file", "auth_jwks_file", "token", "fingerprint_key"),
+        *("machine_rules_file", "bounce_keys", "bounce_keys_file", "dkim_file", "returned_maildir"),
+        *("console_key", "console_secret"),
         mode="before",
     )
     @classmethod

@@ -219,3 +219,28 @@ FROM sendoff.exclusion
 WHERE delivery_id = :delivery_id
 GROUP BY cause
 ORDER BY cause;
+
+-- name: read_others
+-- What the preflight compares with: the findings of the preparation, the last confirmed delivery of the same label,
+-- and the last with the same content within a day. One row, by three indexes.
+SELECT d.to_deliver, c.findings, last.delivery_id AS last_id, last.to_deliver AS last_to_deliver,
+       same.delivery_id AS same_id, same.confirmed_at AS same_confirmed_at
+FROM sendoff.delivery_record d
+LEFT JOIN sendoff.delivery_content c ON c.delivery_id = d.delivery_id AND c.preparation = d.preparation
+LEFT JOIN LATERAL (
+    SELECT o.delivery_id, o.to_deliver
+    FROM sendoff.delivery_record o
+    WHERE o.label = d.label AND o.channel = d.channel AND o.confirmed_at IS NOT NULL AND o.delivery_id <> d.delivery_id
+    ORDER BY o.delivery_id DESC
+    LIMIT 1
+) last ON true
+LEFT JOIN LATERAL (
+    SELECT o.delivery_id, o.confirmed_at
+    FROM sendoff.delivery_content oc
+    JOIN sendoff.delivery_record o ON o.delivery_id = oc.delivery_id AND o.preparation = oc.preparation
+    WHERE oc.digest IS NOT NULL AND oc.digest = c.digest AND o.channel = d.channel
+      AND o.confirmed_at > now() - interval '1 day' AND o.delivery_id <> d.delivery_id
+    ORDER BY o.confirmed_at DESC
+    LIMIT 1
+) same ON true
+WHERE d.delivery_id = :delivery_id;

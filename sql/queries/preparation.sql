@@ -183,8 +183,10 @@ FROM (
 WHERE d.delivery_id = :delivery_id;
 
 -- name: insert_content
-INSERT INTO sendoff.delivery_content (delivery_id, preparation, content)
-SELECT delivery_id, preparation, :content::json FROM sendoff.delivery_record WHERE delivery_id = :delivery_id;
+INSERT INTO sendoff.delivery_content (delivery_id, preparation, content, digest, findings)
+SELECT delivery_id, preparation, :content::json, :digest::bytea, :findings::json
+FROM sendoff.delivery_record
+WHERE delivery_id = :delivery_id;
 
 -- name: read_preparation
 SELECT preparation, to_deliver FROM sendoff.delivery_record WHERE delivery_id = :delivery_id;

@@ -15,6 +15,7 @@ from worker.db.commands import RecordedCommand
 from worker.domain.approval import ApprovalRule
 from worker.domain.deliveries import Delivery, Waves
 from worker.domain.operators import Operator, Role
+from worker.domain.preflight import Others
 from worker.domain.states import Move, sources, target
 from worker.services.commands import ConfirmLimits, ConfirmParts, ConfirmService
 
@@ -77,6 +78,7 @@ class FakeExecution:
         self.overtaken = False
         """Somebody else moves the delivery first."""
         self.fault: Exception | None = None
+        self.found = Others()
 
     async def recorded(self, command_id: str) -> RecordedCommand | None:
         return self.answers.get(command_id)
@@ -105,6 +107,9 @@ class FakeExecution:
 
     async def excluded_by_cause(self, delivery_id: int) -> dict[str, int]:
         return {"invalid": delivery_id}
+
+    async def others(self, delivery_id: int) -> Others:  # noqa: ARG002
+        return self.found
 
     async def waves(self, delivery_id: int) -> Waves:  # noqa: ARG002
         return Waves(0, ())
@@ -192,6 +197,7 @@ class Setup:
         messages: Iterable[Incoming] = (),
         retrying: FakeRetrying | None = None,
         approvals: ApprovalRule = ONE_OK,
+        blocks: tuple[str, ...] = (),
         **changes: Any,
     ) -> None:
         self.executions = FakeExecutions(delivery and replace(delivery, **changes))
@@ -210,7 +216,7 @@ class Setup:
                 authority=self.authority,
                 metrics=self.metrics,
             ),
-            ConfirmLimits(page_size=100, approvals=approvals, at_once=2),
+            ConfirmLimits(page_size=100, approvals=approvals, at_once=2, blocks=blocks),
         )
 
     @property

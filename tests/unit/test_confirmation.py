@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.commands import Confirm, Reason, Wave
+from contracts.commands import Confirm, Finding, Reason, Wave
 from contracts.states import State
 from worker.domain.confirmation import check_confirm, summary
 from worker.domain.deliveries import Delivery, Waves
@@ -203,7 +203,8 @@ def test_the_summary_shows_what_is_about_to_be_sent() -> None:
         messages_per_hour=36_000,
     )
     wave = Wave(recipients=10, due_at=NOON + HOUR)
-    shown = summary(delivery, {"duplicate": 2}, Waves(1, (wave,)), NOON)
+    finding = Finding(check="no_text", message="There is no text part.")
+    shown = summary(delivery, {"duplicate": 2}, Waves(1, (wave,)), NOON, told=(finding,))
     assert shown.model_dump() == {
         "label": "November",
         "channel": "email",
@@ -219,6 +220,7 @@ def test_the_summary_shows_what_is_about_to_be_sent() -> None:
         "late_limit": 2 * HOUR,
         "messages_per_hour": 36_000,
         "second_approval": None,
+        "findings": ({"check": "no_text", "message": "There is no text part.", "blocks": False},),
     }
 
 

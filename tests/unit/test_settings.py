@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from worker.domain.mail_options import resolver_address
 from worker.settings import Settings, SettingsError, read_settings
 
 
@@ -54,6 +55,8 @@ def test_headers_of_every_email_are_an_object_of_templates(monkeypatch: pytest.M
         ("EMAIL_HEADERS", '{"X-A": "{{"}', "SENDOFF_EMAIL_HEADERS: headers.X-A, line 1: "),
         ("EMAIL_HEADERS", '{"List-Help": "help"}', "headers.List-Help: “help” is not a whole address"),
         ("DSN_NOTIFY", "failure,never", "SENDOFF_DSN_NOTIFY: never cannot be joined with others"),
+        ("DNS_RESOLVER", "dns.example.org", "SENDOFF_DNS_RESOLVER: give `system`, or an IP address such as"),
+        ("PREFLIGHT_BLOCKS", "no_text,spam", "SENDOFF_PREFLIGHT_BLOCKS: Input should be 'no_opt_out', "),
         ("DSN_NOTIFY", "bounce", "SENDOFF_DSN_NOTIFY: Input should be 'success', 'failure', 'delay' or"),
     ],
 )
@@ -64,3 +67,17 @@ def test_a_wrong_setting_of_emails_is_named(
     with pytest.raises(SettingsError) as refused:
         read_settings()
     assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("192.0.2.1", ("192.0.2.1", 53)),
+        ("192.0.2.1:5353", ("192.0.2.1", 5353)),
+        ("2001:db8::1", ("2001:db8::1", 53)),
+        ("[2001:db8::1]", ("2001:db8::1", 53)),
+        ("[2001:db8::1]:5353", ("2001:db8::1", 5353)),
+    ],
+)
+def test_a_resolver_has_an_address_with_or_without_a_port(text: str, address: tuple[str, int]) -> None:
+    assert resolver_address(text) == address

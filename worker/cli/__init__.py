@@ -30,6 +30,7 @@ from worker.cli import (
     log,
     migrate,
     operators,
+    preflight,
     prepare,
     proof,
     retention,
@@ -83,6 +84,7 @@ app = typer.Typer(
 app.command("migrate")(migrate.migrate)
 app.add_typer(operators.app, name="operator")
 app.command("prepare")(prepare.prepare)
+app.command("preflight")(preflight.preflight)
 app.command("proof")(proof.proof)
 app.command("run")(run.run)
 app.command("check")(check.check)

@@ -141,6 +141,8 @@ def summary_table(summary: Summary) -> Table:
     if summary.second_approval is not None:
         table.add_row("approvals", _approvals(summary.second_approval, summary.time_zone))
     table.add_row("preparation", str(summary.preparation))
+    for finding in summary.findings:
+        table.add_row("blocks" if finding.blocks else "look at", plain(finding.message))
     return table
 
 

@@ -12,6 +12,7 @@ import typer
 from worker.cli.common import CommandRefused, database
 from worker.cli.show import to_json
 from worker.operations import prepare as service
+from worker.operations.preflight import SenderDomains
 from worker.settings import Settings, read_settings
 
 _STATEMENT_SECONDS: Final = 1_800
@@ -36,7 +37,9 @@ def prepare(
     """Load a delivery from a file and its recipients, or prepare one again."""
     settings = read_settings()
     period = timedelta(seconds=settings.partition_period)
-    request = service.PreparationRequest(file, recipients, operator, delivery, settings.channels, period)
+    request = service.PreparationRequest(
+        file, recipients, operator, delivery, settings.channels, period, SenderDomains.of(settings)
+    )
     prepared = asyncio.run(_prepare(settings, request))
     counts = prepared.counts
     if as_json:

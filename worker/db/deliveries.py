@@ -12,6 +12,7 @@ from contracts.commands import Wave
 from contracts.states import State
 from worker.domain.approval import Approval
 from worker.domain.deliveries import Delivery, Waves
+from worker.domain.preflight import Found, Others
 from worker.domain.states import EVENTS, OVER, Move, sources, target
 
 if TYPE_CHECKING:
@@ -195,6 +196,20 @@ async def waves(tx: Transaction, delivery_id: int) -> Waves:
         Wave(recipients=r["recipients"], due_at=r["due_at"], due_after=r["due_after"]) for r in rows
     )
     return Waves(rows[0]["waves"] if rows else 0, shown)
+
+
+async def others(tx: Transaction | Database, delivery_id: int) -> tuple[int, Others] | None:
+    """Reads what the preflight compares a delivery with.
+
+    Returns:
+        The number of its recipients, and what it is compared with; None if there is no such delivery.
+    """
+    row = await tx.fetchrow("read_others", delivery_id=delivery_id)
+    if row is None:
+        return None
+    stored = tuple(Found(**one) for one in json.loads(row["findings"] or "[]"))
+    last = (row["last_id"], row["last_to_deliver"] or 0)
+    return row["to_deliver"], Others(stored, *last, row["same_id"], row["same_confirmed_at"])
 
 
 async def now(tx: Transaction) -> datetime:

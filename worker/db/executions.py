@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final
 
 from worker.db import accounts, commands, deliveries, pages
+from worker.domain.preflight import Others
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -78,6 +79,11 @@ class Execution:
     async def excluded_by_cause(self, delivery_id: int) -> dict[str, int]:
         """Counts the targets that the preparation left out, by cause."""
         return await deliveries.excluded_by_cause(self._tx, delivery_id)
+
+    async def others(self, delivery_id: int) -> Others:
+        """Reads what the preflight found and compares with."""
+        found = await deliveries.others(self._tx, delivery_id)
+        return found[1] if found else Others()
 
     async def waves(self, delivery_id: int) -> Waves:
         """Reads the first waves of a delivery, and the number of all."""

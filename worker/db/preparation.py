@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
@@ -11,11 +13,12 @@ from worker.domain.audience import Cause, Target
 from worker.domain.schedule import wave_ends
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from worker.db.pool import Transaction
     from worker.domain.delivery_file import DeliveryFile
+    from worker.domain.preflight import Found
 
 _COPY_ROWS: Final = 20_000
 """Rows of one COPY. Each COPY is a statement with its own timeout."""
@@ -66,7 +69,7 @@ async def read_span(session: Transaction) -> tuple[datetime | None, datetime | N
 
 
 async def replace_audience(
-    tx: Transaction, delivery_id: int, definition: DeliveryFile, *, by_row: bool
+    tx: Transaction, delivery_id: int, definition: DeliveryFile, found: Sequence[Found] = (), *, by_row: bool
 ) -> Counts:
     """Replaces the delivery's audience by the staged rows, and its content and schedule by the file's.
 
@@ -74,6 +77,7 @@ async def replace_audience(
         tx: The transaction.
         delivery_id: The delivery.
         definition: The delivery file.
+        found: What the preflight found in its content.
         by_row: Whether the staged rows have their own times.
     """
     await tx.execute("drop_audience", delivery_id=delivery_id)
@@ -100,7 +104,14 @@ async def replace_audience(
         refused_pct=definition.limits.refused_pct,
         max_attempts=definition.limits.max_attempts,
     )
-    await tx.execute("insert_content", delivery_id=delivery_id, content=definition.content_json)
+    content = definition.content_json
+    await tx.execute(
+        "insert_content",
+        delivery_id=delivery_id,
+        content=content,
+        digest=hashlib.sha256(content.encode()).digest() if definition.content else None,
+        findings=json.dumps([one._asdict() for one in found]),
+    )
     return await read_counts(tx, delivery_id)
 
 

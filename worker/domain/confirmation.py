@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from contracts.commands import SecondApproval
     from worker.domain.deliveries import Delivery, Waves
     from worker.domain.operators import Operator
+    from worker.domain.preflight import Findings
 
 
 def check_confirm(  # noqa: PLR0911 - one return for each rule, in their order
@@ -77,6 +78,7 @@ def summary(
     waves: Waves,
     now: datetime,
     second_approval: SecondApproval | None = None,
+    told: Findings = (),
 ) -> Summary:
     """Returns what a person must see before the definitive OK.
 
@@ -86,6 +88,7 @@ def summary(
         waves: The first waves, and the number of all.
         now: The time, with its time zone. The validity is counted from it if there is no contact date.
         second_approval: What is to be said of the two OKs that it needs; None if it needs one.
+        told: What the preflight found.
     """
     return Summary(
         label=delivery.label,
@@ -102,6 +105,7 @@ def summary(
         late_limit=delivery.late_limit,
         messages_per_hour=delivery.messages_per_hour,
         second_approval=second_approval,
+        findings=told,
     )
 
 

@@ -21,7 +21,9 @@ from pydantic import (
 from worker.domain.schedule import Duration, Schedule, SendingLimits, WaveDefinition, check_waves
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+    from worker.domain.preflight import Found
 
 
 class DeliveryFileInvalid(Exception):
@@ -48,6 +50,8 @@ class ContentTable:
     """Returns sentences that say why a content, with the columns of the file, can be sent to nobody."""
     try_out: Callable[[Any, Iterable[tuple[int, Mapping[str, Any]]]], list[str]]
     """Returns sentences that say what fails for some recipients, given by line and values."""
+    look: Callable[[Any, Sequence[tuple[int, Mapping[str, Any]]]], list[Found]]
+    """Returns what the preflight finds in a stored content, with some recipients, by number and values."""
     complete: Callable[[Any, Callable[[str, int], bytes]], Any]
     """Returns a content with what is made of it once. It takes a function that reads a file, by its path and
     at most so many octets. Raises ContentInvalid."""

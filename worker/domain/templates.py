@@ -22,7 +22,7 @@ from worker.domain.template_budget import MOST_STEPS, Budget, BudgetedContext
 from worker.domain.template_language import Refused, Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 
     from jinja2 import Environment, Template
 
@@ -86,12 +86,12 @@ _ONE_CLICK: Final = {"List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
 """What says that one POST to an https address is enough to unsubscribe (RFC 8058 section 3.1)."""
 
 
-def _read(part: str, source: str) -> tuple[nodes.Template, Template]:
-    """Reads a part's template; raises Refused."""
+def _sandbox(part: str) -> Sandbox:
+    """Returns the language of a part, which escapes its values."""
     if part == "html":
-        return _HTML.read(source)
+        return _HTML
     name = _UNSUBSCRIBE if part == "unsubscribe" else part.removeprefix(_HEADERS)
-    return (_PLAIN if name == part else _STRUCTURED.get(kind_of(name), _PLAIN)).read(source)
+    return _PLAIN if name == part else _STRUCTURED.get(kind_of(name), _PLAIN)
 
 
 def check(content: EmailContent, columns: Collection[str]) -> list[str]:
@@ -113,7 +113,7 @@ def check(content: EmailContent, columns: Collection[str]) -> list[str]:
 
 def _problems(part: str, source: str, columns: Collection[str]) -> Iterator[str]:
     try:
-        tree, _ = _read(part, source)
+        tree, _ = _sandbox(part).read(source)
     except Refused as refused:
         yield from _sentences(part, refused)
         return
@@ -204,11 +204,14 @@ def _first_lines(tree: nodes.Template) -> list[tuple[str, int]]:
 class Renderer:
     """The compiled templates of one content."""
 
-    def __init__(self, content: EmailContent) -> None:
+    def __init__(
+        self, content: EmailContent, change: Callable[[str, nodes.Template], None] | None = None
+    ) -> None:
         """Compiles the templates.
 
         Args:
             content: A content in which `check` found nothing.
+            change: Changes the tree of each part before it is compiled; None for no change.
 
         Raises:
             RenderFailed: A template is refused; the message names its part and line.
@@ -218,9 +221,12 @@ class Renderer:
         """The author's texts between the values, by part, for bodies only."""
         for part, source in content.parts.items():
             try:
-                tree, self._templates[part] = _read(part, source)
+                tree, self._templates[part] = _sandbox(part).read(source)
             except Refused as refused:
                 raise RenderFailed(_sentences(part, refused)[0]) from refused
+            if change is not None:
+                change(part, tree)
+                self._templates[part] = _sandbox(part).from_string(tree)
             if part in _BODIES:
                 self.fixed[part] = [node.data for node in tree.find_all(nodes.TemplateData)]
         self._headers = {name: f"{_HEADERS}{name}" for name in content.headers}

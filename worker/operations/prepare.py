@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from worker.db.pool import Database, Transaction
     from worker.domain.audience import Target
     from worker.domain.delivery_file import DeliveryFile
+    from worker.domain.preflight import Found
+    from worker.operations.preflight import SenderDomains
 
 
 class PreparationRefused(Exception):
@@ -61,6 +63,8 @@ class PreparationRequest:
     """The channels of this installation."""
     partition_period: timedelta = timedelta(days=30)
     """The greatest age of the newest set of partitions for a new delivery to use it."""
+    domains: SenderDomains | None = None
+    """Asks the DNS about the sender; None to leave that out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +111,14 @@ async def prepare(db: Database, request: PreparationRequest) -> Prepared:
                     with _refusing(request.recipients):
                         check_span(definition, *await preparation.read_span(session))
                 problems = table.try_out(content, sample.recipients()) if content else []
+            found: list[Found] = []
+            if content and not problems:
+                found = table.look(content, list(sample.recipients()))
+                found += await request.domains.ask(content) if request.domains else []
             delivery_id = await _begin(session, request, definition)
-            return await _complete(session, request, delivery_id, definition, problems, by_row=when.by_row)
+            return await _complete(
+                session, request, delivery_id, definition, problems, found, by_row=when.by_row
+            )
 
 
 async def _guard(tx: Transaction, request: PreparationRequest) -> State:
@@ -156,6 +166,7 @@ async def _complete(
     delivery_id: int,
     definition: DeliveryFile,
     problems: list[str],
+    found: list[Found],
     *,
     by_row: bool,
 ) -> Prepared:
@@ -164,7 +175,9 @@ async def _complete(
         return Prepared(delivery_id, State.PREPARATION_FAILED, counts, tuple(problems))
     try:
         async with session.connection.transaction():
-            counts = await preparation.replace_audience(session, delivery_id, definition, by_row=by_row)
+            counts = await preparation.replace_audience(
+                session, delivery_id, definition, found, by_row=by_row
+            )
             await deliveries.move(session, delivery_id, Move.PREPARED, operator=request.operator)
     except BaseException as error:
         # We were interrupted, or the database failed. If the database is away, the next preparation handles

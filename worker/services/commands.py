@@ -29,6 +29,7 @@ from worker.domain.authority import acting_operator
 from worker.domain.confirmation import check_confirm, summary
 from worker.domain.deliveries import unknown_delivery, validity_end, words
 from worker.domain.operators import Role, refuse_operator
+from worker.domain.preflight import findings, refuse_findings
 from worker.domain.refusals import Refused
 from worker.domain.states import Move, sources, targets
 from worker.telemetry.metrics import OTHER
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from worker.domain.authority import Bearer
     from worker.domain.deliveries import Delivery, Waves
     from worker.domain.operators import Operator
+    from worker.domain.preflight import Findings, Others
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -85,6 +87,9 @@ class Execution(Protocol):
 
     async def excluded_by_cause(self, delivery_id: int) -> dict[str, int]:
         """Counts the targets that the preparation left out, by cause."""
+
+    async def others(self, delivery_id: int) -> Others:
+        """Reads what the preflight found, and what it compares with."""
 
     async def waves(self, delivery_id: int) -> Waves:
         """Reads the first waves, and the number of all."""
@@ -169,6 +174,8 @@ class ConfirmLimits:
     """Which deliveries need the OK of two operators."""
     at_once: int
     """Confirms that are executed side by side, each over a connection, and as many commands of control."""
+    blocks: tuple[str, ...] = ()
+    """The checks of the preflight whose findings block."""
 
 
 class ConfirmService:
@@ -184,6 +191,7 @@ class ConfirmService:
         self._parts = parts
         self._page_size = limits.page_size
         self._approvals = limits.approvals
+        self._blocks = limits.blocks
         self._confirms = asyncio.Semaphore(limits.at_once)
         self._controls = asyncio.Semaphore(limits.at_once)
 
@@ -271,16 +279,16 @@ class ConfirmService:
             delivery = await execution.delivery(number)
             now = await execution.now()
             refused = check_confirm(command, operator, delivery, now)
+            if refused is None and delivery is not None and command.definitive:
+                refused = refuse_findings(await self._found(execution, delivery))
             if refused is not None or delivery is None:
                 return refusal(command_id, number, refused or unknown_delivery(number), delivery)
             if not command.definitive:
                 return await self._summarise(execution, command_id, command, delivery, now)
-            given = Approval(
-                command.operator, bearer is not None, delivery.preparation, now, now + self._approvals.within
-            )
-            decision = decide(
-                delivery, await _first_operator(execution, delivery), given, self._approvals, now
-            )
+            until = now + self._approvals.within
+            given = Approval(command.operator, bearer is not None, delivery.preparation, now, until)
+            listed = await _first_operator(execution, delivery)
+            decision = decide(delivery, listed, given, self._approvals, now)
             if decision.first != delivery.first_approval:
                 await execution.approve(number, decision.first)
             if decision.refused is not None:
@@ -311,11 +319,14 @@ class ConfirmService:
         if self._approvals.needs_second(delivery.to_deliver):
             first = delivery.first_approval
             listed = await _first_operator(execution, delivery)
-            if first is not None and lapsed(first, listed, delivery.preparation, now):
-                first = None
+            first = None if first and lapsed(first, listed, delivery.preparation, now) else first
             asks, approvals = ask(first, command.operator), shown_approval(first, self._approvals)
         sentence = f"“{delivery.label}” goes to {delivery.to_deliver} {people}. {asks}"
-        return finalize(command_id, delivery, sentence, summary(delivery, excluded, waves, now, approvals))
+        shown = summary(delivery, excluded, waves, now, approvals, await self._found(execution, delivery))
+        return finalize(command_id, delivery, sentence, shown)
+
+    async def _found(self, execution: Execution, delivery: Delivery) -> Findings:
+        return findings(delivery.to_deliver, await execution.others(delivery.delivery_id), self._blocks)
 
     async def _confirm(
         self,

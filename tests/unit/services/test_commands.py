@@ -12,6 +12,7 @@ from contracts.commands import Status
 from contracts.states import State
 from tests.support.executions import FUTURE, PAST, STARTER, Setup, confirm, control
 from worker.domain.authority import Bearer
+from worker.domain.preflight import Found, Others
 from worker.domain.states import Move
 
 
@@ -23,6 +24,26 @@ async def test_the_button_is_answered_with_the_summary_and_writes_nothing_else()
     assert reply.summary is not None
     assert (reply.summary.preparation, reply.summary.excluded) == (2, {"invalid": 7})
     assert (setup.did, setup.answers) == ([], {"c1": reply})
+
+
+async def test_what_the_preflight_found_is_in_the_summary_and_blocks_only_where_it_is_told_to() -> None:
+    found = Others((Found("no_text", "No text."), Found("spf", "No SPF.")), last_id=3, last_to_deliver=1)
+    setup = Setup()
+    setup.execution.found = found
+    asked = await setup.service.handle(confirm(definitive=False, preparation=None))
+    assert asked.summary is not None
+    assert [(one.check, one.blocks) for one in asked.summary.findings] == [("no_text", False), ("spf", False)]
+    assert (await setup.service.handle(confirm("c2"))).status == "accepted"
+
+    setup = Setup(blocks=("spf", "dns"))
+    setup.execution.found = found
+    asked = await setup.service.handle(confirm(definitive=False, preparation=None))
+    assert asked.summary is not None
+    assert [(one.check, one.blocks) for one in asked.summary.findings] == [("spf", True), ("no_text", False)]
+    refused = await setup.service.handle(confirm("c2"))
+    assert (refused.status, refused.reason, refused.state) == ("refused", "preflight", "ready")
+    assert refused.message == "The preflight found what this installation does not send: No SPF."
+    assert setup.did == []
 
 
 async def test_one_recipient_is_no_plural() -> None:

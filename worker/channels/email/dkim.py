@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from worker.domain.mailbox import MailboxInvalid, mailbox
 from worker.settings import SettingsError
@@ -59,7 +59,19 @@ class Signer:
         """Takes the key, and where its public half is published: `<selector>._domainkey.<domain>`."""
         self._key = key
         algorithm = "rsa-sha256" if isinstance(key, RSAPrivateKey) else "ed25519-sha256"
+        self.record = f"{selector}._domainkey.{domain}"
+        """Where the public half is published."""
         self._tags = f"v=1; a={algorithm}; c=relaxed/relaxed;\r\n d={domain}; s={selector}"
+
+    @property
+    def public_key(self) -> str:
+        """The public half, as the record's `p=` holds it (RFC 6376 section 3.6.1; RFC 8463 section 4)."""
+        public = self._key.public_key()
+        if isinstance(public, RSAPublicKey):
+            octets = public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        else:
+            octets = public.public_bytes(Encoding.Raw, PublicFormat.Raw)
+        return base64.b64encode(octets).decode("ascii")
 
     def sign(self, message: bytes, at: int) -> bytes:
         """Signs a message.
@@ -137,10 +149,8 @@ class Signing:
         self._room = asyncio.Semaphore(count * _WAITING)
 
     def signer(self, domain: str) -> Signer | None:
-        """Returns the key of a From domain, or of the nearest domain above it (RFC 7489 section 3.1.1)."""
-        labels = domain.lower().split(".")
-        names = [".".join(labels[first:]) for first in range(len(labels))]
-        return next((self._signers[name] for name in names if name in self._signers), None)
+        """Returns the key of a From domain; see `signer_of`."""
+        return signer_of(self._signers, domain)
 
     async def sign(self, signer: Signer, message: bytes) -> bytes:
         """Returns the message with its signature; see `Signer.sign`."""
@@ -151,6 +161,13 @@ class Signing:
     def close(self) -> None:
         """Ends the threads; signatures that wait are not made."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def signer_of(signers: Mapping[str, Signer], domain: str) -> Signer | None:
+    """Returns the key of a From domain, or of the nearest domain above it (RFC 7489 section 3.1.1)."""
+    labels = domain.lower().split(".")
+    names = [".".join(labels[first:]) for first in range(len(labels))]
+    return next((signers[name] for name in names if name in signers), None)
 
 
 def read_signers(path: Path) -> dict[str, Signer]:

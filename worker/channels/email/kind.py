@@ -10,7 +10,7 @@ from worker.channels.email.dsn import Dsn
 from worker.channels.email.smtp import SmtpPool
 from worker.channels.email.timeouts import Timeouts
 from worker.channels.protocol import Kind, Probe
-from worker.domain import templates
+from worker.domain import preflight, templates
 from worker.domain.audience import mail_address
 from worker.domain.completion import completed
 from worker.domain.content import EmailContent
@@ -28,6 +28,7 @@ EMAIL_CONTENT: Final = ContentTable(
     required=True,
     problems=templates.check,
     try_out=templates.try_out,
+    look=preflight.look,
     complete=completed,
 )
 
