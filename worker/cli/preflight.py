@@ -9,7 +9,8 @@ import typer
 
 from worker.cli.asking import DeliveryArgument, JsonOption
 from worker.cli.common import CommandRefused, database
-from worker.cli.show import plain, to_json
+from worker.cli.show import to_json
+from worker.domain.text import plain
 from worker.operations import preflight as operation
 from worker.settings import Settings, read_settings
 
