@@ -378,7 +378,7 @@ async def open_worker(
     names = routing.Names(settings.queue_prefix)
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
-    metrics = Metrics.create(registry)
+    metrics = Metrics.create(registry, settings.channels)
     stop = stop or asyncio.Event()
     async with open_connections(settings, names, f"sendoff {owner}", metrics, stop) as connections:
         yield Worker(

@@ -63,7 +63,7 @@ async def open_connections(
             application=name,
             stop=stop,
             on_away=metrics.database_failures.inc,
-            on_busy=lambda doing: metrics.database_busy.labels(doing).inc(),
+            on_busy=lambda doing: metrics.database_busy.labels(doing).inc,
         )
         stack.push_async_callback(db.close)
         await db.check()

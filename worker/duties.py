@@ -49,6 +49,7 @@ class Duties:
         Raises:
             Broken, Stopped: as `worker.db.retrying.Retrier.until_done`.
         """
+        self._metrics.duty_timeouts.labels(duty.name)  # there from the first look, at 0
         found = await self.unless_busy(duty.find, duty.doing)
         if found is None:
             return

@@ -51,6 +51,8 @@ class DeadQueue:
         self._metrics = metrics
         self._exchange = names.exchange(DEAD)
         self._labels = {key for _, keys in BINDINGS.values() for key in keys} | set(channels)
+        for label in (*self._labels, OTHER):
+            metrics.dead_lettered.labels(label)  # there from the start, at 0
 
     async def bury(self, *letters: Letter) -> None:
         """Keeps messages; returns when the broker has them all: then they may be settled.

@@ -216,7 +216,7 @@ async def open_database(
     application: str,
     stop: asyncio.Event | None = None,
     on_away: Callable[[], None] = lambda: None,
-    on_busy: Callable[[str], None] = lambda _: None,
+    on_busy: Callable[[str], Callable[[], None]] = lambda _: lambda: None,
 ) -> Database:
     """Opens a pool.
 
@@ -228,8 +228,8 @@ async def open_database(
         application: The `application_name` that operators see in `pg_stat_activity`.
         stop: After it is set, `Database.until_done` does not wait for a server that is away.
         on_away: Called whenever the server later cannot be reached.
-        on_busy: Called with the name of the work that `Database.until_done` gave up because the server was
-            too busy.
+        on_busy: Returns, for the name of a work, what is called whenever `Database.until_done` gave it up
+            because the server was too busy.
 
     Raises:
         DatabaseUnreachable: there is no database at the address, it refuses our login, or a pooler is in

@@ -56,12 +56,13 @@ class Retrying(Protocol):
 class Retrier:
     """Repeats transactions until they are done or given up, or the process stops."""
 
-    def __init__(self, stop: asyncio.Event, on_busy: Callable[[str], None]) -> None:
+    def __init__(self, stop: asyncio.Event, on_busy: Callable[[str], Callable[[], None]]) -> None:
         """Takes its parts.
 
         Args:
             stop: After it is set, nothing waits for a database that is away.
-            on_busy: Called with the name of the work whenever it is given up.
+            on_busy: Returns, for the name of a work, what is called whenever that work is given up. It is
+                asked when the work begins, so that its counter is there before it first counts.
         """
         self._stop = stop
         self._on_busy = on_busy
@@ -81,7 +82,7 @@ class Retrier:
             Broken: the database refuses it for another reason.
             Stopped: `stop` was set while the database is away. An attempt may have been committed.
         """
-        trouble = _Trouble(doing)
+        trouble, on_busy = _Trouble(doing), self._on_busy(doing)
         for tries in itertools.count():
             try:
                 result = await (
@@ -94,7 +95,7 @@ class Retrier:
                         raise Unstorable(because) from error
                     raise Broken(f"The database refuses it ({doing}): {because}") from error
                 if trouble.ends_with(failure, because):
-                    self._on_busy(doing)
+                    on_busy()
                     raise Busy(f"The database was too busy for it ({doing}): {because}") from error
             else:
                 trouble.over()

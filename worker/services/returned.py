@@ -93,6 +93,8 @@ class ReturnedService:
         """Takes its parts and its limits."""
         self._parts = parts
         self._limits = limits
+        for outcome in ("kept", "lost"):  # what calls for a person: there from the start, at 0
+            parts.metrics.returned_mails.labels(outcome)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Takes mails until `stop`."""

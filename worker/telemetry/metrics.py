@@ -5,9 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
+
+from contracts import routing
+from contracts.claims import ClaimReason
+from contracts.commands import Reason, Status
+from contracts.events import Criterion
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from prometheus_client import CollectorRegistry
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
@@ -56,12 +63,18 @@ class Metrics:
     duty_timeouts: Counter
 
     @classmethod
-    def create(cls, registry: CollectorRegistry) -> Metrics:
-        """Creates every metric in a registry.
+    def create(cls, registry: CollectorRegistry, channels: Iterable[str] = ()) -> Metrics:
+        """Creates every metric in a registry, and the series of every label that is known by now, at 0.
+
+        A series that begins with its first event begins at 1: `increase()` does not see that event, and the
+        rule that waits for it says nothing.
 
         Args:
             registry: A new one: a name can be registered only once.
+            channels: The sending channels.
         """
+        # Else each counter and histogram has a second series, which nobody reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"sendoff_{name}", text, labels, registry=registry)
@@ -72,7 +85,7 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(f"sendoff_{name}", text, registry=registry, buckets=buckets)
 
-        return cls(
+        metrics = cls(
             commands=counter(
                 "commands", "Commands and requests answered, by answer.", "command", "status", "reason"
             ),
@@ -142,3 +155,31 @@ class Metrics:
                 "duty_timeouts", "Deliveries for which a duty of the scheduler took too long.", "duty"
             ),
         )
+        metrics._begin(channels)
+        return metrics
+
+    def _begin(self, channels: Iterable[str]) -> None:
+        """Makes series before their first event: of closed sets of labels, and of the channels."""
+        for command in (routing.CONFIRM, routing.PAUSE, routing.RESUME, routing.STOP):
+            self.commands.labels(command, Status.ACCEPTED.value, "")
+            for reason in Reason:
+                status = Status.INVALID if reason is Reason.MALFORMED else Status.REFUSED
+                self.commands.labels(command, status.value, reason.value)
+        self.commands.labels(routing.CONFIRM, Status.FINALIZE.value, "")
+        self.commands.labels(routing.COMPUTE_STATS, Status.ACCEPTED.value, "")
+        self.commands.labels(routing.COMPUTE_STATS, Status.REFUSED.value, Reason.DELIVERY_UNKNOWN.value)
+        self.commands.labels(routing.TYPE_CLAIM, Status.ACCEPTED.value, "")
+        for asked in ClaimReason:
+            refused = Status.INVALID if asked is ClaimReason.MALFORMED else Status.REFUSED
+            self.commands.labels(routing.TYPE_CLAIM, refused.value, asked.value)
+        for channel in channels:
+            for counter in (self.sends_published, self.sends_claimed, self.sends_refused):
+                counter.labels(channel)
+            for kind in (routing.SENT, routing.BOUNCE, routing.ERROR):
+                self.results_published.labels(channel, kind)
+        for judged in ("machine", "person"):
+            self.tracking_recorded.labels(judged)
+        for lost in ("lost", "retry"):
+            self.pages_reopened.labels(lost)
+        for criterion in Criterion:
+            self.alerts.labels(criterion.value)
