@@ -36,6 +36,8 @@ default_pass = {secret}
 vm_memory_high_watermark.relative = 0.3
 disk_free_limit.absolute = 500MB
 collect_statistics_interval = 30000
+prometheus.tcp.ip = 127.0.0.1
+prometheus.tcp.port = {metrics}
 """
 
 INITDB = "--username=sendoff --auth=scram-sha-256 --encoding=UTF8 --locale=C.UTF-8 --no-sync"
@@ -138,7 +140,7 @@ class Servers:
                 held.close()
                 continue
             self.mark = held
-            self.amqp, self.postgres, self.smtp, self.epmd, self.node = range(first, first + 5)
+            self.amqp, self.postgres, self.smtp, self.epmd, self.node, self.metrics = range(first, first + 6)
             return
         sys.exit(f"servers: No {BLOCK_SIZE} ports in a row are free from {FIRST_PORT} on 127.0.0.1.")
 
@@ -149,6 +151,7 @@ class Servers:
             "SENDOFF_AMQP_URL": f"amqp://{login}:{self.amqp}/",
             "SENDOFF_DATABASE_URL": f"postgresql://{login}:{self.postgres}/sendoff",
             "SENDOFF_SMTP_URL": f"smtp://127.0.0.1:{self.smtp}",
+            "SENDOFF_DEV_BROKER_METRICS": f"127.0.0.1:{self.metrics}",
             "SENDOFF_DEV_SINK": str(self.folder / "received"),
             "SENDOFF_DEV_STATE": str(self.folder / "state.json"),
         }
@@ -194,8 +197,10 @@ class Servers:
             " -kernel inet_dist_use_interface {127,0,0,1}",
         }
         folder.mkdir()
-        (folder / "rabbitmq.conf").write_text(RABBITMQ_CONF.format(secret=self.secret) + more)
-        (folder / "enabled_plugins").write_text("[].\n")
+        (folder / "rabbitmq.conf").write_text(
+            RABBITMQ_CONF.format(secret=self.secret, metrics=self.metrics) + more
+        )
+        (folder / "enabled_plugins").write_text("[rabbitmq_prometheus].\n")
         (folder / ".erlang.cookie").touch(mode=0o600)
         (folder / ".erlang.cookie").write_text(secrets.token_hex(16))
         self.serve("epmd", ["epmd"], **self.erlang)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import socket
 import statistics
 import subprocess
@@ -26,12 +25,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from dev.unpacking import FOLDER, program
 from tests.bench.smtp_client import CONTENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-UNPACKED = Path(__file__).resolve().parents[2] / ".dev" / "postfix"
 SECONDS = 300
 GOAL = 3.0
 """Times the libraries' rate that Sendoff is to reach."""
@@ -60,34 +59,19 @@ def sink_program() -> tuple[str, dict[str, str]]:
     Raises:
         SystemExit: There is none, and apt cannot get it.
     """
-    installed = shutil.which("smtp-sink", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
-    if installed:
-        return installed, {}
-    program = UNPACKED / "usr/sbin/smtp-sink"
-    if not program.exists():
-        sys.stderr.write("unpacking smtp-sink out of Debian's package postfix; nothing is installed\n")
-        UNPACKED.mkdir(parents=True, exist_ok=True)
-        try:
-            call = ["apt-get", "-q", "download", "postfix"]
-            subprocess.run(call, cwd=UNPACKED, check=True, stdout=sys.stderr, timeout=SECONDS)
-            (package,) = UNPACKED.glob("postfix_*.deb")
-            subprocess.run(["dpkg", "-x", package.name, "."], cwd=UNPACKED, check=True, timeout=SECONDS)
-        except (OSError, subprocess.SubprocessError) as error:
-            raise SystemExit(
-                f"smtp-sink is not on this machine and could not be unpacked ({error}); install Postfix's "
-                "programs with this machine's package manager, and try again."
-            ) from None
-    return str(program), {"LD_LIBRARY_PATH": str(UNPACKED / "usr/lib/postfix")}
+    found = program("postfix", "usr/sbin/smtp-sink")
+    libraries = FOLDER / "postfix/usr/lib/postfix"
+    return str(found), {"LD_LIBRARY_PATH": str(libraries)} if FOLDER in found.parents else {}
 
 
 @contextmanager
 def sink() -> Iterator[tuple[int, int]]:
     """Runs smtp-sink on a free port; gives its process id and the port."""
-    program, environment = sink_program()
+    smtp_sink, environment = sink_program()
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     unprivileged = ["-u", "nobody"] if os.geteuid() == 0 else []
-    call = [program, *unprivileged, f"127.0.0.1:{port}", "1000"]
+    call = [smtp_sink, *unprivileged, f"127.0.0.1:{port}", "1000"]
     process = subprocess.Popen(call, env=os.environ | environment)
     try:
         _wait_for(process, port)

@@ -6,10 +6,7 @@ import asyncio
 import json
 import re
 import secrets
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import aio_pika
 import asyncpg
@@ -17,6 +14,7 @@ import pytest
 
 from contracts import routing
 from tests.support.database import administer, created
+from tests.support.roles import Installed, roles
 from tests.support.stack import Stack
 from worker.db.migrate import migrate
 from worker.db.pool import open_database
@@ -24,50 +22,24 @@ from worker.db.pool import open_database
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
     from worker.settings import Settings
 
     Sendoff = Callable[..., subprocess.CompletedProcess[str]]
 
-SQL = (Path(__file__).parents[2] / "deploy/postgres/roles.sql").read_text()
-ROLES = ("owner", "worker", "reader")
 SECONDS = 20
-
-
-@dataclass(frozen=True)
-class Installed:
-    """A database that was set up as the file says."""
-
-    admin: str
-    suffix: str
-    password: str
-
-    @property
-    def sql(self) -> str:
-        """The file, with roles of the test's own: those of a server are for all its databases."""
-        return re.sub(rf"\bsendoff_({'|'.join(ROLES)})\b", rf"\1_{self.suffix}", SQL)
-
-    def url(self, role: str) -> str:
-        parts = urlsplit(self.admin)
-        place = parts.netloc.rpartition("@")[2]
-        return parts._replace(netloc=f"{role}_{self.suffix}:{self.password}@{place}").geturl()
 
 
 @pytest.fixture
 async def installed(server_settings: Settings) -> AsyncIterator[Installed]:
-    suffix = secrets.token_hex(4)
-    async with created(server_settings.database_url, f"sendoff_test_{suffix}") as admin:
-        found = Installed(admin, suffix, secrets.token_hex(12))
-        try:
-            await administer(admin, found.sql)
-            for role in ROLES:
-                await administer(admin, f"ALTER ROLE {role}_{suffix} PASSWORD '{found.password}'")
-            await migrate(found.url("owner"), timeout=SECONDS)
-            await administer(admin, found.sql)
-            yield found
-        finally:
-            for role in ROLES:
-                await administer(admin, f"DROP OWNED BY {role}_{suffix}; DROP ROLE {role}_{suffix}")
+    async with (
+        created(server_settings.database_url, f"sendoff_test_{secrets.token_hex(4)}") as admin,
+        roles(admin) as found,
+    ):
+        await migrate(found.url("owner"), timeout=SECONDS)
+        await administer(admin, found.sql)
+        yield found
 
 
 @pytest.fixture
