@@ -54,6 +54,7 @@ from worker.services.schedule import ScheduleLimits, ScheduleParts, ScheduleServ
 from worker.services.send import SendLimits, SendParts, SendService
 from worker.services.stats import StatsLimits, StatsParts, StatsService
 from worker.services.tracking import TrackingLimits, TrackingParts, TrackingService, open_machines
+from worker.telemetry.loop import LoopLag
 from worker.telemetry.metrics import Metrics
 from worker.web.console.service import ConsoleService
 
@@ -127,7 +128,7 @@ class Worker:
 
     def background(self) -> list[Service]:
         """Returns the services that always run too. The process stops if one of them ends."""
-        always: list[Service] = [self.routes]
+        always: list[Service] = [self.routes, LoopLag(self.metrics)]
         if isinstance(self.bulk_publisher, BulkPublisher):
             always.append(Watching("the connection that publishes", self.bulk_publisher.watch))
         return always

@@ -14,6 +14,8 @@ from worker.domain.failures import Busy
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from prometheus_client import Gauge
+
     from worker.db.retrying import Retrying
     from worker.telemetry.metrics import Metrics
 
@@ -32,6 +34,29 @@ class Duty(Generic[T]):
     """What is done, for the log."""
     find: Callable[[], Coroutine[Any, Any, list[T]]]
     do: Callable[[T], Coroutine[Any, Any, None]]
+
+
+def waiting(
+    find: Callable[[], Coroutine[Any, Any, dict[str, float]]], gauge: Gauge
+) -> Duty[tuple[str, float]]:
+    """Returns the duty that measures how long pages wait.
+
+    Args:
+        find: Returns, for each channel with due pages, how many seconds the oldest of them has waited.
+        gauge: Shows that by channel, and 0 for a channel that has none any more.
+    """
+    known: set[str] = set()
+
+    async def look() -> list[tuple[str, float]]:
+        found = await find()
+        known.update(found)
+        return [(channel, found.get(channel, 0)) for channel in sorted(known)]
+
+    async def show(found: tuple[str, float]) -> None:
+        channel, seconds = found
+        gauge.labels(channel).set(seconds)
+
+    return Duty("waiting", "looking how long pages wait", look, show)
 
 
 class Duties:

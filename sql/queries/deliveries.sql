@@ -213,6 +213,12 @@ FROM sendoff.delivery_record d
 JOIN sendoff.delivery_content c ON c.delivery_id = d.delivery_id AND c.preparation = d.preparation
 WHERE d.delivery_id = :delivery_id;
 
+-- name: seconds_since_due
+-- By one clock, the database's.
+SELECT extract(epoch FROM clock_timestamp() - greatest(confirmed_at, contact_date))::float8
+FROM sendoff.delivery_record
+WHERE delivery_id = :delivery_id;
+
 -- name: read_excluded_by_cause
 SELECT cause, count(*)::int AS excluded
 FROM sendoff.exclusion

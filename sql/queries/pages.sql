@@ -64,6 +64,22 @@ FROM picked, sendoff.delivery_record d
 WHERE p.delivery_id = picked.delivery_id AND p.page = picked.page AND d.delivery_id = picked.delivery_id
 RETURNING p.delivery_id, p.page, p.first, p.last, d.channel, d.valid_until;
 
+-- name: read_oldest_due_pages
+-- The first open page of a delivery waits longest. A delivery with a throughput limit has pages that wait as they
+-- should, and its turn is what is late.
+SELECT d.channel, max(extract(epoch FROM now() - greatest(p.due_at, coalesce(k.next_at, p.due_at))))::float8 AS seconds
+FROM sendoff.delivery_record d
+LEFT JOIN sendoff.delivery_pace k ON k.delivery_id = d.delivery_id
+CROSS JOIN LATERAL (
+    SELECT o.due_at
+    FROM sendoff.delivery_page o
+    WHERE o.delivery_id = d.delivery_id AND o.state = 'open' AND o.due_at <= now()
+    ORDER BY o.page
+    LIMIT 1
+) p
+WHERE d.running AND d.cancelled_at IS NULL
+GROUP BY d.channel;
+
 -- name: lock_paces
 -- Deliveries with a throughput limit that may publish a page now, first those that have waited longest. The
 -- lock makes fan-outs take turns for each; the next statement sees the changes of the one before.

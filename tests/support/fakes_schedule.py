@@ -161,6 +161,7 @@ class FakePages:
         self.opened = 0
         self.due: dict[PagesDue, list[Inspected]] = {}
         self.looked: list[tuple[int, float, int]] = []
+        self.waiting: dict[str, float] = {}
         self.reopened: list[tuple[int, list[int]]] = []
         self.closed: list[tuple[int, list[int]]] = []
 
@@ -169,6 +170,9 @@ class FakePages:
 
     async def open_due_retries(self, delivery_id: int) -> int:  # noqa: ARG002
         return self.opened
+
+    async def oldest_due(self) -> dict[str, float]:
+        return dict(self.waiting)
 
     async def to_inspect(self) -> list[PagesDue]:
         return list(self.due)

@@ -148,6 +148,9 @@ class FakeContents:
             raise self.raising.pop(delivery_id)
         return "email", self.changed.get(delivery_id, {"text": f"of {delivery_id}"})
 
+    async def seconds_since_due(self, delivery_id: int) -> float | None:  # noqa: ARG002
+        return 3.0
+
 
 class Tried(NamedTuple):
     """One message that the other side may have."""

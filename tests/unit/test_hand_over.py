@@ -67,6 +67,20 @@ async def test_each_claim_is_answered_for_itself() -> None:
         assert await asyncio.gather(*map(hand_overs.begin, asked)) == [True, False, False, True]
 
 
+async def test_the_time_in_doubt_is_told_of_what_was_marked_and_of_nothing_else() -> None:
+    mark, told = FakeMark(), list[float]()
+    mark.others = {(1, 2)}
+    hand_overs = HandOvers(mark, 100, told.append)
+    async with asyncio.timeout(10), beside(hand_overs.run(), "mark"):
+        asked = [claimed(1), claimed(2)]
+        assert await asyncio.gather(*map(hand_overs.begin, asked)) == [True, False]
+        for one in asked:
+            hand_overs.end(one)
+            hand_overs.end(one)
+    assert len(told) == 1
+    assert told[0] >= 0
+
+
 async def test_what_asks_while_a_mark_is_under_way_is_marked_with_the_next() -> None:
     mark = FakeMark()
     mark.answers.clear()

@@ -229,3 +229,8 @@ class DeliveryContents:
         """Reads a delivery's channel and content; None if it was never prepared."""
         row = await self._db.fetchrow("read_content", delivery_id=delivery_id)
         return (row["channel"], json.loads(row["content"])) if row else None
+
+    async def seconds_since_due(self, delivery_id: int) -> float | None:
+        """Returns the seconds since a delivery was confirmed, or since its contact date if that is later."""
+        found: float | None = await self._db.fetchval("seconds_since_due", delivery_id=delivery_id)
+        return found

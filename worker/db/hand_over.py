@@ -33,17 +33,25 @@ class HandOvers:
     result is in doubt. So only so many are marked at the same time.
     """
 
-    def __init__(self, mark: Callable[[int, Mapping[int, int]], Awaitable[set[int]]], at_most: int) -> None:
+    def __init__(
+        self,
+        mark: Callable[[int, Mapping[int, int]], Awaitable[set[int]]],
+        at_most: int,
+        on_end: Callable[[float], None] = lambda _: None,
+    ) -> None:
         """Takes its parts.
 
         Args:
             mark: Marks a delivery's claims, by recipient, and returns those it marked.
             at_most: The most claims that are marked and not ended.
+            on_end: Called with the seconds that a claim was in doubt, from its mark to its end.
         """
         self._mark = mark
         self._at_most = at_most
+        self._on_end = on_end
         self._asked: dict[Claimed, asyncio.Future[bool]] = {}
-        self._marked: set[Claimed] = set()
+        self._marked: dict[Claimed, float | None] = {}
+        """Since when each is marked; None while the answer is not known, or is no."""
         self._wake = asyncio.Event()
 
     def begin(self, claimed: Claimed) -> asyncio.Future[bool]:
@@ -59,7 +67,9 @@ class HandOvers:
     def end(self, claimed: Claimed) -> None:
         """Notes that the broker has the result of a claim, or that nothing was sent; others can be marked."""
         self._asked.pop(claimed, None)
-        self._marked.discard(claimed)
+        since = self._marked.pop(claimed, None)
+        if since is not None:
+            self._on_end(seconds_since_boot() - since)
         self._wake.set()
 
     async def run(self) -> None:
@@ -72,15 +82,19 @@ class HandOvers:
                 await self._mark_all({one: self._asked.pop(one) for one in asked})
 
     async def _mark_all(self, asked: dict[Claimed, asyncio.Future[bool]]) -> None:
-        self._marked.update(asked)
+        self._marked.update(dict.fromkeys(asked))
         by_delivery: dict[int, dict[int, int]] = {}
         for one in asked:
             by_delivery.setdefault(one.delivery_id, {})[one.recipient] = one.token
         try:
             for delivery_id, claims in sorted(by_delivery.items()):
                 marked = await self._mark(delivery_id, claims)
+                now = seconds_since_boot()
                 for recipient in marked:
-                    answer = asked[Claimed(delivery_id, recipient, claims[recipient])]
+                    claimed = Claimed(delivery_id, recipient, claims[recipient])
+                    if claimed in self._marked:
+                        self._marked[claimed] = now
+                    answer = asked[claimed]
                     if not answer.done():
                         answer.set_result(True)
         finally:  # a claim that was not marked must not be sent, after any error

@@ -13,7 +13,7 @@ from worker.db.retrying import Idempotent
 from worker.domain.failures import Busy, Stopped
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     from worker.db.retrying import Retrying
 
@@ -55,7 +55,15 @@ class Holding:
     """Holds the claims of one sender."""
 
     def __init__(
-        self, claims: Claims, database: Retrying, *, lease: float, result_lease: float, at_most: int | None
+        self,
+        claims: Claims,
+        database: Retrying,
+        *,
+        lease: float,
+        result_lease: float,
+        at_most: int | None,
+        on_mark: Callable[[int, Collection[int]], None] = lambda _, __: None,
+        on_end: Callable[[float], None] = lambda _: None,
     ) -> None:
         """Takes its parts.
 
@@ -66,12 +74,15 @@ class Holding:
             result_lease: Seconds from the hand-over until the result.
             at_most: The most claims that are handed over and have no reported result; None if the claim is
                 the hand-over.
+            on_mark: Called with a delivery and its recipients that were handed over just now.
+            on_end: Called with the seconds that a claim was in doubt, from its mark to its end.
         """
         self._claims = claims
         self._database = database
         self._at_once = at_most is None
         self._lease = result_lease if self._at_once else lease
-        self._hand_overs = HandOvers(self._mark, at_most or 0)
+        self._on_mark = on_mark
+        self._hand_overs = HandOvers(self._mark, at_most or 0, on_end)
 
     async def run(self) -> None:
         """Marks hand-overs until it is cancelled."""
@@ -124,4 +135,5 @@ class Holding:
         except (Busy, Stopped) as error:  # a stop too: what is with the relay already is still to be reported
             log.warning("not handed over", delivery_id=delivery_id, claims=len(claims), because=str(error))
             return set()
+        self._on_mark(delivery_id, marked)
         return marked

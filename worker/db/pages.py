@@ -68,6 +68,11 @@ class Pages:
         """Takes the database."""
         self._db = db
 
+    async def oldest_due(self) -> dict[str, float]:
+        """Returns, for each channel with due pages, how many seconds the oldest of them has waited."""
+        rows = await self._db.fetch("read_oldest_due_pages")
+        return {row["channel"]: max(row["seconds"], 0.0) for row in rows}
+
     async def lease(
         self, *, after: int, limit: int, seconds: float, owner: str, channels: Sequence[str]
     ) -> list[Page]:

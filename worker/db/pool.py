@@ -48,6 +48,16 @@ class Database:
         self._on_away = on_away
         self._retrier = retrier
 
+    @property
+    def idle(self) -> int:
+        """How many connections are open and free."""
+        return int(self._pool.get_idle_size())
+
+    @property
+    def busy(self) -> int:
+        """How many connections are in use."""
+        return int(self._pool.get_size()) - self.idle
+
     async def until_done(self, transaction: Idempotent[T], doing: str) -> T:
         """Executes a transaction as `worker.db.retrying.Retrier.until_done` does, with the same errors."""
         return await self._retrier.until_done(transaction, doing)

@@ -256,4 +256,5 @@ class FanoutService:
 
     async def _has_room(self, channel: str) -> bool:
         waiting = await self._parts.depth.ready(self._parts.names.queue(routing.send_queue(channel)))
+        self._parts.metrics.send_queue.labels(channel).set(math.nan if waiting is None else waiting)
         return waiting is not None and waiting < self._limits.high_water

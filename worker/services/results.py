@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -195,6 +196,9 @@ class ResultsService:
         metrics = self._parts.metrics
         with metrics.record_seconds.time():
             moved = await self._parts.recorder.record(delivery_id, facts, self._limits.retries)
+        sent = min((known.sent_at for known in facts.values() if known.sent_at), default=None)
+        if sent is not None:
+            metrics.record_lag.observe(max(0, time.time() - sent.timestamp()))
         metrics.record_recipients.observe(len(facts))
         metrics.results_recorded.inc(len(facts))
         metrics.outcomes_moved.inc(moved)

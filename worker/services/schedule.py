@@ -17,7 +17,7 @@ from contracts import routing
 from contracts.states import State
 from worker.domain.authority import check_start
 from worker.domain.states import Move
-from worker.duties import Duties, Duty
+from worker.duties import Duties, Duty, waiting
 from worker.lifecycle import pause
 
 if TYPE_CHECKING:
@@ -130,6 +130,9 @@ class Pages(Protocol):
     async def open_due_retries(self, delivery_id: int) -> int:
         """Opens pages with due retries, to be published again; returns how many."""
 
+    async def oldest_due(self) -> dict[str, float]:
+        """Returns, for each channel with due pages, how many seconds the oldest of them has waited."""
+
     async def to_inspect(self) -> list[PagesDue]:
         """Lists the deliveries with pages to inspect."""
 
@@ -226,6 +229,7 @@ class ScheduleService:
             Duty("retries", "opening due retries", pages.with_retries, self._open_retries),
             Duty("pages", "looking after pages", self._pages_to_inspect, self._look_after_pages),
             Duty("finish", "finishing what is done", deliveries.complete, self._finish),
+            waiting(pages.oldest_due, parts.metrics.oldest_due_page),
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -382,13 +386,13 @@ class ScheduleService:
         if channel not in self._waiting:  # once a tick: a broker that hangs takes 10 s to be given up
             queue = self._parts.names.queue(routing.send_queue(channel))
             self._waiting[channel] = await self._parts.depth.ready(queue)
-        waiting = self._waiting[channel]
-        if waiting is None:
+        messages = self._waiting[channel]
+        if messages is None:
             return False
         if channel in self._limits.own_channels:
-            return waiting == 0 or too_old
+            return messages == 0 or too_old
         late = too_old and page.age > self._limits.result_lease
-        return late and (waiting == 0 or page.age > _LONGEST_WAIT)
+        return late and (messages == 0 or page.age > _LONGEST_WAIT)
 
     async def _finish(self, delivery_id: int) -> None:
         if await self._parts.deliveries.finish(delivery_id):

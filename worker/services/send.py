@@ -28,6 +28,7 @@ from worker.channels.reaching import Reaching
 from worker.db.audiences import why_absent
 from worker.db.holding import Holding
 from worker.db.retrying import Idempotent, Unstorable
+from worker.db.start_times import StartTimes
 from worker.domain.audience import address_key
 from worker.domain.content import ContentInvalid
 from worker.domain.failures import NO_MESSAGES_FAULT, Busy, Stopped
@@ -62,6 +63,9 @@ class ContentStore(Protocol):
 
     async def content(self, delivery_id: int) -> tuple[str, dict[str, Any]] | None:
         """Returns a delivery's channel and content."""
+
+    async def seconds_since_due(self, delivery_id: int) -> float | None:
+        """Returns the seconds since a delivery was to start; None if it is not confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +128,15 @@ class SendService:
         least = limits.batch if self._at_once is None else 2 * self._at_once
         self._window = ClaimWindow(least, limits.batch)
         self._contents = Contents(parts.channel, self._read_content)
+        self._starts = StartTimes(parts.contents, parts.database, self._metrics.start_seconds.observe)
         self._holding = Holding(
             parts.claims,
             parts.database,
             lease=limits.claim_lease,
             result_lease=limits.result_lease,
             at_most=self._at_once,
+            on_mark=self._starts.handed_over,
+            on_end=self._metrics.hand_over_seconds.observe,
         )
         self._reaching = Reaching(parts.channel, parts.channel_name)
         self._reports = Reports(
@@ -141,6 +148,7 @@ class SendService:
         self._freed = asyncio.Event()
         self._consumer: Consumer | None = None
         self._metrics.sends_in_flight.labels(parts.channel_name).set_function(lambda: len(self._sending))
+        self._metrics.channel_up.labels(parts.channel_name).set_function(lambda: not self.unreachable)
 
     @property
     def unreachable(self) -> str:
@@ -256,12 +264,15 @@ class SendService:
             log.debug("not granted", delivery_id=delivery_id, messages=len(refused))
         if not granted:
             return
+        first = min(granted)
+        await self._starts.expect(delivery_id, first, asked[first].send.attempt)
         # After the claim, since only the content of a confirmed delivery is final.
         try:
             compiled = await self._contents.compiled(delivery_id)
         except Busy as busy:
             compiled = busy  # for this batch only
         if self._at_once is None:
+            self._starts.handed_over(delivery_id, granted.keys())
             now = datetime.now(UTC)
             tried = [(asked[r], await self._try(compiled, asked[r].send, Granted())) for r in granted]
             self._reports.add(
@@ -310,6 +321,7 @@ class SendService:
             verdict = await self._try(compiled, one.send, right)
         if isinstance(verdict, Withheld):
             await self._holding.give_back(held)
+        self._starts.forget(one.send.delivery_id, one.send.recipient)
         result = result_of(one.send, verdict, datetime.now(UTC))
         self._reports.add([Report(one.consumer, one.message, result, right.end)])
 

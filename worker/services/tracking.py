@@ -5,6 +5,7 @@ A batch is acknowledged after its commit. It may be delivered again: an event co
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -175,6 +176,8 @@ class TrackingService:
         metrics = self._parts.metrics
         with metrics.tracking_seconds.time():
             done = await self._parts.recorder.record(delivery_id, rows, self._parts.machines.version)
+        earliest = min(row.event.at for row in rows)
+        metrics.tracking_lag.observe(max(0, time.time() - earliest.timestamp()))
         metrics.tracking_batch.observe(len(rows))
         metrics.tracking_recorded.labels("machine").inc(done.machines)
         metrics.tracking_recorded.labels("person").inc(done.events - done.machines)

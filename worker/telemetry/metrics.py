@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -11,6 +12,8 @@ from contracts import routing
 from contracts.claims import ClaimReason
 from contracts.commands import Reason, Status
 from contracts.events import Criterion
+from sql import migrations
+from worker.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
+_LONG_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3_600, 14_400)
 _RECIPIENTS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
 
 
@@ -56,11 +60,22 @@ class Metrics:
     record_seconds: Histogram
     tracking_batch: Histogram
     tracking_seconds: Histogram
+    start_seconds: Histogram
+    hand_over_seconds: Histogram
+    record_lag: Histogram
+    tracking_lag: Histogram
+    send_queue: Gauge
+    oldest_due_page: Gauge
+    channel_up: Gauge
     broker_connected: Gauge
+    database_connections: Gauge
+    database_connections_most: Gauge
     database_failures: Counter
     database_busy: Counter
     duty_last_success: Gauge
     duty_timeouts: Counter
+    loop_lag: Histogram
+    build: Gauge
 
     @classmethod
     def create(cls, registry: CollectorRegistry, channels: Iterable[str] = ()) -> Metrics:
@@ -139,7 +154,44 @@ class Metrics:
             tracking_seconds=histogram(
                 "tracking_duration_seconds", "Time for one write of tracking events.", _SECONDS
             ),
+            start_seconds=histogram(
+                "delivery_start_seconds",
+                "From the confirmation, or a later contact date, to the hand-over of the first recipient.",
+                _LONG_SECONDS,
+            ),
+            hand_over_seconds=histogram(
+                "hand_over_duration_seconds",
+                "From the hand-over of a message until the broker has its result.",
+                _SECONDS,
+            ),
+            record_lag=histogram(
+                "record_lag_seconds",
+                "From a result “sent” to its commit; of each write the oldest.",
+                _LONG_SECONDS,
+            ),
+            tracking_lag=histogram(
+                "tracking_lag_seconds",
+                "From a tracking event to the commit that counts it; of each write the oldest.",
+                _LONG_SECONDS,
+            ),
+            send_queue=gauge(
+                "send_queue_messages",
+                "Messages that wait in a send queue, as the fan-out sees it; NaN if it cannot.",
+                "channel",
+            ),
+            oldest_due_page=gauge(
+                "oldest_due_page_seconds", "How long the oldest due page waits for the fan-out.", "channel"
+            ),
+            channel_up=gauge(
+                "channel_up", "1 while the channel takes messages; for email, a relay.", "channel"
+            ),
             broker_connected=gauge("broker_connected", "1 while the connections to the broker stand."),
+            database_connections=gauge(
+                "database_connections", "Connections of the pool, busy or idle.", "state"
+            ),
+            database_connections_most=gauge(
+                "database_connections_most", "The most connections that the pool may open."
+            ),
             database_failures=counter(
                 "database_failures", "Transactions that failed because the database was out of reach."
             ),
@@ -154,6 +206,8 @@ class Metrics:
             duty_timeouts=counter(
                 "duty_timeouts", "Deliveries for which a duty of the scheduler took too long.", "duty"
             ),
+            loop_lag=histogram("loop_lag_seconds", "How late the event loop comes to what is due.", _SECONDS),
+            build=gauge("build_info", "1; the labels say what runs.", "version", "schema", "python"),
         )
         metrics._begin(channels)
         return metrics
@@ -172,6 +226,7 @@ class Metrics:
         for asked in ClaimReason:
             refused = Status.INVALID if asked is ClaimReason.MALFORMED else Status.REFUSED
             self.commands.labels(routing.TYPE_CLAIM, refused.value, asked.value)
+        self.build.labels(VERSION, str(len(migrations())), platform.python_version()).set(1)
         for channel in channels:
             for counter in (self.sends_published, self.sends_claimed, self.sends_refused):
                 counter.labels(channel)

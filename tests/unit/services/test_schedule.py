@@ -264,7 +264,7 @@ async def test_a_delivery_that_takes_too_long_is_counted_and_the_next_has_its_tu
     assert setup.accounts.cancelled == [5]
     assert counts(setup.metrics.duty_timeouts) == {("validity",): 1}
     succeeded = {s.labels["duty"] for s in next(iter(setup.metrics.duty_last_success.collect())).samples}
-    assert succeeded == {"claims", "cancelled", "retries", "pages", "finish"}
+    assert succeeded == {"claims", "cancelled", "retries", "pages", "finish", "waiting"}
 
 
 async def test_the_retries_of_what_is_cancelled_are_ended_in_turns() -> None:
@@ -329,3 +329,18 @@ async def test_a_broken_database_ends_the_service(doing: str) -> None:
     with pytest.raises(ExceptionGroup) as caught:
         await setup.service.run(asyncio.Event())
     assert caught.group_contains(Broken)
+
+
+async def test_the_wait_of_pages_is_shown_by_channel_and_0_again_when_none_is_due() -> None:
+    setup = Setup()
+
+    def shown() -> dict[str, float]:
+        (family,) = setup.metrics.oldest_due_page.collect()
+        return {sample.labels["channel"]: sample.value for sample in family.samples}
+
+    setup.pages.waiting = {"email": 90.0}
+    await setup.service.handle()
+    assert shown() == {"email": 90.0}
+    setup.pages.waiting = {"sms": 3.0}
+    await setup.service.handle()
+    assert shown() == {"email": 0.0, "sms": 3.0}
