@@ -36,10 +36,12 @@ from worker.db.executions import Executions
 from worker.db.pages import Pages
 from worker.db.starts import Starts
 from worker.db.stats import Statistics
+from worker.db.suppression import Suppression
 from worker.db.tracking import TrackingLog
 from worker.domain.approval import ApprovalRule
 from worker.domain.breaker import BreakerLimits
 from worker.domain.retry import Retries
+from worker.duties import suppression_duties
 from worker.lifecycle import Watching
 from worker.returned.keeping import Kept
 from worker.returned.opening import open_references, open_sources
@@ -343,6 +345,7 @@ class Worker:
             accounts=self.accounts,
             pages=Pages(self.db),
             alerts=Alerts(self.db),
+            more=suppression_duties(Suppression(self.db)),
             depth=topology.QueueDepth(self.broker.consuming),
             names=self.names,
             metrics=self.metrics,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import structlog
 
@@ -57,6 +57,30 @@ def waiting(
         gauge.labels(channel).set(seconds)
 
     return Duty("waiting", "looking how long pages wait", look, show)
+
+
+class Suppression(Protocol):
+    """The quarantine and the denylist: `worker.db.suppression.Suppression`."""
+
+    async def expired(self) -> list[str]:
+        """Lists the tables in which something has expired."""
+
+    async def lift(self, table: str) -> None:
+        """Deletes what has expired in one of them."""
+
+    async def with_successes(self) -> list[int]:
+        """Lists the deliveries whose successes are to be looked through."""
+
+    async def forgive(self, delivery_id: int) -> None:
+        """Ends the count of errors of addresses to which a delivery was sent."""
+
+
+def suppression_duties(lists: Suppression) -> tuple[Duty[Any], ...]:
+    """Returns what is done for the lists of those who are not written to."""
+    return (
+        Duty("expiry", "lifting what has expired", lists.expired, lists.lift),
+        Duty("successes", "looking for successes", lists.with_successes, lists.forgive),
+    )
 
 
 class Duties:

@@ -56,9 +56,13 @@ WITH result AS (
        OR (o.sent_at IS NULL AND excluded.sent_at IS NOT NULL)
        OR (o.bounced_at IS NULL AND excluded.bounced_at IS NOT NULL)
        OR (o.error_at IS NULL AND excluded.error_at IS NOT NULL)
-    RETURNING o.was, o.status
+    RETURNING o.recipient, o.was, o.status, o.fault
 )
 SELECT coalesce(sum(recipients), 0)::int AS moved,
+       ARRAY(SELECT recipient FROM changed
+             WHERE fault = 'recipient' AND status IN ('bounced_hard', 'bounced_soft', 'retrying')
+               AND status IS DISTINCT FROM was
+             ORDER BY recipient) AS failed,
        sendoff.count_moves(:delivery_id, array_agg((was, status, recipients)::sendoff.move))
 FROM (
     SELECT was, status, count(*) AS recipients FROM changed WHERE status IS DISTINCT FROM was GROUP BY was, status

@@ -87,8 +87,8 @@ CROSS JOIN LATERAL (
 WHERE r.address <> '';
 
 -- name: denylist_unwilling
-INSERT INTO sendoff.denylisted_profile (channel, profile_id, cause)
-SELECT d.channel, o.profile_id, :cause
+INSERT INTO sendoff.denylisted_profile (channel, profile_id, cause, delivery_id)
+SELECT d.channel, o.profile_id, :cause, d.delivery_id
 FROM unnest(:profile_ids::text[]) AS o (profile_id)
 JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id
 ORDER BY o.profile_id
@@ -96,8 +96,8 @@ ON CONFLICT (channel, profile_id) DO NOTHING;
 
 -- name: quarantine_unwilling
 -- Recipients without a profile: only their address is known.
-INSERT INTO sendoff.quarantined_address (channel, address_key, address, cause)
-SELECT d.channel, o.address_key, o.address, :cause
+INSERT INTO sendoff.quarantined_address (channel, address_key, address, cause, delivery_id)
+SELECT d.channel, o.address_key, o.address, :cause, d.delivery_id
 FROM unnest(:address_keys::text[], :addresses::text[]) AS o (address_key, address)
 JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id
 ORDER BY o.address_key

@@ -154,7 +154,8 @@ async def test_nothing_speaks_of_who_was_erased_and_every_count_is_as_before(sta
         before = await stack.deployment(number)
         done = await erased(stack)
         assert (done.messages, done.exclusions, done.kept_from) == (1, 1, 0)
-        assert await mentions(stack) == []
+        # Without it, the address that does not work would be written to again.
+        assert await mentions(stack) == ["quarantined_address"]
         assert await stack.deployment(number) == before
         assert await agrees(stack, number)
     assert (await log(stack, number))[2]["reason"] == "user_unknown"

@@ -195,7 +195,8 @@ def test_every_history_ends_in_the_same_facts_counters_and_lists(
         trial = Trial(stack, workers, do(begin()), pool)
         do(trial.run(rounds))
         assert trial.seen == set(range(len(pool)))
-        out = {a.recipient for a in pool if a.kind in DENYLISTS and a.user_agent != "Barracuda"}
+        heeded = [a for a in pool if a.kind is TrackingKind.COMPLAINT or a.user_agent != "Barracuda"]
+        out = {a.recipient for a in heeded if a.kind in DENYLISTS}
         profiles = {PROFILES[r] for r in out if r in PROFILES}
         assert do(lists(stack)) == (profiles, {"Dora@example.org"} if 4 in out else set())
 

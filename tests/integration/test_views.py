@@ -155,6 +155,7 @@ async def test_a_plan_made_for_empty_tables_looks_recipients_up_by_the_whole_key
     whole = {
         "cancel_remaining",
         "drop_audience",
+        "forgive",  # planned for the table as it is, as recount
         "end_retries",  # of those that wait for a retry alone, which have an index
         "insert_domains",
         "read_progress",  # of the refusals that blame the sender alone, which have an index

@@ -36,6 +36,7 @@ from worker.cli import (
     retention,
     run,
     stats,
+    suppression,
     unknown,
     watch,
 )
@@ -90,6 +91,8 @@ app.command("run")(run.run)
 app.command("check")(check.check)
 app.add_typer(dead.app, name="dead")
 app.add_typer(alerts.app, name="alert")
+app.add_typer(suppression.quarantine, name="quarantine")
+app.add_typer(suppression.denylist, name="denylist")
 app.command("confirm")(control.confirm)
 app.command("pause")(control.pause)
 app.command("resume")(control.resume)

@@ -49,7 +49,7 @@ _TIMES: Final = (
 )
 
 
-def _moment(text: str) -> datetime:
+def moment(text: str) -> datetime:
     """Reads a time in ISO 8601.
 
     Raises:
@@ -75,10 +75,10 @@ def log(
     ] = None,
     since: Annotated[
         datetime | None,
-        typer.Option(metavar="TIME", parser=_moment, help=f"Only from this time on. {_TIMES}"),
+        typer.Option(metavar="TIME", parser=moment, help=f"Only from this time on. {_TIMES}"),
     ] = None,
     until: Annotated[
-        datetime | None, typer.Option(metavar="TIME", parser=_moment, help="Only before this time.")
+        datetime | None, typer.Option(metavar="TIME", parser=moment, help="Only before this time.")
     ] = None,
     as_csv: CsvOption = False,
     as_json: LinesOption = False,

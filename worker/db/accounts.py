@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
 
+from worker.db.suppression import suppress_failed
 from worker.domain.settlement import REASON
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ class Accounts:
         async with self._db.transaction() as tx:
             # A stop counts "the rest" and holds this lock exclusively, so that nobody is counted twice.
             await share_claims(tx, delivery_id)
-            moved: int = await tx.fetchval(
+            row = await tx.fetchrow(
                 "record_outcomes",
                 delivery_id=delivery_id,
                 recipients=numbers,
@@ -205,7 +206,11 @@ class Accounts:
                 retry_after=retry_after,
                 max_attempts=retries.max_attempts,
             )
-        return moved
+            if row is None:
+                raise AssertionError("an aggregate has a row")
+            if row["failed"]:
+                await suppress_failed(tx, delivery_id, row["failed"])
+        return int(row["moved"])
 
     async def audience_sizes(self, delivery_ids: Sequence[int]) -> dict[int, int]:
         """Returns how many recipients confirmed deliveries have; those that do not exist are left out."""

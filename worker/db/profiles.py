@@ -104,6 +104,7 @@ async def erase_messages(
             return None
         await accounts.close_claims(tx, delivery_id)
         await deliveries.read_for_update(tx, delivery_id)
+        await tx.execute("forget_errors_of", delivery_id=delivery_id, recipients=recipients)
         return await accounts.erase(tx, delivery_id, recipients, profile_id)
 
 

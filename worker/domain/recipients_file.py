@@ -94,11 +94,12 @@ class RecipientsFile:
     separator and is not a row. Blank lines are not rows.
     """
 
-    def __init__(self, readline: Callable[[int], str]) -> None:
+    def __init__(self, readline: Callable[[int], str], required: str = "address") -> None:
         """Reads the header.
 
         Args:
             readline: Returns the next line with its end, or at most so many characters of it; "" at the end.
+            required: The column that must be there.
 
         Raises:
             RecipientsFileInvalid: The file is empty, or its header is not usable.
@@ -122,7 +123,7 @@ class RecipientsFile:
             raise RecipientsFileInvalid("it is empty; its first line must name the columns") from None
         except (csv.Error, _RowTooLong) as error:
             raise RecipientsFileInvalid(f"its header cannot be read: {_words(error)}") from None
-        self.columns = _check_header([name.strip(TRIMMED) for name in header])
+        self.columns = _check_header([name.strip(TRIMMED) for name in header], required)
         """The names of the columns, trimmed."""
 
     def _first_line(self) -> str:
@@ -160,7 +161,7 @@ class RecipientsFile:
                 yield line, fields, None
 
 
-def _check_header(names: list[str]) -> tuple[str, ...]:
+def _check_header(names: list[str], required: str) -> tuple[str, ...]:
     nameless = sum(1 for _ in takewhile(lambda name: not name, reversed(names)))
     if 0 < nameless < len(names):
         raise RecipientsFileInvalid(
@@ -173,8 +174,8 @@ def _check_header(names: list[str]) -> tuple[str, ...]:
             raise RecipientsFileInvalid(f"column {place} has no name that can be read")
         if name in names[: place - 1]:
             raise RecipientsFileInvalid(f"two columns are named “{name}”")
-    if "address" not in names:
-        raise RecipientsFileInvalid(f"it has no column “address”; its header names {', '.join(names)}")
+    if required not in names:
+        raise RecipientsFileInvalid(f"it has no column “{required}”; its header names {', '.join(names)}")
     return tuple(names)
 
 

@@ -185,6 +185,8 @@ class ScheduleParts:
     """The installation's names."""
     metrics: Metrics
     """The metrics."""
+    more: Sequence[Duty[Any]] = ()
+    """Duties that are about no delivery's own course."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,7 @@ class ScheduleService:
             Duty("pages", "looking after pages", self._pages_to_inspect, self._look_after_pages),
             Duty("finish", "finishing what is done", deliveries.complete, self._finish),
             waiting(pages.oldest_due, parts.metrics.oldest_due_page),
+            *parts.more,
         )
 
     async def run(self, stop: asyncio.Event) -> None:
