@@ -13,13 +13,14 @@ from worker.cli.asking import JsonOption, OperatorOption, TokenOption, read_bear
 from worker.cli.common import CommandRefused, database
 from worker.cli.log import moment
 from worker.cli.rows import CsvOption, Format, LinesOption, chosen, write
-from worker.cli.show import number, plain, to_json, words
+from worker.cli.show import number, to_json
 from worker.cli.suppression_files import Rows, entry_of, reading
 from worker.db import suppression
 from worker.db.suppression import Kind
 from worker.domain.audience import AddressInvalid
 from worker.domain.recipients_file import RecipientsFileInvalid
 from worker.domain.suppression import SuppressionCause
+from worker.domain.text import plain, words
 from worker.operations import suppress as service
 from worker.settings import read_settings
 
