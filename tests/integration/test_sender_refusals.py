@@ -245,3 +245,15 @@ async def test_the_scheduler_leaves_a_complete_delivery_to_the_breaker_first(sta
     await change(stack, "UPDATE sendoff.delivery_counter SET updated_at = updated_at - interval '3 s'")
     await change(stack, "UPDATE sendoff.delivery_record SET updated_at = updated_at - interval '3 s'")
     assert await Deliveries(stack.db).complete() == [number]
+
+
+async def test_a_small_delivery_that_is_refused_as_a_whole_waits_for_a_resume(stack: Stack) -> None:
+    number = await stack.prepare(30)
+    channel = Refusing()
+    async with stack.running(channel=channel, tick=0.05):
+        await stack.confirm(number)
+        row = await stack.finished(number, "paused")
+        assert (row["retrying"], row["bounced"]) == (30, 0)
+        channel.refuses = False
+        await stack.control(routing.RESUME, number)
+        assert (await stack.finished(number))["sent"] == 30

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from worker.domain.breaker import BreakerLimits, Refusing, Tally, judge, judge_domains
+from worker.domain.breaker import BreakerLimits, Refusing, Tally, judge, judge_domains, judge_end
 
 COUNTS = st.integers(0, 5_000)
 PERCENT = st.integers(0, 100)
@@ -141,3 +141,23 @@ def test_a_domain_that_refuses_us_too_often_trips_the_breaker(
         assert (tripped.by_sender, tripped.figures.refused) == (True, 400)
     assert judge_domains(tally, BreakerLimits(0, 10, 20, 10, 50), refusing) is None
     assert judge_domains(tally, BreakerLimits(100, 10, 20, 10, 0), refusing) is None
+
+
+@pytest.mark.parametrize(
+    ("tally", "pauses"),
+    [
+        (Tally(50, 0, 0, 26), True),
+        (Tally(50, 0, 0, 25), False),
+        (Tally(10, 0, 0, 10), True),
+        (Tally(9, 0, 0, 9), False),
+        (Tally(99, 99, 0, 0), False),
+        (Tally(100, 0, 0, 11), True),
+        (Tally(100, 50, 50, 0), False),
+    ],
+)
+def test_at_its_end_a_delivery_pauses_only_for_those_who_can_still_be_tried(
+    tally: Tally, *, pauses: bool
+) -> None:
+    assert (judge_end(tally, BreakerLimits(100, 10, 20, 10)) is not None) == pauses
+    assert judge_end(tally, BreakerLimits(0, 10, 20, 10)) is None
+    assert judge_end(tally, BreakerLimits(100, 10, 20, 0)) is None

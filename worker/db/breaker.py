@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from worker.db import accounts, deliveries
-from worker.domain.breaker import BreakerLimits, Refusing, Tally, Tripped, judge, judge_domains
+from worker.domain.breaker import BreakerLimits, Refusing, Tally, Tripped, judge, judge_domains, judge_end
 from worker.domain.states import Move
 
 if TYPE_CHECKING:
@@ -43,9 +43,9 @@ class _Seen(NamedTuple):
     limits: BreakerLimits
 
     def verdict(self) -> Tripped | None:
-        verdict = judge(self.tally, self.limits) if self.armed else None
-        # When all have an outcome, only those who were refused for our fault can still be helped by a pause.
-        return None if self.complete and verdict is not None and not verdict.by_sender else verdict
+        if not self.armed:
+            return None
+        return (judge_end if self.complete else judge)(self.tally, self.limits)
 
     @property
     def least(self) -> int:

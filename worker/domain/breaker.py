@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 
 _REFUSED: Final = "refusals that blame the sender"
+SMALLEST: Final = 10
+"""Recipients of the smallest delivery that pauses at its end."""
+SMALL_PCT: Final = 50.0
+"""The allowed share of such refusals, in percent, at the end of a delivery with fewer than the minimum."""
 _DOMAINS_NAMED: Final = 3
 """So many of the domains that refuse us are named."""
 
@@ -96,6 +100,25 @@ def judge(tally: Tally, limits: BreakerLimits) -> Tripped | None:
     if not passed:
         return None
     return _tripped(list(passed.values()), tally, limits, by_sender=_REFUSED in passed)
+
+
+def judge_end(tally: Tally, limits: BreakerLimits) -> Tripped | None:
+    """Returns whether a delivery in which nobody is open must pause, so that it does not finish.
+
+    Only refusals that blame the sender count: who was refused can still be tried. Of fewer than the minimum
+    more than half must be refused: nothing is lost by the wait for their outcomes, and one or two say little.
+
+    Args:
+        tally: The outcomes.
+        limits: The delivery's limits.
+
+    Returns:
+        None if it may finish.
+    """
+    small = limits.minimum and limits.refused_pct and SMALLEST <= tally.attempted < limits.minimum
+    share = max(limits.refused_pct, SMALL_PCT)
+    verdict = judge(tally, replace(limits, minimum=SMALLEST, refused_pct=share) if small else limits)
+    return verdict if verdict is not None and verdict.by_sender else None
 
 
 def judge_domains(tally: Tally, limits: BreakerLimits, refusing: Sequence[Refusing]) -> Tripped | None:
