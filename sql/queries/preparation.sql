@@ -190,3 +190,8 @@ WHERE delivery_id = :delivery_id;
 
 -- name: read_preparation
 SELECT preparation, to_deliver FROM sendoff.delivery_record WHERE delivery_id = :delivery_id;
+
+-- name: name_source
+UPDATE sendoff.delivery_record
+SET source_delivery_id = :source_delivery_id, source_criterion = :criterion
+WHERE delivery_id = :delivery_id;

@@ -23,3 +23,37 @@ SELECT recipient, address, variables
 FROM sendoff.recipient
 WHERE delivery_id = :delivery_id AND recipient = ANY (:recipients::int[])
 ORDER BY recipient;
+
+-- name: read_source
+SELECT state, purged_at, to_deliver, channel FROM sendoff.delivery_record WHERE delivery_id = :delivery_id;
+
+-- name: read_retargeted
+-- A range of recipients who fit a criterion (worker/domain/retarget.py), with all that they were prepared with.
+SELECT r.address, r.variables::text AS variables
+FROM sendoff.recipient r
+LEFT JOIN LATERAL (
+    SELECT k.status FROM sendoff.outcome k WHERE k.delivery_id = :delivery_id AND k.recipient = r.recipient OFFSET 0
+) o ON true
+LEFT JOIN LATERAL (
+    SELECT k.optout_at, k.complained_at, CASE WHEN :persons THEN k.human_opened_at ELSE k.opened_at END AS opened_at,
+           CASE WHEN :persons THEN k.human_clicked_at ELSE k.clicked_at END AS clicked_at
+    FROM sendoff.tracked_recipient k
+    WHERE k.delivery_id = :delivery_id AND k.recipient = r.recipient
+    OFFSET 0
+) t ON true
+WHERE r.delivery_id = :delivery_id AND r.recipient BETWEEN :first AND :last AND r.address <> ''
+  AND o.status IS DISTINCT FROM 'bounced_hard' AND t.optout_at IS NULL AND t.complained_at IS NULL
+  AND CASE :who::text
+          WHEN 'failed' THEN o.status IN ('error', 'bounced_soft')
+          WHEN 'soft' THEN o.status = 'bounced_soft'
+          WHEN 'unknown' THEN o.status = 'unknown'
+          WHEN 'not-opened' THEN o.status = 'sent' AND t.opened_at IS NULL
+          WHEN 'not-clicked' THEN o.status = 'sent' AND t.clicked_at IS NULL
+          WHEN 'clicked' THEN coalesce((
+              SELECT true
+              FROM sendoff.tracking_event e
+              WHERE e.delivery_id = :delivery_id AND e.kind = 'click' AND e.link = md5(:url::text)::uuid
+                AND e.recipient = r.recipient AND (e.machine_rule IS NULL OR NOT :persons)
+              LIMIT 1), false)
+      END
+ORDER BY r.recipient;

@@ -72,7 +72,8 @@ def test_prepare_answers_in_json_by_these_names(sendoff: Sendoff, files: list[st
         (["migrate"], {"SENDOFF_AMQP_URL": "amqp://127.0.0.1:1/"}, 3, "broker is out of reach"),
         (["operator", "list"], {"SENDOFF_DATABASE_URL": "nonsense"}, 2, "SENDOFF_DATABASE_URL: "),
         (["nonsense"], {}, 2, "No such command 'nonsense'"),
-        (["prepare", "x.toml"], {}, 2, "Missing option '--recipients'"),
+        (["prepare", "x.toml"], {}, 2, "Missing option '--operator'"),
+        (["prepare", "x.toml", "--operator", "ana"], {}, 2, "Name one audience: --recipients FILE.csv, or"),
         (["prepare", "x.toml", "--recipients", "x.csv", "--operator", "ana"], {}, 1, "x.toml cannot be read"),
     ],
 )

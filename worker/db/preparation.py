@@ -139,3 +139,12 @@ async def read_counts(tx: Transaction, delivery_id: int) -> Counts:
         raise LookupError(f"There is no delivery {delivery_id}.")
     excluded = await deliveries.excluded_by_cause(tx, delivery_id)
     return Counts(row["preparation"], row["to_deliver"], excluded)
+
+
+async def name_source(
+    tx: Transaction, delivery_id: int, source_delivery_id: int | None, criterion: str | None
+) -> None:
+    """Stores which earlier delivery the audience comes from, and who of it; None for none."""
+    await tx.execute(
+        "name_source", delivery_id=delivery_id, source_delivery_id=source_delivery_id, criterion=criterion
+    )

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from worker.db.pool import Database
+    from worker.domain.retarget import Criterion
 
 _RANGE: Final = 2_000
 """Recipients that one statement reads: some hundred kilobytes."""
@@ -87,6 +88,37 @@ async def sending_log(
             first=first,
             last=first + _RANGE - 1,
             **only._asdict(),
+        )
+        for row in rows:
+            yield row
+
+
+async def source(db: Database, delivery_id: int) -> dict[str, Any] | None:
+    """Returns what must be known of a delivery before its audience is used again; None for no delivery."""
+    row = await db.fetchrow("read_source", delivery_id=delivery_id)
+    return dict(row) if row else None
+
+
+async def retargeted(
+    db: Database, delivery_id: int, recipients: int, criterion: Criterion
+) -> AsyncIterator[asyncpg.Record]:
+    """Yields address and variables of the recipients who fit a criterion, in constant memory.
+
+    Args:
+        db: The database.
+        delivery_id: The earlier delivery.
+        recipients: The number of its recipients.
+        criterion: Who fits.
+    """
+    for first in range(1, recipients + 1, _RANGE):
+        rows = await db.fetch(
+            "read_retargeted",
+            delivery_id=delivery_id,
+            first=first,
+            last=first + _RANGE - 1,
+            who=criterion.who,
+            url=criterion.url,
+            persons=criterion.persons,
         )
         for row in rows:
             yield row

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from worker.domain.delivery_file import DeliveryFile
     from worker.domain.preflight import Found
     from worker.operations.preflight import SenderDomains
+    from worker.operations.retarget import Source
 
 
 class PreparationRefused(Exception):
@@ -65,6 +66,8 @@ class PreparationRequest:
     """The greatest age of the newest set of partitions for a new delivery to use it."""
     domains: SenderDomains | None = None
     """Asks the DNS about the sender; None to leave that out."""
+    source: Source | None = None
+    """The earlier delivery that the recipients come from; None if they come from somewhere else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +180,12 @@ async def _complete(
         async with session.connection.transaction():
             counts = await preparation.replace_audience(
                 session, delivery_id, definition, found, by_row=by_row
+            )
+            await preparation.name_source(
+                session,
+                delivery_id,
+                request.source.delivery_id if request.source else None,
+                str(request.source.criterion) if request.source else None,
             )
             await deliveries.move(session, delivery_id, Move.PREPARED, operator=request.operator)
     except BaseException as error:
