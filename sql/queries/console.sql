@@ -4,7 +4,8 @@
 -- The deliveries that somebody looks at, all in one statement: it is read once a second, for any number of viewers.
 -- When the next recipients are due is asked only where something waits for it.
 SELECT k.*, d.time_zone, d.valid_until, d.created_by, d.created_at, d.prepared_at, d.confirmed_by, d.cancelled_at,
-       d.purged_at, r.messages_per_hour, now() AS as_of,
+       d.purged_at, d.first_approval_by, d.first_approval_at, d.first_approval_until, r.messages_per_hour,
+       now() AS as_of,
        CASE WHEN r.state = 'retry_pending'
             THEN (SELECT min(p.due_at) FROM sendoff.delivery_page p
                   WHERE p.delivery_id = r.delivery_id AND p.state = 'open')

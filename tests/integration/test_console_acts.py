@@ -48,13 +48,64 @@ async def test_confirm_shows_what_would_be_sent_and_ok_sends_it(stack: Stack) ->
     ]
 
 
+async def test_a_large_delivery_needs_the_ok_of_two(stack: Stack) -> None:
+    await stack.operator("bob", "start_deliveries")
+    number = await stack.prepare(3)
+    base = f"/deliveries/{number}"
+    async with stack.running("confirm", second_approval_above=2):
+        async with visiting(stack) as visitor:
+            dialog = await visitor.press(await visitor.get(base), f"{base}/confirm")
+            assert "it goes to more than 2 recipients: another operator must confirm it too" in shown(dialog)
+            assert "Give the first OK" in dialog
+            page = await visitor.press(dialog, f"{base}/send")
+            assert "Your OK is recorded, and nothing is sent yet" in shown(page)
+            assert 'class="answer bad"' not in page
+            assert "ana gave the first of two OKs at" in shown(page)
+        async with visiting(stack, "bob") as visitor:
+            dialog = await visitor.press(await visitor.get(base), f"{base}/confirm")
+            assert "ana gave the first at" in shown(dialog)
+            done = shown(await visitor.press(dialog, f"{base}/send"))
+            assert "Confirmed by “ana” and “bob”: sending has begun." in done
+
+
+async def test_the_dialog_shows_what_the_preflight_found(stack: Stack) -> None:
+    number = await stack.prepare(2, "email")
+    base = f"/deliveries/{number}"
+    async with visiting(stack) as visitor, stack.running("confirm"):
+        asked = await stack.request(
+            "delivery.confirm", {"delivery_id": number, "operator": "ana", "definitive": False}
+        )
+        dialog = shown(await visitor.press(await visitor.get(base), f"{base}/confirm"))
+        assert asked["summary"]["findings"]
+        for finding in asked["summary"]["findings"]:
+            assert " ".join(finding["message"].split()) in dialog
+
+
+async def test_a_proof_goes_to_a_tester_and_counts_nowhere(stack: Stack) -> None:
+    await stack.operator("bob", "prepare_deliveries")
+    number = await stack.prepare(2, "email")
+    base = f"/deliveries/{number}/recipients/2"
+    async with visiting(stack) as visitor:
+        page = await visitor.press(await visitor.get(base), f"{base}/proof", to="tester@example.org")
+        assert "Sent to tester@example.org what recipient 2 would get: 250 " in shown(page)
+        await visitor.press(await visitor.get(base), f"{base}/proof", 400, to=" ")
+        assert "no recipient 3" in shown(
+            await visitor.post(f"/deliveries/{number}/recipients/3/proof", 409, to="tester@example.org")
+        )
+    async with visiting(stack, "bob", console_hide_personal_data=False) as visitor:
+        assert f"{base}/proof" not in await visitor.get(base)
+        await visitor.post(f"{base}/proof", 403, to="tester@example.org")
+    assert (await stack.deployment(number))["pending"] == 2
+
+
 async def test_a_form_that_is_sent_twice_is_one_command(stack: Stack) -> None:
     number = await stack.prepare(2)
     base = f"/deliveries/{number}"
     async with visiting(stack) as visitor, stack.running("confirm"):
         dialog = await visitor.press(await visitor.get(base), f"{base}/confirm")
         for _ in range(2):
-            assert "Confirmed: sending has begun." in shown(await visitor.press(dialog, f"{base}/send"))
+            done = shown(await visitor.press(dialog, f"{base}/send"))
+            assert "Confirmed by “ana” and “bob”: sending has begun." in done
         held = await visitor.get(base)
         for _ in range(2):
             paused = await visitor.press(held, f"{base}/control/pause", reason="typo")

@@ -22,12 +22,22 @@ ROW: dict[str, Any] = dict.fromkeys(COUNTS, 0) | {
     "state_reason": None,
     "contact_date": None,
     "confirmed_by": "ana",
+    "first_approval_by": None,
+    "first_approval_at": None,
+    "first_approval_until": None,
     "started_at": None,
     "finished_at": None,
     "next_due_at": None,
     "messages_per_hour": None,
 }
 
+FIRST = {
+    "to_deliver": 9_000,
+    "first_approval_by": "bob",
+    "first_approval_at": NOW,
+    "first_approval_until": NOW + timedelta(hours=4),
+}
+SECOND = "bob gave the first of two OKs at 14:00. It waits for the OK of another operator until 18:00."
 ROLE_FIRST = (
     "Waits for its confirmation by an operator with the Start deliveries role: it goes to 1 recipient."
 )
@@ -70,6 +80,7 @@ def test_every_state_is_a_sentence_that_can_be_drawn(
     ("state", "changes", "expected"),
     [
         (State.READY, {"to_deliver": 1}, ROLE_FIRST),
+        (State.READY, FIRST, SECOND),
         (State.READY, {}, "Prepared, but nobody is left to send to. Prepare it with other recipients."),
         (State.START_PENDING, {"contact_date": NOW + timedelta(hours=2)},
          "Confirmed by ana. Waits for its contact date, 16:00."),

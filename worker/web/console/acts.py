@@ -21,6 +21,7 @@ from worker.amqp.messages import Unroutable
 from worker.amqp.pika.client import NoAnswer
 from worker.domain.settlement import Settlement
 from worker.operations import settle as settling
+from worker.operations.proof import ProofRefused
 from worker.web.console.deliveries import read_delivery
 from worker.web.console.parts import absent, forbidden, read_number, text_of
 
@@ -135,6 +136,24 @@ async def settle(console: Console, request: Request) -> Response:
         )
         return console.said(request, 409, said, back=number)
     return RedirectResponse(f"/deliveries/{number}/log?status=unknown&settled={done.settled}&how={how}", 303)
+
+
+async def proof(console: Console, request: Request) -> Response:
+    """Sends what a recipient would get to a tester."""
+    number = await _may_act(console, request)
+    person: Person = request.state.person
+    if person.cannot_start:
+        raise forbidden(person.cannot_start)
+    tester = (await _form(request)).get("to", "").strip()[:320]
+    recipient = read_number(request.path_params["recipient"], 2**31 - 1)
+    if not tester:
+        return console.said(request, 400, "Name the address that the proof goes to.", back=number)
+    try:
+        sent = await console.prove(number, tester, recipient)
+    except ProofRefused as error:
+        return console.said(request, 409, str(error), back=number)
+    said = f"Sent to {tester} what recipient {recipient} would get: {sent.reply}"
+    return console.said(request, 200, said, back=number)
 
 
 async def _may_act(console: Console, request: Request) -> int:

@@ -54,6 +54,7 @@ _WRITES: Final[tuple[tuple[str, Handler], ...]] = (
     ("/deliveries/{delivery}/settle", acts.settle),
     ("/deliveries/{delivery}/stats", acts.stats),
     ("/deliveries/{delivery}/control/{act}", acts.control),
+    ("/deliveries/{delivery}/recipients/{recipient}/proof", acts.proof),
     ("/sign-out", elsewhere.sign_out),
 )
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from worker.db.console import ConsoleReads
     from worker.db.pool import Database
     from worker.domain.operators import Operator
+    from worker.operations.proof import Proof
     from worker.web.console.assets import Assets
     from worker.web.console.live import Live
     from worker.web.console.people import Gate, Person
@@ -70,6 +71,8 @@ class Console:
     live: Live
     shared: Shared
     ask: Asking
+    prove: Callable[[int, str, int], Awaitable[Proof]]
+    """Sends to a tester what a recipient of a delivery would get."""
     dead_letters: Callable[[int], Awaitable[tuple[int, Sequence[DeadLetter]]]]
     """Reads the number of dead messages, and the oldest of them."""
     operators: Callable[[], Awaitable[list[Operator]]]

@@ -84,6 +84,18 @@ def _running(row: Mapping[str, Any], now: datetime, speed: Speed) -> list[Part]:
 def _ready(row: Mapping[str, Any]) -> list[Part]:
     if not row["to_deliver"]:
         return ["Prepared, but nobody is left to send to. Prepare it with other recipients."]
+    if row["first_approval_by"]:
+        first, until = (
+            f"{row['first_approval_by']} gave the first of two OKs at ",
+            row["first_approval_until"],
+        )
+        return [
+            first,
+            row["first_approval_at"],
+            ". It waits for the OK of another operator until ",
+            until,
+            ".",
+        ]
     who = "an operator with the Start deliveries role"
     said: list[Part] = ["Waits for its confirmation by ", who, ": it goes to ", int(row["to_deliver"])]
     return [*said, " recipient" if row["to_deliver"] == 1 else " recipients", "."]

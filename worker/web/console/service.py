@@ -15,6 +15,7 @@ from worker.amqp.pika.dead import open_dead_letters
 from worker.auth.tokens import open_verifier
 from worker.db import operators
 from worker.db.console import ConsoleReads
+from worker.operations.proof import prove
 from worker.settings import SettingsError
 from worker.settings_fit import LOOPBACK
 from worker.web.console.app import console_app
@@ -71,6 +72,7 @@ class ConsoleService:
             live=self.live,
             shared=Shared(),
             ask=partial(ask_once, settings),
+            prove=partial(prove, settings, db),
             dead_letters=self._dead_letters,
             operators=partial(operators.list_operators, db),
             sign_in=None if isinstance(self._gate, LocalGate | ProxyGate) else self._gate,
