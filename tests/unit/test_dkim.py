@@ -101,7 +101,8 @@ def test_an_empty_body_stays_empty() -> None:
         (b"Subject: a", b"Subject: b"),
         (b"\r\nb\r\n", b"\r\nc\r\n"),
         (b"From: News", b"From: Eve <eve@example.com>\r\nFrom: News"),
-        (b"Subject: a", b"Subject: a\r\nSubject: b"),
+        (b"Subject: a", b"Subject: b\r\nSubject: a"),
+        (b"Subject: a", b"Reply-To: eve@example.com\r\nSubject: a"),
         (b"One-Click", b"One-Clack"),
     ],
 )

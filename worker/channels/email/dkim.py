@@ -77,7 +77,7 @@ class Signer:
         """Signs a message.
 
         Args:
-            message: The whole message, in lines that end with CRLF.
+            message: The whole message, in lines that end with CRLF. No field is there twice.
             at: The time of the signature, in seconds since 1970.
 
         Returns:
@@ -86,13 +86,9 @@ class Signer:
         head, _, body = message.partition(b"\r\n\r\n")
         fields = _fields(head)
         hashed = base64.b64encode(hashlib.sha256(relaxed_body(body)).digest()).decode()
-        names = [
-            name
-            for signed in _SIGNED
-            for name in [signed] * (len(fields.get(signed, ())) + (signed in _SEALED))
-        ]
+        names = [name for name in _SIGNED for there in (name in fields, name in _SEALED) if there]
         tags = f"{self._tags}; t={at};\r\n h={_folded(':'.join(names), ':')};\r\n bh={hashed};\r\n b="
-        lines = [line for name in _SIGNED for line in reversed(fields.get(name, ()))]
+        lines = [fields[name] for name in _SIGNED if name in fields]
         signed = b"\r\n".join([*lines, _relaxed("dkim-signature", tags.encode())])
         signature = base64.b64encode(self._signature(signed)).decode()
         cut = "\r\n ".join(signature[i : i + _LINE] for i in range(0, len(signature), _LINE))
@@ -113,13 +109,13 @@ def _folded(text: str, at: str) -> str:
     return "\r\n ".join(lines)[: -len(at)]
 
 
-def _fields(head: bytes) -> dict[str, list[bytes]]:
-    """Returns the signed fields in their canonical form, by name in lower case."""
-    fields: dict[str, list[bytes]] = {}
+def _fields(head: bytes) -> dict[str, bytes]:
+    """Returns the fields in their canonical form, by name in lower case."""
+    fields: dict[str, bytes] = {}
     for field in head.replace(b"\r\n ", b" ").replace(b"\r\n\t", b" ").split(b"\r\n"):
         name, _, value = field.partition(b":")
         lower = name.decode("ascii").lower()
-        fields.setdefault(lower, []).append(_relaxed(lower, value))
+        fields[lower] = _relaxed(lower, value)
     return fields
 
 
