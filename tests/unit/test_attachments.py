@@ -6,9 +6,10 @@ import email
 from datetime import UTC, datetime
 from email import policy
 from email.message import EmailMessage
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from fast_mail_parser import parse_email
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -20,6 +21,9 @@ from worker.domain.completion import completed
 from worker.domain.content import ContentInvalid, EmailContent
 from worker.domain.mailbox import mailbox
 from worker.domain.templates import Renderer
+
+if TYPE_CHECKING:
+    from fast_mail_parser import PyMail
 
 STRICT = policy.SMTP.clone(raise_on_defect=True)
 NAMES = st.text(
@@ -42,6 +46,12 @@ def filled(files: dict[str, bytes], **parts: object) -> EmailContent:
 
 
 def parsed(some: EmailContent, values: dict[str, Any] | None = None) -> EmailMessage:
+    message, _ = parsed_twice(some, values)
+    return message
+
+
+def parsed_twice(some: EmailContent, values: dict[str, Any] | None = None) -> tuple[EmailMessage, PyMail]:
+    """Reads what is sent by the standard library's strict policy, and by a parser of other hands."""
     stored = EmailContent.model_validate_json(some.model_dump_json(exclude_none=True))
     renderer = Renderer(stored)
     at = datetime(2026, 12, 1, tzinfo=UTC)
@@ -55,7 +65,9 @@ def parsed(some: EmailContent, values: dict[str, Any] | None = None) -> EmailMes
     for part in message.walk():
         for value in part.values():
             assert not value.defects
-    return message
+    second = parse_email(raw)
+    assert second.warnings == []
+    return message, second
 
 
 def shape(message: Any) -> Any:
@@ -118,7 +130,14 @@ def test_any_file_comes_back_from_a_message_without_a_defect(
         given.append({"file": "i.gif", "cid": "i.1"})
         html += '<img src="cid:i.1">'
     some = filled(octets, attachments=given, html=html, subject="{{ s }}")
-    message = parsed(some, {"v": text, "s": subject})
+    message, second = parsed_twice(some, {"v": text, "s": subject})
+    assert second.subject == (message["Subject"] or "")
+    assert second.text_plain[0] == "b\r\n"
+    (shown,) = [part for part in message.walk() if part.get_content_type() == "text/html"]
+    assert second.text_html[0].splitlines() == shown.get_content().splitlines()
+    told = [one for one in second.attachments if one.disposition == "attachment"]
+    assert [one.filename for one in told] == [name + end for name, end, _ in files]
+    assert [one.content for one in told] == [data for *_, data in files]
     found = [part for part in message.walk() if part.get_content_disposition() == "attachment"]
     assert [part.get_filename() for part in found] == [name + end for name, end, _ in files]
     assert [part.get_payload(decode=True) for part in found] == [data for *_, data in files]
