@@ -23,11 +23,14 @@ RUN python -m pip --python /opt/sendoff/bin/python install --no-deps --no-index 
 
 FROM python:3.12-slim
 COPY --from=environment /opt/sendoff /opt/sendoff
+# A volume that is mounted here takes its owner.
+RUN install --directory --owner=10001 --group=10001 /var/lib/sendoff/tracker-spool
 ENV PATH=/opt/sendoff/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     SENDOFF_HTTP_HOST=0.0.0.0 \
     SENDOFF_HTTP_PORT=8080 \
-    SENDOFF_LOG_FORMAT=json
+    SENDOFF_LOG_FORMAT=json \
+    SENDOFF_TRACKER_SPOOL=/var/lib/sendoff/tracker-spool
 WORKDIR /app
 USER 10001:10001
 EXPOSE 8080

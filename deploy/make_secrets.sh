@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes what deploy/compose.yaml needs of secrets, one for each user of the broker and of the database:
+# Makes what deploy/compose.yaml needs of secrets, one for each user of the broker and of the database, and one that
+# signs the tracker's links:
 #
 #     sh deploy/make_secrets.sh
 #
@@ -24,6 +25,7 @@ done
 for role in superuser owner worker reader; do
     echo "DATABASE_$(echo "$role" | tr a-z A-Z)=$(openssl rand -hex 24)" >> "$folder/.env"
 done
+echo "TRACKER_SECRET=$(openssl rand -hex 32)" >> "$folder/.env"
 python3 rabbitmq/set_passwords.py "$folder" > definitions.json
 chmod 644 definitions.json # the broker runs as a user of its own
 mv "$folder/.env" .env

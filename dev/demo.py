@@ -12,8 +12,10 @@ import email
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +25,7 @@ from email.policy import default
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import demo_readers
 import demo_recipients
 from backends import die_with_parent
 from rich.console import Console
@@ -38,6 +41,7 @@ OPERATOR = "ana"
 SENDER = "news@example.org"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 STOP_SECONDS = 10
+READ_SECONDS = 30
 SHOWN = "sakura."  # the received message to show: one that plain ASCII could not carry
 
 out = Console(highlight=False, emoji=False, markup=False)
@@ -48,7 +52,7 @@ class DemoError(Exception):
 
 
 class Demo:
-    """The commands of one demo, run in its folder, and the worker behind them.
+    """The commands of one demo, run in its folder, and the processes behind them.
 
     Each runs in a session of its own, out of the reach of a terminal's Ctrl-C: the demo ends them in order.
     """
@@ -58,26 +62,33 @@ class Demo:
         self.log = folder / "worker.log"
         # The commands of this environment come first, so that a person could type what is printed.
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-        self._environment = {**os.environ, "PATH": path}
-        self._worker: subprocess.Popen[bytes] | None = None
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        tracker = {
+            "SENDOFF_TRACKER_URL": f"http://127.0.0.1:{port}",
+            "SENDOFF_TRACKER_PORT": str(port),
+            "SENDOFF_TRACKER_KEYS": f"1:{secrets.token_urlsafe(32)}",
+        }
+        self._environment = {**os.environ, "PATH": path, **tracker}
+        self._behind: dict[str, subprocess.Popen[bytes]] = {}
 
     @contextlib.contextmanager
-    def worker(self) -> Iterator[None]:
-        """Runs `sendoff run` in the background."""
-        self._say("sendoff run > worker.log 2>&1 &")
-        with self.log.open("wb") as log:
-            self._worker = self._start("sendoff run", stdout=log, stderr=subprocess.STDOUT)
+    def running(self, command: str, log: Path) -> Iterator[None]:
+        """Runs a command in the background; the log takes what it says."""
+        self._say(f"{command} > {log.name} 2>&1 &")
+        with log.open("wb") as said:
+            process = self._behind[command] = self._start(command, stdout=said, stderr=subprocess.STDOUT)
         try:
             yield
         finally:
-            _end(self._worker, STOP_SECONDS)
-            self._worker = None
+            del self._behind[command]
+            _end(process, STOP_SECONDS)
 
     def run(self, command: str, *, seconds: float = 120) -> None:
         """Prints a command and runs it on this terminal.
 
         Raises:
-            DemoError: It failed, took too long, or the worker ended meanwhile.
+            DemoError: It failed, took too long, or a process behind it ended meanwhile.
         """
         self._say(command)
         self._wait(command, self._start(command), seconds)
@@ -142,8 +153,9 @@ class Demo:
         deadline = time.monotonic() + seconds
         try:
             while process.poll() is None:
-                if self._worker is not None and self._worker.poll() is not None:
-                    raise DemoError("The worker ended by itself.")
+                for behind, running in self._behind.items():
+                    if running.poll() is not None:
+                        raise DemoError(f"“{behind}” ended by itself.")
                 if time.monotonic() > deadline:
                     raise DemoError(f"“{command}” did not end within {seconds:.0f} s.")
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -238,6 +250,32 @@ def compare(demo: Demo, sink: Sink, delivery: str) -> str:
     return f"The server holds {held} messages: exactly one for each of the {count} recipients that were sent."
 
 
+def read(demo: Demo, sink: Sink, delivery: str) -> str:
+    """Lets readers read, and waits until the KPIs say what they did; returns what is to be said.
+
+    Raises:
+        DemoError: The tracker answers wrongly, or the KPIs say something else.
+    """
+    out.print()
+    out.print("Readers open, click, look at their copy on the web and unsubscribe", style="bold")
+    try:
+        deeds = demo_readers.read_all(
+            (entry["recipient"], sink.read(entry)) for entry in sink.received(delivery)
+        )
+    except demo_readers.ReaderError as error:
+        raise DemoError(str(error)) from error
+    deadline = time.monotonic() + READ_SECONDS
+    while True:
+        (answer,) = demo.lines(f"sendoff stats {delivery} --json")
+        shown = {name: answer[name] for name in deeds.kpis}
+        if shown == deeds.kpis:
+            told = ", ".join(f"{count} {name}" for name, count in shown.items())
+            return f"The KPIs say what the readers did: {told}."
+        if time.monotonic() > deadline:
+            raise DemoError(f"The readers did {deeds.kpis}, and the KPIs say {shown}.")
+        time.sleep(0.2)
+
+
 def next_steps() -> None:
     """Says where to look next."""
     out.print()
@@ -290,9 +328,13 @@ def run(folder: Path, recipients: int, channel: str, *, page: bool) -> None:
     )
     delivery = re.findall(r"^delivery_id +(\d+)$", prepared, re.MULTILINE)[0]
     try:
-        with demo.worker():
+        with (
+            demo.running("sendoff run", demo.log),
+            demo.running("sendoff run tracker", folder / "tracker.log"),
+        ):
             demo.run(f"sendoff confirm {delivery} --operator {OPERATOR} --yes")
             demo.run(f"sendoff watch {delivery}", seconds=120 + recipients / 20)
+            told = read(demo, sink, delivery) if channel == "email" else ""
             demo.run(f"sendoff stats {delivery}")
             demo.run(f"sendoff log {delivery} --status bounced | head -n 6")
             if channel == "email":
@@ -301,6 +343,7 @@ def run(folder: Path, recipients: int, channel: str, *, page: bool) -> None:
                 out.print(received, style="green", soft_wrap=True)
             if page:
                 show_page(demo)
+                out.print(told, style="green", soft_wrap=True)
     except DemoError as error:
         kept = Path(tempfile.gettempdir()) / f"sendoff-demo-{os.getpid()}.log"
         shutil.copyfile(demo.log, kept)

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from worker import settings_fit as fits
 from worker.domain.keys import read_keys
+from worker.domain.links import base_url
 from worker.domain.mail_options import EmailHeaders, Notify, Resolver
 from worker.domain.mailbox import mailbox
 from worker.domain.preflight import Check
@@ -220,6 +221,20 @@ class Settings(BaseSettings):
     )
     """How long until the 2nd, 3rd, … attempt, written as `publishers`; the last is used for all later
     ones."""
+    tracker_url: str = ""
+    """The tracker's public address, for the links in messages, such as `https://news.example.org/t`."""
+    tracker_keys: SecretStr | None = None
+    """The keys of the links, as `number:secret`, separated by commas: the first signs, all are read."""
+    tracker_keys_file: Path | None = None
+    """Or the file with them, one a line."""
+    tracker_host: str = "127.0.0.1"
+    """The address that `sendoff run tracker` listens on."""
+    tracker_port: Annotated[int, Field(ge=0, le=65535)] = 8025
+    """The port that it listens on."""
+    tracker_spool: Annotated[str, Field(min_length=1)] = "tracker-spool"
+    """The folder in which it keeps events while the broker is away."""
+    tracker_spool_size: Annotated[int, Field(ge=1_000_000)] = 1_000_000_000
+    """Bytes that one tracker keeps in it at most."""
     partition_period: Annotated[float, Field(ge=3_600)] = 2_592_000
     """How long new deliveries go into one set of partitions, the unit that retention drops: 30 days."""
     retention: str = ""
@@ -255,7 +270,12 @@ class Settings(BaseSettings):
     def _is_domain(cls, value: str) -> str:
         return mailbox(f"bounces@{value}").domain if value else value
 
-    @field_validator("bounce_keys")
+    @field_validator("tracker_url")
+    @classmethod
+    def _is_site(cls, value: str) -> str:
+        return base_url(value) if value else value
+
+    @field_validator("bounce_keys", "tracker_keys")
     @classmethod
     def _are_keys(cls, value: SecretStr | None) -> SecretStr | None:
         if value:
@@ -297,7 +317,7 @@ class Settings(BaseSettings):
     @field_validator(
         *("auth_key", "auth_key_file", "auth_jwks_file", "token", "fingerprint_key"),
         *("machine_rules_file", "bounce_keys", "bounce_keys_file", "dkim_file", "returned_maildir"),
-        *("console_key", "console_secret"),
+        *("console_key", "console_secret", "tracker_keys", "tracker_keys_file"),
         mode="before",
     )
     @classmethod

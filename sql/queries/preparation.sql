@@ -54,6 +54,8 @@ WITH recipients AS (
     DELETE FROM sendoff.delivery_wave WHERE delivery_id = :delivery_id
 ), contents AS (
     DELETE FROM sendoff.delivery_content WHERE delivery_id = :delivery_id
+), links AS (
+    DELETE FROM sendoff.link WHERE delivery_id = :delivery_id
 ), erased AS (
     DELETE FROM sendoff.erased_recipient WHERE delivery_id = :delivery_id
 ), outcomes AS (
@@ -187,6 +189,13 @@ INSERT INTO sendoff.delivery_content (delivery_id, preparation, content, digest,
 SELECT delivery_id, preparation, :content::json, :digest::bytea, :findings::json
 FROM sendoff.delivery_record
 WHERE delivery_id = :delivery_id;
+
+-- name: insert_links
+INSERT INTO sendoff.link (delivery_id, preparation, number, part, target)
+SELECT d.delivery_id, d.preparation, l.number, l.part, l.target
+FROM unnest(:numbers::int[], :parts::text[], :targets::text[]) AS l (number, part, target)
+JOIN sendoff.delivery_record d ON d.delivery_id = :delivery_id
+ORDER BY l.number;
 
 -- name: read_preparation
 SELECT preparation, to_deliver FROM sendoff.delivery_record WHERE delivery_id = :delivery_id;

@@ -55,9 +55,13 @@ class Composed:
         secrets = dict(line.split("=", 1) for line in (deploy / ".env").read_text().splitlines())
         # The superuser is that of the servers, whose password the script cannot know.
         self.secrets = secrets | {"DATABASE_SUPERUSER": servers.secret, "SENDOFF_SMTP_URL": relay[0]}
+        self.secrets["SENDOFF_TRACKER_URL"] = "https://track.example.org"
         self.index = relay[1]
         dockerfile = (ROOT / "Dockerfile").read_text()
         self._image = dict(re.findall(r"(SENDOFF_\w+)=(\S+)", dockerfile))
+        # Not in a folder of this machine's.
+        assert self._image["SENDOFF_TRACKER_SPOOL"] in self.services["tracker"]["volumes"][0]
+        self._image["SENDOFF_TRACKER_SPOOL"] = str(deploy / "tracker-spool")
         self.probe: list[str] = json.loads(re.findall(r'CMD (\["python", .*\])', dockerfile)[0])
 
     def environment(self, name: str, **changes: str) -> dict[str, str]:
@@ -118,13 +122,13 @@ class Composed:
         return done.stdout
 
     def start(self, name: str, port: int, log: Path) -> subprocess.Popen[bytes]:
-        env = self.environment(name, SENDOFF_HTTP_PORT=str(port))
+        env = self.environment(name, SENDOFF_HTTP_PORT=str(port), SENDOFF_TRACKER_PORT=str(free_port()))
         with log.open("wb") as out:
             command = [str(SENDOFF), *self.services[name]["command"]]
             return subprocess.Popen(command, env=env, cwd="/", stdout=out, stderr=out)
 
     def _filled(self, value: str) -> str:
-        said = re.sub(r"\$\{(\w+):\?\}", lambda match: self.secrets[match[1]], value)
+        said = re.sub(r"\$\{(\w+):[?-]\}", lambda match: self.secrets[match[1]], value)
         said = said.replace("@rabbitmq:5672/", f"@127.0.0.1:{self._servers.amqp}/")
         return said.replace("@postgres:5432/", f"@127.0.0.1:{self._servers.postgres}/")
 

@@ -51,7 +51,7 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
         env=environment,
         capture_output=True,
         text=True,
-        timeout=40,
+        timeout=90,
         check=False,
     )
 
@@ -64,9 +64,10 @@ def test_the_demo_sends_a_delivery_and_finds_every_message(
     sent = re.search(r"^sent +(\d+) ", done.stdout, re.MULTILINE)
     assert sent
     assert f"exactly one for each of the {sent[1]} recipients" in done.stdout
+    assert "The KPIs say what the readers did" in done.stdout
     assert "Subject: こんにちは さくら: what is new in November" in done.stdout
     assert "550 5.1.1 No such user here" in done.stdout
-    for command in ("migrate", "operator add", "prepare", "run", "confirm", "watch", "stats"):
+    for command in ("migrate", "operator add", "prepare", "run", "run tracker", "confirm", "watch", "stats"):
         assert f"$ sendoff {command}" in done.stdout
     assert not list(left_behind(tmp_path))
 

@@ -198,7 +198,7 @@ class Installation:
         started: list[tuple[str, int, asyncio.subprocess.Process]] = []
         try:
             for name, services in commands:
-                port = _free_port()
+                port = free_port()
                 command = (sys.executable, "-m", "worker", "run", *services)
                 process = await asyncio.create_subprocess_exec(
                     *command, env=environment | {"SENDOFF_HTTP_PORT": str(port)}
@@ -266,7 +266,8 @@ async def end(processes: list[asyncio.subprocess.Process]) -> None:
             await process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Returns a port that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from tests.bench import bare, ceilings, end_to_end, frameworks, freshness, latency, stages
+from tests.bench import bare, ceilings, end_to_end, frameworks, freshness, latency, stages, tracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from tests.bench.installation import Installation
     from tests.bench.machine import Case, Measured
 
-PARTS = ("ceilings", "stages", "bare", "null", "email", "smtp", "peers", "latency", "freshness", "growth")
+PARTS = (
+    "ceilings", "stages", "bare", "null", "email", "smtp", "peers", "latency", "freshness", "tracker",
+    "growth",
+)  # fmt: skip
 """In the order in which a round goes through them."""
 
 
@@ -32,6 +35,7 @@ class Sizes:
     freshness: int
     alone: int
     beside: int
+    clicks: int
     growth: tuple[tuple[int, int, int], ...]
     """Recipients, processes per service, and rounds at the most."""
 
@@ -56,6 +60,7 @@ FULL = Sizes(
     freshness=150_000,
     alone=200,
     beside=200_000,
+    clicks=30_000,
     growth=(
         (10_000, 1, 3),
         (100_000, 1, 3),
@@ -77,6 +82,7 @@ QUICK = Sizes(
     freshness=50_000,
     alone=50,
     beside=100_000,
+    clicks=6_000,
     growth=((10_000, 1, 1), (50_000, 1, 1), (10_000, 2, 1)),
 )
 
@@ -114,6 +120,7 @@ def _part(installation: Installation, part: str, sizes: Sizes, notes: list[str])
         ),
         "latency": lambda: latency.cases(installation, alone=sizes.alone, beside=sizes.beside, rounds=rounds),
         "freshness": lambda: freshness.cases(installation, recipients=sizes.freshness, rounds=rounds),
+        "tracker": lambda: tracker.cases(installation, clicks=sizes.clicks, rounds=rounds),
         "growth": lambda: end_to_end.growth(installation, sizes.growth),
     }
     return cases[part]()

@@ -15,6 +15,7 @@ from tests.bench import (
     smtp,
     smtp_client,
     stages,
+    tracker,
 )
 from tests.bench.report import Sheet, costs, figure, figures, goals, median, memory, rates, ratio, spread
 
@@ -51,6 +52,7 @@ def sheets(cases: Sequence[Case], results: Results, *, everything: bool = False)
         memory("Peak memory of a process", services | of("peers")),
         figures("SMTP into smtp-sink, one process", of("smtp")),
         figures("Latency", of("latency", "freshness")),
+        figures("Tracker", of("tracker")),
     ]
     return [sheet for sheet in found if sheet.rows]
 
@@ -127,6 +129,11 @@ def _lines(
             {"most": 30},
         ),
         ("KPI freshness under full load, 99th percentile", " ms", fresh, {"most": 1000}),
+        *(
+            (f"{name}: {unit}", "", [m.figures[unit] for m in results.get(name, [])], limit)
+            for name in (tracker.THERE, tracker.AWAY)
+            for unit, limit in tracker.GOALS.items()
+        ),
     ]
 
 

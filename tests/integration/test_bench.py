@@ -28,6 +28,7 @@ SIZES = plan.Sizes(
     freshness=1,
     alone=1,
     beside=1,
+    clicks=1_000,
     growth=(),
 )
 

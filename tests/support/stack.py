@@ -99,7 +99,9 @@ class Stack:
             f'label = "Test"\nchannel = "{channel}"\n{extra}\n{mail if channel == "email" else ""}'
         )
         csv.write_text(f"{columns}\n" + "".join(f"{a}\n" for a in addresses))
-        request = preparing.PreparationRequest(file, csv, "ana", delivery, self.settings.channels)
+        request = preparing.PreparationRequest(
+            file, csv, "ana", delivery, self.settings.channels, tracker=bool(self.settings.tracker_url)
+        )
         return (await preparing.prepare(self.db, request)).delivery_id
 
     @asynccontextmanager

@@ -19,7 +19,7 @@ from worker.bootstrap import SERVICES
 DEPLOY = Path(__file__).parents[2] / "deploy"
 TEXT = (DEPLOY / "compose.yaml").read_text()
 COMPOSED: dict[str, Any] = yaml.safe_load(TEXT)["services"]
-OURS = ("migrate", *SERVICES)
+OURS = ("migrate", *SERVICES, "tracker")
 
 
 @pytest.mark.parametrize("name", COMPOSED)
@@ -44,6 +44,8 @@ def test_each_service_is_a_user_of_its_own_at_the_broker_and_the_worker_at_the_d
         assert user(name, "SENDOFF_DATABASE_URL") == "sendoff_worker"
         assert f"sendoff-{name}" in known
         assert f"BROKER_SENDOFF_{name.upper()}:?" in COMPOSED[name]["environment"]["SENDOFF_AMQP_URL"]
+    assert user("tracker", "SENDOFF_AMQP_URL") == "tracker"
+    assert "BROKER_TRACKER:?" in COMPOSED["tracker"]["environment"]["SENDOFF_AMQP_URL"]
     assert user("migrate", "SENDOFF_AMQP_URL") == "sendoff-ops"
     assert user("migrate", "SENDOFF_DATABASE_URL") == "sendoff_owner"
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from worker.domain.mail_options import resolver_address
+from worker.links import open_links
 from worker.settings import Settings, SettingsError, read_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_the_defaults_fit_together() -> None:
@@ -81,3 +85,40 @@ def test_a_wrong_setting_of_emails_is_named(
 )
 def test_a_resolver_has_an_address_with_or_without_a_port(text: str, address: tuple[str, int]) -> None:
     assert resolver_address(text) == address
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"TRACKER_URL": "news.example.org"}, "SENDOFF_TRACKER_URL: it must begin with https://"),
+        ({"TRACKER_URL": "https://a.org"}, "SENDOFF_TRACKER_URL needs keys"),
+        ({"TRACKER_KEYS": "1:short"}, "SENDOFF_TRACKER_KEYS: the secret of key 1 is too short"),
+        (
+            {"TRACKER_KEYS": f"1:{'x' * 32}", "TRACKER_KEYS_FILE": "/etc/keys"},
+            "SENDOFF_TRACKER_KEYS and SENDOFF_TRACKER_KEYS_FILE are both set",
+        ),
+    ],
+)
+def test_a_tracker_that_cannot_sign_its_links_is_told(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], sentence: str
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(f"SENDOFF_{name}", value)
+    with pytest.raises(SettingsError) as refused:
+        read_settings()
+    assert sentence in str(refused.value)
+    assert "xxx" not in str(refused.value)
+
+
+def test_the_keys_may_stand_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"2:{'n' * 32}\n1:{'o' * 32}\n")
+    links = open_links(Settings(tracker_url="https://a.org/", tracker_keys_file=file))
+    assert links is not None
+    assert links.optout(1, 2).startswith("https://a.org/u/")
+    file.write_text("rubbish")
+    with pytest.raises(SettingsError, match="holds no keys: key 1 is not written as number:secret"):
+        open_links(Settings(tracker_url="https://a.org", tracker_keys_file=file))
+    with pytest.raises(SettingsError, match="cannot be read: No such file"):
+        open_links(Settings(tracker_url="https://a.org", tracker_keys_file=tmp_path / "none"))
+    assert open_links(Settings()) is None

@@ -48,6 +48,7 @@ from worker.lifecycle import ServiceDied
 from worker.operations.prepare import PreparationRefused
 from worker.settings import SettingsError
 from worker.web.server import AddressUnavailable
+from worker.web.tracker.spool import SpoolUnusable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +61,7 @@ _STATUS: Final[dict[type[Exception], int]] = {
     BrokerForbids: 1,
     SettingsError: 2,
     AddressUnavailable: 2,
+    SpoolUnusable: 2,
     BrokerUnreachable: 3,
     DatabaseUnreachable: 3,
     SchemaMismatch: 3,

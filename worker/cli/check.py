@@ -26,6 +26,7 @@ from worker.db.pool import DatabaseUnreachable, SchemaMismatch, open_database
 from worker.domain.failures import Failure
 from worker.domain.servers import unprotected
 from worker.domain.text import plain
+from worker.links import open_links
 from worker.services.tracking import open_machines
 from worker.settings import Settings, SettingsError, read_settings
 
@@ -75,6 +76,7 @@ def check(as_json: JsonOption = False) -> None:
         settings = read_settings()
         open_verifier(settings)
         open_machines(settings)
+        open_links(settings)
     except SettingsError as error:
         findings = [Finding("configuration", PartStatus.WRONG, str(error))]
         findings += _skipped(_PARTS[1:], "Not looked at, as long as the settings are wrong.")

@@ -63,7 +63,15 @@ def prepare(
 
     def requested(csv: Path) -> service.PreparationRequest:
         return service.PreparationRequest(
-            file, csv, operator, delivery, settings.channels, period, SenderDomains.of(settings), source
+            file,
+            csv,
+            operator,
+            delivery,
+            settings.channels,
+            period,
+            SenderDomains.of(settings),
+            source,
+            tracker=bool(settings.tracker_url),
         )
 
     if recipients is not None:

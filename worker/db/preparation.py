@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from worker.db.pool import Transaction
     from worker.domain.delivery_file import DeliveryFile
     from worker.domain.preflight import Found
+    from worker.domain.tracked_content import Link
 
 _COPY_ROWS: Final = 20_000
 """Rows of one COPY. Each COPY is a statement with its own timeout."""
@@ -32,6 +33,17 @@ class Counts:
     to_deliver: int
     excluded: dict[str, int]
     """By cause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a preparation writes beside the audience."""
+
+    definition: DeliveryFile
+    links: Sequence[Link]
+    """The tracked links of its content."""
+    found: Sequence[Found] = ()
+    """What the preflight found in its content."""
 
 
 async def stage(session: Transaction, rows: Iterator[Target]) -> None:
@@ -68,18 +80,16 @@ async def read_span(session: Transaction) -> tuple[datetime | None, datetime | N
     return (row["first"], row["last"]) if row else (None, None)
 
 
-async def replace_audience(
-    tx: Transaction, delivery_id: int, definition: DeliveryFile, found: Sequence[Found] = (), *, by_row: bool
-) -> Counts:
+async def replace_audience(tx: Transaction, delivery_id: int, contents: Contents, *, by_row: bool) -> Counts:
     """Replaces the delivery's audience by the staged rows, and its content and schedule by the file's.
 
     Args:
         tx: The transaction.
         delivery_id: The delivery.
-        definition: The delivery file.
-        found: What the preflight found in its content.
+        contents: The delivery file, the links of its content, and what the preflight found in it.
         by_row: Whether the staged rows have their own times.
     """
+    definition = contents.definition
     await tx.execute("drop_audience", delivery_id=delivery_id)
     await tx.execute("exclude_duplicates", cause=Cause.DUPLICATE)
     await tx.execute("exclude_quarantined", channel=definition.channel, cause=Cause.QUARANTINED)
@@ -110,8 +120,16 @@ async def replace_audience(
         delivery_id=delivery_id,
         content=content,
         digest=hashlib.sha256(content.encode()).digest() if definition.content else None,
-        findings=json.dumps([one._asdict() for one in found]),
+        findings=json.dumps([one._asdict() for one in contents.found]),
     )
+    if contents.links:
+        await tx.execute(
+            "insert_links",
+            delivery_id=delivery_id,
+            numbers=[link.number for link in contents.links],
+            parts=[link.part for link in contents.links],
+            targets=[link.target for link in contents.links],
+        )
     return await read_counts(tx, delivery_id)
 
 

@@ -19,11 +19,13 @@ from pydantic import (
 )
 
 from worker.domain.schedule import Duration, Schedule, SendingLimits, WaveDefinition, check_waves
+from worker.domain.tracked_content import Tracking
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from worker.domain.preflight import Found
+    from worker.domain.tracked_content import TrackedContent
 
 
 class DeliveryFileInvalid(Exception):
@@ -46,8 +48,11 @@ class ContentTable:
     """Its model."""
     required: bool
     """Whether a delivery over the channel must have it."""
-    problems: Callable[[Any, Collection[str]], list[str]]
-    """Returns sentences that say why a content, with the columns of the file, can be sent to nobody."""
+    problems: Callable[..., list[str]]
+    """Returns sentences that say why a content, with the columns of the file, can be sent to nobody:
+    `worker.domain.templates.check`."""
+    track: Callable[[Any, Tracking], TrackedContent]
+    """Puts tracked links into a content without such problems: `worker.domain.tracked_content.track`."""
     try_out: Callable[[Any, Iterable[tuple[int, Mapping[str, Any]]]], list[str]]
     """Returns sentences that say what fails for some recipients, given by line and values."""
     look: Callable[[Any, Sequence[tuple[int, Mapping[str, Any]]]], list[Found]]
@@ -74,6 +79,8 @@ class DeliveryFile(BaseModel):
     """Shares of the audience that are due one after the other; empty if all are due at the start."""
     limits: SendingLimits = SendingLimits()
     """The delivery's limits."""
+    tracking: Tracking = Tracking()
+    """What is tracked."""
     content: BaseModel | None = None
     """The content, in the channel's model; None if the channel needs none."""
 

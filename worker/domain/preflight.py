@@ -115,12 +115,13 @@ def look(content: EmailContent, recipients: Sequence[tuple[int, Mapping[str, Any
         recipients: The number of each recipient, and the values by name.
     """
     renderer = Renderer(content)
+    links = renderer.links.examples()
     messages: list[Rendered] = []
     found: list[Found] = []
     subject, size = 0, 0
     for number, values in recipients:
         try:
-            message = renderer.render({**values, "recipient": number, "delivery_id": 1})
+            message = renderer.render({**values, **links, "recipient": number, "delivery_id": 1})
         except RenderFailed:
             continue
         subject = max(subject, len(message.subject))

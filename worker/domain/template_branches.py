@@ -49,12 +49,13 @@ def untried(content: EmailContent, recipients: Iterable[tuple[int, Mapping[str, 
             branches.append(Branch(part, line, statement))
 
     renderer = Renderer(content, mark)
+    links = renderer.links.examples()
     left = set(range(len(branches)))
     for number, values in recipients:
         if not left:
             break
         try:
-            rendered = renderer.render({**values, "recipient": number, "delivery_id": 1})
+            rendered = renderer.render({**values, **links, "recipient": number, "delivery_id": 1})
         except RenderFailed:
             continue
         printed = (rendered.subject, rendered.to_name, rendered.text or "", rendered.html or "")

@@ -6,6 +6,7 @@ and header parts refuse line breaks in them. Templates come from operators and r
 
 from __future__ import annotations
 
+import html
 import traceback
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from contracts.base import explain
 from worker.domain.content import EmailContent, control_character
 from worker.domain.headers import ESCAPES, LONGEST_HEADER, HeaderInvalid, kind_of, shaped
+from worker.domain.link_names import FOR_AUTHORS, LinkValues
 from worker.domain.template_budget import MOST_STEPS, Budget, BudgetedContext
 from worker.domain.template_language import Refused, Sandbox
 
@@ -31,6 +33,8 @@ BUILT_IN: Final = ("address", "recipient", "delivery_id")
 
 LONGEST_MESSAGE: Final = 1_000_000
 """The most characters of all parts of a message together. Webmail cuts a message after 100,000."""
+LONGEST_TARGET: Final = 8_192
+"""The most characters of a link's target, as of `url` in a tracking event."""
 _MOST_PROBLEMS: Final = 5
 """The most problems found with recipients: more do not help."""
 _AT_A_TIME: Final = 32
@@ -86,15 +90,15 @@ _ONE_CLICK: Final = {"List-Unsubscribe-Post": "List-Unsubscribe=One-Click"}
 """What says that one POST to an https address is enough to unsubscribe (RFC 8058 section 3.1)."""
 
 
-def _sandbox(part: str) -> Sandbox:
-    """Returns the language of a part, which escapes its values."""
+def environment(part: str) -> Sandbox:
+    """Returns the language of a part: how it escapes values."""
     if part == "html":
         return _HTML
     name = _UNSUBSCRIBE if part == "unsubscribe" else part.removeprefix(_HEADERS)
     return _PLAIN if name == part else _STRUCTURED.get(kind_of(name), _PLAIN)
 
 
-def check(content: EmailContent, columns: Collection[str]) -> list[str]:
+def check(content: EmailContent, columns: Collection[str], *, tracker: bool = False) -> list[str]:
     """Returns the faults of the templates that would fail for every recipient.
 
     A variable is known if it is a column, one of `BUILT_IN`, or set by the template itself. An unknown
@@ -104,24 +108,41 @@ def check(content: EmailContent, columns: Collection[str]) -> list[str]:
     Args:
         content: The content, with its templates.
         columns: The names of the recipients file's columns.
+        tracker: Whether the installation has a tracker. Then links to it are variables too
+            (`worker.domain.link_names.FOR_AUTHORS`), and win over columns with their names.
 
     Returns:
         A sentence for each problem, by part and line; empty if there is none.
     """
-    return [problem for part, source in content.parts.items() for problem in _problems(part, source, columns)]
+    return [
+        problem
+        for part, source in content.parts.items()
+        for problem in _problems(part, source, columns, tracker=tracker)
+    ]
 
 
-def _problems(part: str, source: str, columns: Collection[str]) -> Iterator[str]:
+def _problems(part: str, source: str, columns: Collection[str], *, tracker: bool) -> Iterator[str]:
     try:
-        tree, _ = _sandbox(part).read(source)
+        tree, _ = environment(part).read(source)
     except Refused as refused:
         yield from _sentences(part, refused)
         return
     names = meta.find_undeclared_variables(tree)
     shadowed = names & set(columns) & (set(BUILT_IN) - {"address"})
-    unknown = names - set(columns) - set(BUILT_IN) - _guarded(tree)
+    links = set(FOR_AUTHORS)
+    unknown = names - set(columns) - set(BUILT_IN) - _guarded(tree) - (links if tracker else set())
     for name, line in _first_lines(tree):
-        if name in unknown:
+        if name in unknown & links:
+            yield (
+                f"{part}, line {line}: “{name}” is a link to the tracker, and this installation has none: "
+                f"set SENDOFF_TRACKER_URL and SENDOFF_TRACKER_KEYS, or leave it out."
+            )
+        elif tracker and name in names & links & set(columns):
+            yield (
+                f"{part}, line {line}: the column “{name}” cannot be used in templates, as {name} always is "
+                f"a link given by Sendoff; rename the column."
+            )
+        elif name in unknown:
             yield (
                 f"{part}, line {line}: unknown variable “{name}”; the recipients file has: "
                 f"{', '.join(sorted(columns)) or 'no columns'}, and {', '.join(BUILT_IN)} are always there."
@@ -151,11 +172,12 @@ def try_out(content: EmailContent, recipients: Iterable[tuple[int, Mapping[str, 
         A sentence for each problem, with part, line and the first recipient; empty if there is none.
     """
     renderer = Renderer(content)
+    links = renderer.links.examples()
     found: dict[str, int] = {}
     for line, values in recipients:
         try:
             # The numbers of the recipient and of a new delivery are not known yet.
-            renderer.render({**values, "recipient": line, "delivery_id": 1})
+            renderer.render({**values, **links, "recipient": line, "delivery_id": 1})
         except ValueUnfit:
             continue
         except RenderFailed as error:
@@ -219,16 +241,23 @@ class Renderer:
         self._templates: dict[str, Template] = {}
         self.fixed: Final[dict[str, list[str]]] = {}
         """The author's texts between the values, by part, for bodies only."""
+        names: set[str] = set()
+        needed: set[str] = set()
         for part, source in content.parts.items():
             try:
-                tree, self._templates[part] = _sandbox(part).read(source)
+                tree, self._templates[part] = environment(part).read(source)
             except Refused as refused:
                 raise RenderFailed(_sentences(part, refused)[0]) from refused
             if change is not None:
                 change(part, tree)
-                self._templates[part] = _sandbox(part).from_string(tree)
+                self._templates[part] = environment(part).from_string(tree)
+            found = {node.name for node in tree.find_all(nodes.Name)}
+            names |= found
+            needed |= found - _guarded(tree)
             if part in _BODIES:
                 self.fixed[part] = [node.data for node in tree.find_all(nodes.TemplateData)]
+        self.links: Final = LinkValues(names, needed)
+        """The variables that stand for links to the tracker."""
         self._headers = {name: f"{_HEADERS}{name}" for name in content.headers}
         if content.unsubscribe:
             self._headers[_UNSUBSCRIBE] = "unsubscribe"
@@ -287,6 +316,40 @@ class Renderer:
                 f"which must not stand in a header."
             )
         return rendered
+
+
+class TargetTemplate:
+    """The template of a link's target, filled in when the link is clicked."""
+
+    def __init__(self, part: str, source: str) -> None:
+        """Compiles it.
+
+        Args:
+            part: `html` or `text`.
+            source: The template; of the HTML as it stands in an attribute.
+
+        Raises:
+            RenderFailed: It is refused.
+        """
+        try:
+            tree, self._template = environment(part).read(source)
+        except Refused as refused:
+            raise RenderFailed(_sentences(part, refused)[0]) from refused
+        self._part = part
+        self.names: Final = frozenset(node.name for node in tree.find_all(nodes.Name))
+        """The variables that it reads."""
+
+    def fill_in(self, variables: dict[str, Any]) -> str:
+        """Returns the target for one recipient, without the entities of HTML.
+
+        Raises:
+            RenderFailed: It failed with these values, or exceeded a limit.
+        """
+        try:
+            text = "".join(_Filling(variables).fill_in(self._template, LONGEST_TARGET))
+        except Exception as error:  # a template may raise any error
+            raise RenderFailed(f"link: {_sentence(_words(error))}") from error
+        return html.unescape(text) if self._part == "html" else text
 
 
 class _Filling:

@@ -16,10 +16,10 @@ import contextlib
 import errno
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from contracts.states import State
-from worker.channels.registry import address_rule, content_table
+from worker.channels.registry import CHANNELS, address_rule, content_table
 from worker.db import commands, deliveries, partitions, preparation
 from worker.db.failures import ERRORS, classify
 from worker.domain.audience import targets
@@ -31,17 +31,26 @@ from worker.domain.recipients_file import RecipientsFile, RecipientsFileInvalid
 from worker.domain.sample import Sample
 from worker.domain.states import Move
 from worker.domain.timing import TimingInvalid, check_span, timing
+from worker.domain.tracked_content import NotTrackable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from pathlib import Path
+
+    from pydantic import BaseModel
 
     from worker.db.pool import Database, Transaction
     from worker.domain.audience import Target
-    from worker.domain.delivery_file import DeliveryFile
+    from worker.domain.delivery_file import ContentTable, DeliveryFile
     from worker.domain.preflight import Found
+    from worker.domain.tracked_content import Link
     from worker.operations.preflight import SenderDomains
     from worker.operations.retarget import Source
+
+_NO_TRACKER: Final = (
+    "tracking: this installation has no tracker: set SENDOFF_TRACKER_URL and SENDOFF_TRACKER_KEYS, or leave"
+    " [tracking] out."
+)
 
 
 class PreparationRefused(Exception):
@@ -68,6 +77,8 @@ class PreparationRequest:
     """Asks the DNS about the sender; None to leave that out."""
     source: Source | None = None
     """The earlier delivery that the recipients come from; None if they come from somewhere else."""
+    tracker: bool = False
+    """Whether the installation has a tracker, for links to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +113,7 @@ async def prepare(db: Database, request: PreparationRequest) -> Prepared:
             recipients = RecipientsFile(text.readline)
             when = timing(definition, recipients.columns)
         # A fault of the HTML is told once, and not again for the text that is made of it.
-        problems = table.problems(authored, recipients.columns) if authored else []
+        tracked, links, problems = _with_links(definition, authored, table, recipients.columns, request)
         async with db.session() as session:
             async with session.connection.transaction():
                 await _guard(session, request)
@@ -113,15 +124,47 @@ async def prepare(db: Database, request: PreparationRequest) -> Prepared:
                 if when.by_row:
                     with _refusing(request.recipients):
                         check_span(definition, *await preparation.read_span(session))
-                problems = table.try_out(content, sample.recipients()) if content else []
+                problems = table.try_out(tracked.content, sample.recipients()) if content else []
             found: list[Found] = []
             if content and not problems:
                 found = table.look(content, list(sample.recipients()))
                 found += await request.domains.ask(content) if request.domains else []
             delivery_id = await _begin(session, request, definition)
-            return await _complete(
-                session, request, delivery_id, definition, problems, found, by_row=when.by_row
-            )
+            contents = preparation.Contents(tracked, links, found)
+            return await _complete(session, request, delivery_id, contents, problems, by_row=when.by_row)
+
+
+def _with_links(
+    definition: DeliveryFile,
+    authored: BaseModel | None,
+    table: ContentTable,
+    columns: Collection[str],
+    request: PreparationRequest,
+) -> tuple[DeliveryFile, tuple[Link, ...], list[str]]:
+    """Returns the definition with tracked links in its content, the links, and what is wrong with either.
+
+    Args:
+        definition: The delivery file, with its content completed.
+        authored: The content before that. Its faults are told, not those that come of them.
+        table: The content's table.
+        columns: The columns of the recipients file.
+        request: What is prepared.
+    """
+    channel, tracking = definition.channel, definition.tracking
+    asked = tracking.opens or tracking.clicks
+    own = channel in CHANNELS  # a foreign sender does not know the links
+    if asked and not own:
+        return definition, (), [f"tracking: the sender of the channel “{channel}” is not Sendoff's."]
+    if asked and not request.tracker:
+        return definition, (), [_NO_TRACKER]
+    problems = table.problems(authored, columns, tracker=own and request.tracker) if authored else []
+    if problems or not asked or definition.content is None:
+        return definition, (), problems
+    try:
+        tracked = table.track(definition.content, tracking)
+    except NotTrackable as error:
+        return definition, (), [f"{table.name}: {error}."]
+    return definition.model_copy(update={"content": tracked.content}), tracked.links, []
 
 
 async def _guard(tx: Transaction, request: PreparationRequest) -> State:
@@ -167,9 +210,8 @@ async def _complete(
     session: Transaction,
     request: PreparationRequest,
     delivery_id: int,
-    definition: DeliveryFile,
+    contents: preparation.Contents,
     problems: list[str],
-    found: list[Found],
     *,
     by_row: bool,
 ) -> Prepared:
@@ -178,9 +220,7 @@ async def _complete(
         return Prepared(delivery_id, State.PREPARATION_FAILED, counts, tuple(problems))
     try:
         async with session.connection.transaction():
-            counts = await preparation.replace_audience(
-                session, delivery_id, definition, found, by_row=by_row
-            )
+            counts = await preparation.replace_audience(session, delivery_id, contents, by_row=by_row)
             await preparation.name_source(
                 session,
                 delivery_id,

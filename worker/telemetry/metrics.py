@@ -45,6 +45,10 @@ class Metrics:
     tracking_repeated: Counter
     optouts: Counter
     returned_mails: Counter
+    tracker_requests: Counter
+    tracker_events: Counter
+    tracker_replayed: Counter
+    tracker_spool: Gauge
     pages_published: Counter
     pages_reopened: Counter
     claims_expired: Counter
@@ -127,6 +131,16 @@ class Metrics:
                 "optouts_heeded", "Recipients put on the denylist or into quarantine as they asked."
             ),
             returned_mails=counter("returned_mails", "Returned mails, by what became of each.", "outcome"),
+            tracker_requests=counter(
+                "tracker_requests", "Requests that the tracker answered.", "link", "answer"
+            ),
+            tracker_events=counter(
+                "tracker_events", "Events of the tracker, by who keeps them; lost: nobody.", "kept"
+            ),
+            tracker_replayed=counter(
+                "tracker_replayed_messages", "Messages of the tracker's spool that were published."
+            ),
+            tracker_spool=gauge("tracker_spool_bytes", "Bytes in the folder of the tracker's spool."),
             pages_published=counter("pages_published", "Pages that the fan-out published wholly."),
             pages_reopened=counter(
                 "pages_reopened", "Pages to be published again: lost, or with retries due.", "reason"

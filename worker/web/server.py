@@ -153,6 +153,12 @@ class LimitedBody:
             await refusal(scope, receive, send)
             return
         read, whole = 0, False
+        started = False
+
+        async def noticed(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
 
         async def limited() -> Message:
             nonlocal read, whole
@@ -169,7 +175,13 @@ class LimitedBody:
                 raise HTTPException(413, headers={"connection": "close"})
             return message
 
-        await self._app(scope, limited, send)
+        try:
+            await self._app(scope, limited, noticed)
+        except HTTPException as refused:  # of an application without Starlette, which answers it itself
+            if started:
+                raise
+            refusal = PlainTextResponse(refused.detail, refused.status_code, refused.headers)
+            await refusal(scope, receive, send)
 
 
 class _Server(uvicorn.Server):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from worker.channels.email.dsn import Dsn
     from worker.channels.email.smtp import SmtpPool
     from worker.channels.protocol import HandOver
+    from worker.domain.links import Links
     from worker.domain.mailbox import Mailbox
     from worker.domain.return_path import ReturnPath
     from worker.domain.templates import Rendered
@@ -48,6 +49,10 @@ class Compiled:
     """The key that signs it (DKIM)."""
 
 
+class _NoTracker(Exception):
+    """This sender does not know the tracker."""
+
+
 class EmailChannel:
     """Sends over SMTP."""
 
@@ -55,6 +60,7 @@ class EmailChannel:
         self,
         pool: SmtpPool,
         *,
+        links: Links | None = None,
         returns: ReturnPath | None = None,
         headers: Mapping[str, str] | None = None,
         signing: Signing | None = None,
@@ -64,12 +70,14 @@ class EmailChannel:
 
         Args:
             pool: The connections to send over.
+            links: Writes links to the tracker; None if the installation has none.
             returns: Signs envelope senders and Message-IDs; None to leave both as they are.
             headers: Headers of every message, as templates; a delivery's own win.
             signing: The keys that sign messages; None for no signatures.
             dsn: Which reports servers are asked for; None for what they do by themselves.
         """
         self._pool = pool
+        self._links = links
         self._returns = returns
         self._headers = headers or {}
         self._signing = signing
@@ -119,15 +127,19 @@ class EmailChannel:
         Returns:
             The result of the attempt. A template that fails with these values gives `Failed("template")`. An
             address that no SMTP command can carry gives `Failed("invalid_address")`. Neither is retryable.
+            A content with links to a tracker that this sender's settings do not know gives
+            `Failed("configuration")`, retryable: another sender may know it.
         """
         attempt = message_id(send.delivery_id, send.recipient, send.attempt)
         reference = Reference(send.delivery_id, send.recipient, send.attempt)
         sender = self._returns.sender(reference) if self._returns else None
         named = compiled.builder.message_id(attempt, self._returns.tag(reference) if self._returns else None)
         try:
-            rendered = _rendered(compiled, send)
+            rendered = self._rendered(compiled, send, self._links)
             recipient = mailbox(send.address, rendered.to_name)
             message = await self._built(compiled, rendered, recipient, named)
+        except _NoTracker as error:
+            return Failed("configuration", retryable=True, detail=str(error))
         except RenderFailed as error:
             return Failed("template", retryable=False, detail=str(error))
         except MailboxInvalid as error:
@@ -160,7 +172,7 @@ class EmailChannel:
             The result, as of `send`.
         """
         try:
-            rendered = _rendered(compiled, send)
+            rendered = self._rendered(compiled, send, self._links.of_proofs() if self._links else None)
             recipient = mailbox(tester, rendered.to_name)
             marked = replace(
                 rendered,
@@ -169,6 +181,8 @@ class EmailChannel:
             )
             named = compiled.builder.message_id(f"proof-{uuid4()}")
             message = await self._built(compiled, marked, recipient, named)
+        except _NoTracker as error:
+            return Failed("configuration", retryable=True, detail=str(error))
         except RenderFailed as error:
             return Failed("template", retryable=False, detail=str(error))
         except MailboxInvalid as error:
@@ -179,6 +193,18 @@ class EmailChannel:
             message,
             smtputf8=compiled.builder.smtputf8(recipient),
         )
+
+    def _rendered(self, compiled: Compiled, send: Send, links: Links | None) -> Rendered:
+        own = {"address": send.address, "recipient": send.recipient, "delivery_id": send.delivery_id}
+        wanted = compiled.renderer.links
+        if wanted and links is not None:
+            own |= wanted.of(links, send.delivery_id, send.recipient)
+        elif not wanted.needed <= send.variables.keys():
+            raise _NoTracker(
+                "The content has links to the tracker: set SENDOFF_TRACKER_URL and SENDOFF_TRACKER_KEYS for"
+                " the sender."
+            )
+        return compiled.renderer.render({**send.variables, **own})
 
     async def _built(
         self, compiled: Compiled, rendered: Rendered, recipient: Mailbox, message_id: str
@@ -194,8 +220,3 @@ class EmailChannel:
         await self._pool.close()
         if self._signing:
             self._signing.close()
-
-
-def _rendered(compiled: Compiled, send: Send) -> Rendered:
-    own = {"address": send.address, "recipient": send.recipient, "delivery_id": send.delivery_id}
-    return compiled.renderer.render({**send.variables, **own})

@@ -15,6 +15,8 @@ from worker.domain.audience import mail_address
 from worker.domain.completion import completed
 from worker.domain.content import EmailContent
 from worker.domain.delivery_file import ContentTable
+from worker.domain.tracked_content import track
+from worker.links import open_links
 from worker.settings import SettingsError
 from worker.signing import open_return_path
 
@@ -30,6 +32,7 @@ EMAIL_CONTENT: Final = ContentTable(
     try_out=templates.try_out,
     look=preflight.look,
     complete=completed,
+    track=track,
 )
 
 
@@ -38,6 +41,7 @@ def _open(settings: Settings) -> EmailChannel:
     signers = read_signers(settings.dkim_file) if settings.dkim_file else None
     return EmailChannel(
         pool,
+        links=open_links(settings),
         returns=open_return_path(settings),
         headers=settings.email_headers,
         signing=Signing(signers) if signers else None,

@@ -1,0 +1,1 @@
+"""The tracker: opens, clicks, mirror pages and opt-outs over HTTP."""
