@@ -21,6 +21,7 @@ CONNECTIONS = "50"
 """What a Postfix with its defaults takes from one client. smtp-sink answers at once, and a sender has no more
 messages under way than connections until the broker has their results."""
 RATIO = "{}, Sendoff over the libraries, ×"
+TRACKED = "{}, tracked over untracked, ×"
 NO_SINK = "Mail goes to the sink of the local servers, which keeps it and is slower than smtp-sink. {}"
 
 
@@ -72,6 +73,7 @@ def libraries(*, messages: int, rounds: int) -> Case:
         figures = {f"{row.content} by {row.way}, messages/s": row.rates[0] for row in rows}
         for content in dict.fromkeys(row.content for row in rows):
             figures[RATIO.format(content)] = smtp.ratios(rows, content)[0]
+            figures[TRACKED.format(content)] = smtp.ratios(rows, content, smtp.TRACKED, "sendoff")[0]
         return Measured(figures=figures)
 
     return Case("smtp", SMTP, run, rounds)

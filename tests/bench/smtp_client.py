@@ -21,11 +21,14 @@ import uvloop
 from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key
 
 from contracts.sends import Send
+from tests.bench.tracker_links import LINKS
 from worker.channels.email.channel import EmailChannel
 from worker.channels.email.dkim import Signer, Signing
 from worker.channels.email.smtp import SmtpPool
 from worker.channels.email.timeouts import Timeouts
 from worker.channels.protocol import Granted
+from worker.domain.content import EmailContent
+from worker.domain.tracked_content import Tracking, track
 from worker.domain.verdicts import Accepted
 
 SHORT = {
@@ -71,6 +74,13 @@ def to(recipient: int) -> Send:
 async def by_sendoff(content: dict[str, Any], port: int, connections: int) -> Sender:
     """Sendoff's channel, as its send service calls it."""
     return _over(EmailChannel(_pool(port, connections)), content)
+
+
+async def by_sendoff_tracked(content: dict[str, Any], port: int, connections: int) -> Sender:
+    """The same, with tracked links and a pixel, as a preparation puts them in."""
+    tracked = track(EmailContent.model_validate(content), Tracking(opens=True, clicks=True)).content
+    channel = EmailChannel(_pool(port, connections), links=LINKS)
+    return _over(channel, tracked.model_dump(by_alias=True, exclude_none=True))
 
 
 async def by_sendoff_signed(content: dict[str, Any], port: int, connections: int) -> Sender:
@@ -127,7 +137,12 @@ async def by_the_libraries(content: dict[str, Any], port: int, connections: int)
     return send
 
 
-WAYS = {"sendoff": by_sendoff, "sendoff, DKIM": by_sendoff_signed, "aiosmtplib": by_the_libraries}
+WAYS = {
+    "sendoff": by_sendoff,
+    "sendoff, tracked": by_sendoff_tracked,
+    "sendoff, DKIM": by_sendoff_signed,
+    "aiosmtplib": by_the_libraries,
+}
 
 
 async def run(way: str, content: str, port: int, connections: int, messages: int) -> None:

@@ -122,6 +122,15 @@ def _lines(
             )
             for content in smtp_client.CONTENTS
         ),
+        *(
+            (
+                f"SMTP, with tracked links over without, {content}",
+                " ×",
+                [m.figures[end_to_end.TRACKED.format(content)] for m in results.get(end_to_end.SMTP, [])],
+                {"least": smtp.TRACKED_GOAL},
+            )
+            for content in smtp_client.CONTENTS
+        ),
         (
             "one recipient on an idle system, confirm to recorded, 50th percentile",
             " ms",

@@ -201,11 +201,11 @@ class _Mac:
         self._outer = hashlib.sha256(bytes(octet ^ 0x5C for octet in key))
 
     def tags(self, texts: Iterable[bytes]) -> list[bytes]:
+        inner_copy, outer_copy = self._inner.copy, self._outer.copy
         tags = []
         for text in texts:
-            inner = self._inner.copy()
+            inner, outer = inner_copy(), outer_copy()
             inner.update(text)
-            outer = self._outer.copy()
             outer.update(inner.digest())
             tags.append(outer.digest()[:_TAG_OCTETS])
         return tags
