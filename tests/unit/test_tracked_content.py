@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import unescape
 from typing import Any
 
 import pytest
@@ -255,7 +256,8 @@ def test_a_tracked_content_says_what_it_said(pieces: list[str], part: str, name:
     after = filled(done, part, values)
     # A target is HTML already: filled in as a value it is escaped once more.
     assert after is not None
-    assert after.replace("&amp;amp;", "&amp;") == expected
+    assert expected is not None
+    assert unescape(unescape(after)) == unescape(unescape(expected))
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), max_size=200))
