@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import smtplib
 import socket
 from contextlib import asynccontextmanager
 from email import message_from_bytes
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiosmtplib
@@ -16,6 +18,7 @@ from aiosmtpd.smtp import SMTP
 from pydantic import SecretStr
 
 from contracts import routing
+from tests.support import postfix
 from tests.support.processes import worker as process
 from tests.support.proxy import CutProxy
 from tests.support.returned_mail import complaint, failure_notice, mail, report
@@ -25,7 +28,6 @@ from worker.domain.return_path import Reference, ReturnPath
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from aiosmtpd.smtp import Envelope
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from tests.support.stack import Stack
     from worker.bootstrap import Worker
 
+DOC = Path(__file__).parents[2] / "docs/returned-mail.md"
 KEYS = f"1:{'k' * 32}"
 RETURNS = ReturnPath(read_keys(KEYS), "returns.example.org")
 FAILED = """Final-Recipient: rfc822; {address}
@@ -318,6 +321,42 @@ async def test_while_the_broker_is_away_the_client_is_to_try_again(stack: Stack)
 
         await until(taken)
         await counts(stack, number, bounced_hard=1)
+
+
+async def test_behind_postfix_nothing_is_lost_and_nothing_forged_comes_in(stack: Stack) -> None:
+    """With the lines that docs/returned-mail.md gives for main.cf."""
+    number = await sent(stack, "ana@example.org")
+    async with (
+        CutProxy(stack.settings.amqp_url).running() as proxy,
+        intake(stack, amqp_url=proxy.url) as here,
+        stack.running("results"),
+    ):
+        given = re.search(r"in `main.cf`:\n\n *```\n(.*?)```", DOC.read_text(), re.DOTALL)
+        assert given is not None
+        lines = dict(line.strip().split(" = ", 1) for line in given[1].strip().splitlines())
+        lines["transport_maps"] = lines["transport_maps"].replace("8024", str(here.port))
+        soon = dict.fromkeys(("queue_run_delay", "minimal_backoff_time", "maximal_backoff_time"), "1s")
+        with postfix.running(**lines, **soon) as relay:
+
+            async def logged(what: str) -> None:
+                async def there() -> bool:
+                    return relay.logged(what) > 0
+
+                await until(there)
+
+            outside = Intake(relay.port, here.worker, here.folder)
+            proxy.cut()
+            await until(lambda: away(here))
+            await outside.bring(report(FAILED.format(address="ana@example.org")), name_of(number, 1, 1))
+            await logged(r"status=deferred \(.*451 4\.3\.0")
+            proxy.mend()
+            await counts(stack, number, bounced_hard=1)
+            await logged(r"status=sent \(250 2\.0\.0 Taken\)")
+            await outside.bring(mail("Subject: x", "x\n"), f"bounces+{'a' * 28}@returns.example.org")
+            await logged(r"status=bounced \(.*550 5\.1\.1 There is no such address")
+            with pytest.raises(aiosmtplib.SMTPRecipientsRefused):
+                await outside.bring(mail("Subject: x", "x\n"), "someone@returns.example.org")
+        assert here.counted("forged") == 1
 
 
 async def away(here: Intake) -> bool:

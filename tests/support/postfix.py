@@ -16,7 +16,7 @@ _MASTER: Final = """\
 127.0.0.1:{port} inet n - n - 50 smtpd
 postlog unix-dgram n - n - 1 postlogd
 cleanup unix n - n - 0 cleanup
-qmgr unix n - n 300 1 qmgr
+qmgr unix n - n 1 1 qmgr
 rewrite unix - - n - - trivial-rewrite
 bounce unix - - n - 0 bounce
 defer unix - - n - 0 bounce
@@ -26,6 +26,7 @@ tlsmgr unix - - n 1000? 1 tlsmgr
 proxymap unix - - n - - proxymap
 verify unix - - n - 1 verify
 discard unix - - n - - discard
+lmtp unix - - n - - lmtp
 error unix - - n - - error
 retry unix - - n - - error
 """
