@@ -35,6 +35,7 @@ FLAGS = [
 QUICK = SOON | {"page_look_after": 0.05, "claim_lease": 0.3, "result_lease": 0.3}
 LONG = "Ένα πολύ μεγάλο όνομα " * 6 + "עם שם מימין לשמאל"
 
+expect.set_options(timeout=15_000)  # a busy machine draws slowly
 pytestmark = [
     pytest.mark.skipif(
         CHROMIUM is None and "CI" not in os.environ,

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
 QUICK = SOON | {"page_look_after": 0.05, "claim_lease": 0.3, "result_lease": 0.3}
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take longer to answer than a person waits for."""
+    monkeypatch.setattr(acts, "_SECONDS", 20)
+
+
 async def commands(stack: Stack) -> list[tuple[str, str, str | None, str | None]]:
     rows = await stack.rows("SELECT * FROM sendoff.command_log ORDER BY received_at, command_id")
     return [(row["command"], row["status"], row["reason"], row["operator"]) for row in rows]
@@ -105,7 +111,7 @@ async def test_a_form_that_is_sent_twice_is_one_command(stack: Stack) -> None:
         dialog = await visitor.press(await visitor.get(base), f"{base}/confirm")
         for _ in range(2):
             done = shown(await visitor.press(dialog, f"{base}/send"))
-            assert "Confirmed by “ana” and “bob”: sending has begun." in done
+            assert "Confirmed: sending has begun." in done
         held = await visitor.get(base)
         for _ in range(2):
             paused = await visitor.press(held, f"{base}/control/pause", reason="typo")
