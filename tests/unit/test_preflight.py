@@ -29,6 +29,17 @@ def told(sample: list[dict[str, Any]] | None = None, **parts: object) -> dict[st
     return {one.check: one.message for one in found}
 
 
+def test_no_value_of_a_recipient_is_told() -> None:
+    html = (
+        GOOD
+        + '<a href="http://{{ host }}/">a</a><a href="http://x.org/?{{ name }}">b</a><img src="{{ name }}">'
+    )
+    found = told([{"host": "secret.example", "name": "secret"}], html=html, subject="{{ name }}" * 20)
+    assert len(found) == 4
+    assert "secret" not in str(found)
+    assert found["insecure_link"] == "A link that comes out of a value is not https, and 1 more."
+
+
 def test_a_careful_mail_has_no_findings() -> None:
     assert told() == {}
 
@@ -42,7 +53,7 @@ def test_a_careful_mail_has_no_findings() -> None:
          "“https://x.org/a.png” has no alt"),
         ({"subject": "x" * 79}, Check.LONG_SUBJECT, "A subject has 79 characters"),
         ({"html": GOOD + "x" * 102_000}, Check.TOO_LARGE, "Gmail hides what is beyond 102,000"),
-        ({"html": GOOD + '<a href="http://x.org/{{v}}">x</a>'}, Check.INSECURE_LINK, "“http://x.org/7”"),
+        ({"html": GOOD + '<a href="http://x.org/{{v}}">x</a>'}, Check.INSECURE_LINK, "“http://x.org/…”"),
         ({"text": "unsubscribe: http://x.org/u."}, Check.INSECURE_LINK, "is not https"),
         ({"html": GOOD + '<a href="/offers">x</a>'}, Check.LOCAL_LINK, "“/offers” leads nowhere"),
         ({"html": GOOD + '<a href="https://localhost/">x</a>'}, Check.LOCAL_LINK, "leads nowhere"),

@@ -137,7 +137,7 @@ def look(content: EmailContent, recipients: Sequence[tuple[int, Mapping[str, Any
     if size > LARGEST_HTML:
         words = f"The HTML has up to {size:,} octets; Gmail hides what is beyond {LARGEST_HTML:,}."
         found.append(Found(Check.TOO_LARGE, words))
-    found += _links(messages)
+    found += _links(messages, f"{content.html or ''}{content.text or ''}")
     for branch in untried(_authored(content), recipients):
         words = (
             f"{branch.part}, line {branch.line}: no recipient of the sample takes “{branch.statement}”: "
@@ -170,7 +170,7 @@ def _opt_out(content: EmailContent, messages: Sequence[Rendered]) -> Iterator[Fo
     yield Found(Check.NO_OPT_OUT, f"{where}: most countries ask for one in such mail.")
 
 
-def _links(messages: Iterable[Rendered]) -> Iterator[Found]:
+def _links(messages: Iterable[Rendered], source: str) -> Iterator[Found]:
     insecure: dict[str, None] = {}
     local: dict[str, None] = {}
     blind: dict[str, None] = {}
@@ -191,9 +191,18 @@ def _links(messages: Iterable[Rendered]) -> Iterator[Found]:
         (Check.LOCAL_LINK, local, "leads nowhere that recipients can reach"),
     ):
         if links:
-            first, *others = links
+            first, *others = dict.fromkeys(_shown(link, source) for link in links)
             more = f", and {len(others)} more" if others else ""
-            yield Found(check, f"“{first[:200]}” {words}{more}.")
+            yield Found(check, f"{first} {words}{more}.")
+
+
+def _shown(link: str, source: str) -> str:
+    """Returns words for a link that hold no value of a recipient: findings are kept, and shown to others."""
+    if link in source:
+        return f"“{link[:200]}”"
+    scheme, host = _read_link(link)
+    start = f"{scheme}://{host}"
+    return f"“{start}/…”" if host and start in source.lower() else "A link that comes out of a value"
 
 
 def _bare_links(text: str) -> list[str]:
