@@ -16,7 +16,7 @@ import yaml
 
 from contracts import routing
 from tests.support.database import change
-from tests.support.prometheus import scraping
+from tests.support.prometheus import DEPLOY, scraping
 from tests.support.results import bounced
 from tests.support.roles import roles
 from tests.support.stack import until
@@ -95,9 +95,11 @@ async def lived_through(stack: Stack) -> int:
     addresses = [f"user{i}@example.org,p{i}" for i in range(1, 41)]
     number = await stack.prepare([*addresses, "nobody,p0"], columns="address,profile_id", extra=WAVES)
     await stack.prepare(3)
+    mail = await stack.prepare(5, channel="email")
     await change(stack, "UPDATE sendoff.alert_threshold SET minimum = 1 WHERE minimum IS NOT NULL")
-    assert (await stack.confirm(number))["status"] == "accepted"
-    await stack.finished(number)
+    for each in (number, mail):
+        assert (await stack.confirm(each))["status"] == "accepted"
+        await stack.finished(each)
     for recipient in (1, 2, 3):
         await stack.publish(routing.RESULTS, routing.BOUNCE, bounced(number, recipient))
     await publish(
@@ -130,7 +132,7 @@ async def read_all(url: str, delivery: int) -> None:
             assert any(row[name] is not None for row in rows for name in shown), f"{where} shows nothing"
         (variable,) = DASHBOARDS["delivery"]["templating"]["list"]
         found = await reader.fetch(variable["query"])
-        assert {row["__value"] for row in found} == {"1", "2"}
+        assert {row["__value"] for row in found} == {"1", "2", "3"}
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await reader.fetch("SELECT FROM sendoff.recipient")
     finally:
@@ -167,3 +169,25 @@ async def test_every_panel_shows_something_after_a_real_run(stack: Stack, tmp_pa
         number = await lived_through(stack)
         await read_all(installed.url("reader"), number)
         await ask_all(prometheus)
+
+        async def alerted() -> dict[str, str] | None:
+            states = await prometheus.alerts()
+            return (
+                states if states["SendoffDeadLetters"] == states["SendoffDeliveryAlert"] == "firing" else None
+            )
+
+        states = await until(alerted)
+        number = re.search(r"\(duty\).*< (\d+)", (DEPLOY / "rules.yml").read_text())
+        assert number
+        (duties,) = await prometheus.ask(
+            "count(count by (duty) (sendoff_duty_last_success_timestamp_seconds))"
+        )
+        assert duties["value"] == int(number[1]), "SendoffNoSchedule counts the duties of the scheduler"
+        silent = [
+            "SendoffDown",
+            "SendoffNoSender",
+            "SendoffNoFanout",
+            "SendoffNoSchedule",
+            "SendoffQueuesUnseen",
+        ]
+        assert [states[name] for name in silent] == ["inactive"] * len(silent)

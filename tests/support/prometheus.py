@@ -38,6 +38,13 @@ class Prometheus:
             return [{"labels": {}, "value": float(result[1])}]
         return [{"labels": one["metric"], "value": float(one["value"][1])} for one in result]
 
+    async def alerts(self) -> dict[str, str]:
+        """Returns the state of every alert rule; fails where a rule cannot be evaluated."""
+        found = await asyncio.to_thread(self._get, "/api/v1/rules")
+        rules = [rule for group in found["data"]["groups"] for rule in group["rules"]]
+        assert [rule for rule in rules if rule["health"] == "err"] == []
+        return {rule["name"]: rule["state"] for rule in rules if rule["type"] == "alerting"}
+
     async def ready(self) -> bool:
         try:
             await asyncio.to_thread(self._get, "/api/v1/status/buildinfo")

@@ -194,7 +194,9 @@ class Metrics:
                 "channel",
             ),
             oldest_due_page=gauge(
-                "oldest_due_page_seconds", "How long the oldest due page waits for the fan-out.", "channel"
+                "oldest_due_page_seconds",
+                "How long the oldest due page waits for the fan-out; a process without schedule says 0.",
+                "channel",
             ),
             channel_up=gauge(
                 "channel_up", "1 while the channel takes messages; for email, a relay.", "channel"
@@ -242,6 +244,7 @@ class Metrics:
             self.commands.labels(routing.TYPE_CLAIM, refused.value, asked.value)
         self.build.labels(VERSION, str(len(migrations())), platform.python_version()).set(1)
         for channel in channels:
+            self.oldest_due_page.labels(channel)
             for counter in (self.sends_published, self.sends_claimed, self.sends_refused):
                 counter.labels(channel)
             for kind in (routing.SENT, routing.BOUNCE, routing.ERROR):
