@@ -17,7 +17,7 @@ folder=$(mktemp -d)
 trap 'rm -r "$folder"' EXIT
 for user in upstream listener tracker sender \
     sendoff-confirm sendoff-fanout sendoff-send sendoff-claims sendoff-results sendoff-tracking sendoff-stats \
-    sendoff-schedule sendoff-events sendoff-returned sendoff-ops
+    sendoff-schedule sendoff-events sendoff-returned sendoff-webhooks sendoff-ops
 do
     openssl rand -hex 24 > "$folder/$user"
     echo "BROKER_$(echo "$user" | tr a-z- A-Z_)=$(cat "$folder/$user")" >> "$folder/.env"

@@ -59,6 +59,7 @@ from worker.services.tracking import TrackingLimits, TrackingParts, TrackingServ
 from worker.telemetry.loop import LoopLag
 from worker.telemetry.metrics import Metrics
 from worker.web.console.service import ConsoleService
+from worker.web.webhooks.service import WebhookService
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -86,7 +87,7 @@ SERVICES: Final = (
     "events",
 )
 """The services by name, as `sendoff run` takes them."""
-ON_REQUEST: Final = ("returned", "console")
+ON_REQUEST: Final = ("returned", "console", "webhooks")
 """Those that run only where they are named: they listen for others, or read their files."""
 
 
@@ -125,6 +126,9 @@ class Worker:
             "events": lambda: [self._events()],
             "returned": lambda: [self._returned()],
             "console": lambda: [ConsoleService(self.settings, self.db)],
+            "webhooks": lambda: [
+                WebhookService(self.settings, self.bulk_publisher, self.names, self.metrics)
+            ],
         }
         return builders[name]()
 

@@ -189,6 +189,16 @@ class Settings(BaseSettings):
     """The folder where it keeps mails that only a person can read."""
     returned_size: Annotated[int, Field(ge=100_000)] = 25_000_000
     """Octets of a returned mail; a longer one is refused."""
+    webhooks_file: Path | None = None
+    """A TOML file that says which mail providers may call `sendoff run webhooks`, and how they sign."""
+    webhooks_host: str = "127.0.0.1"
+    """The address that it listens on."""
+    webhooks_port: Annotated[int, Field(ge=0, le=65535)] = 8026
+    """The port that it listens on."""
+    webhooks_max_age: Annotated[float, Field(gt=0, le=30 * 86_400)] = 86_400
+    """How long ago a call may have been signed; providers try again for up to a day."""
+    relay_provider: Literal["", "ses", "sendgrid", "mailgun", "postmark", "generic"] = ""
+    """The provider behind the relay, whose webhooks name a recipient by a header of the message."""
     result_batch: Annotated[int, Field(ge=1, le=5_000)] = 1_000
     """Result messages that are recorded together at most."""
     result_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.02
@@ -317,6 +327,7 @@ class Settings(BaseSettings):
     @field_validator(
         *("auth_key", "auth_key_file", "auth_jwks_file", "token", "fingerprint_key"),
         *("machine_rules_file", "bounce_keys", "bounce_keys_file", "dkim_file", "returned_maildir"),
+        "webhooks_file",
         *("console_key", "console_secret", "tracker_keys", "tracker_keys_file"),
         mode="before",
     )

@@ -50,13 +50,14 @@ def faults(s: Settings) -> Iterator[str]:
         yield f"{variable(keys[0])} is set and no token is asked for: set SENDOFF_AUTH=token, or unset it"
     if s.fingerprint_key and len(s.fingerprint_key.get_secret_value().encode()) < _KEY_BYTES:
         yield f"SENDOFF_FINGERPRINT_KEY is too short: it needs {_KEY_BYTES} bytes or more"
-    for name, needed in (("bounce", "bounce_domain"), ("tracker", "tracker_url")):
+    for name, *needing in (("bounce", "bounce_domain", "relay_provider"), ("tracker", "tracker_url")):
         own = (f"{name}_keys", f"{name}_keys_file")
         signing = [key for key in own if getattr(s, key)]
         if len(signing) > 1:
             yield f"{' and '.join(map(variable, signing))} are both set: leave one out"
-        if getattr(s, needed) and not signing:
-            yield f"{variable(needed)} needs keys: set {', or '.join(map(variable, own))}"
+        for needed in needing:
+            if getattr(s, needed) and not signing:
+                yield f"{variable(needed)} needs keys: set {', or '.join(map(variable, own))}"
     yield from _of_the_console(s)
 
 

@@ -26,7 +26,8 @@ def test_every_name_is_read_again_in_any_case(reference: Reference) -> None:
     sender = OURS.sender(reference)
     assert sender is not None
     assert len(sender.partition("@")[0]) <= 64
-    for name in (sender, f"<{sender}>", f"prvs=0123={sender}", message_id(OURS, reference)):
+    names = (sender, f"<{sender}>", f"prvs=0123={sender}", message_id(OURS, reference), OURS.token(reference))
+    for name in names:
         assert OURS.read(name) == OURS.read(name.upper()) == reference
 
 

@@ -32,6 +32,7 @@ _TAG_OCTETS: Final = 10
 _LARGEST: Final = (2**16 - 1, 2**63 - 1, 2**31 - 1, 2**15 - 1)
 _ADDRESS: Final = re.compile(rf"(?:^|[<=]){LOCAL_PART}\+([a-z2-7]{{20,52}})@", re.IGNORECASE)
 """Some relays put something of their own before an `=`."""
+_TOKEN: Final = re.compile(r"[a-z2-7]{20,52}", re.IGNORECASE)
 _LOOKS_LIKE: Final = re.compile(rf"<?{LOCAL_PART}\+", re.IGNORECASE)
 _MESSAGE_ID: Final = re.compile(
     r"<?(\d{1,19})-(\d{1,10})-(\d{1,5})\.[0-9a-f]{12}\.([a-z2-7]{16})@", re.IGNORECASE
@@ -62,18 +63,19 @@ class ReturnPath:
 
     def sender(self, reference: Reference) -> str | None:
         """Returns the envelope sender of an attempt; None without a domain."""
-        if not self._domain:
-            return None
+        return f"{LOCAL_PART}+{self.token(reference)}@{self._domain}" if self._domain else None
+
+    def token(self, reference: Reference) -> str:
+        """Returns the numbers of an attempt with their signature, as the envelope sender has them."""
         numbers = b"".join(map(_varint, (self._signing.number, *reference)))
-        octets = numbers + self._signing.sign("return path", numbers, _TAG_OCTETS)
-        return f"{LOCAL_PART}+{_base32(octets)}@{self._domain}"
+        return _base32(numbers + self._signing.sign("return path", numbers, _TAG_OCTETS))
 
     def tag(self, reference: Reference) -> str:
         """Returns the signature in the Message-ID of an attempt."""
         return _tag(self._signing, reference)
 
     def read(self, name: str) -> Reference | None:
-        """Returns the attempt that an address or a Message-ID belongs to.
+        """Returns the attempt that an address, a Message-ID or a bare token belongs to.
 
         Args:
             name: With or without angle brackets.
@@ -84,6 +86,8 @@ class ReturnPath:
         address = _ADDRESS.search(name)
         if address is not None:
             return self._read_token(address[1])
+        if _TOKEN.fullmatch(name):
+            return self._read_token(name)
         found = _MESSAGE_ID.match(name)
         if found is None:
             return None

@@ -27,7 +27,7 @@ def open_references(settings: Settings) -> ReturnPath:
     references = open_return_path(settings)
     if references is None:
         raise SettingsError(
-            "Returned mail is told by signed names, and there is no key: set SENDOFF_BOUNCE_KEYS or"
+            "What comes back is told by signed names, and there is no key: set SENDOFF_BOUNCE_KEYS or"
             " SENDOFF_BOUNCE_KEYS_FILE, here and for the senders."
         )
     return references

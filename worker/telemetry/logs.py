@@ -81,6 +81,8 @@ def configure(log_format: Literal["auto", "console", "json"], level: str) -> Non
     logging.basicConfig(handlers=[handler], level=least, force=True)
     # aiosmtpd logs what each client says, addresses among it.
     logging.getLogger("mail.log").setLevel(logging.WARNING)
+    # httpx2 logs what it asks, with the tokens in the addresses.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     # They log every attempt to connect as an error. Our own lines say that the broker is away.
     for noisy in ("aiormq", "aio_pika"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)

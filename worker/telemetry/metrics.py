@@ -49,6 +49,8 @@ class Metrics:
     tracker_events: Counter
     tracker_replayed: Counter
     tracker_spool: Gauge
+    webhook_calls: Counter
+    webhook_events: Counter
     pages_published: Counter
     pages_reopened: Counter
     claims_expired: Counter
@@ -141,6 +143,10 @@ class Metrics:
                 "tracker_replayed_messages", "Messages of the tracker's spool that were published."
             ),
             tracker_spool=gauge("tracker_spool_bytes", "Bytes in the folder of the tracker's spool."),
+            webhook_calls=counter(
+                "webhook_calls", "Calls of mail providers, by what became of each.", "provider", "outcome"
+            ),
+            webhook_events=counter("webhook_events", "The events that they told.", "provider", "outcome"),
             pages_published=counter("pages_published", "Pages that the fan-out published wholly."),
             pages_reopened=counter(
                 "pages_reopened", "Pages to be published again: lost, or with retries due.", "reason"

@@ -14,6 +14,7 @@ from contracts.sends import message_id
 from worker.channels.email.message import MessageBuilder
 from worker.domain.content import ContentInvalid, EmailContent
 from worker.domain.mailbox import MailboxInvalid, mailbox
+from worker.domain.provider_headers import reference_line
 from worker.domain.return_path import Reference
 from worker.domain.templates import Renderer, RenderFailed
 from worker.domain.verdicts import Failed
@@ -63,6 +64,7 @@ class EmailChannel:
         links: Links | None = None,
         returns: ReturnPath | None = None,
         headers: Mapping[str, str] | None = None,
+        provider: str = "",
         signing: Signing | None = None,
         dsn: Dsn | None = None,
     ) -> None:
@@ -73,6 +75,7 @@ class EmailChannel:
             links: Writes links to the tracker; None if the installation has none.
             returns: Signs envelope senders and Message-IDs; None to leave both as they are.
             headers: Headers of every message, as templates; a delivery's own win.
+            provider: The mail provider whose webhooks are to name recipients, or nothing.
             signing: The keys that sign messages; None for no signatures.
             dsn: Which reports servers are asked for; None for what they do by themselves.
         """
@@ -80,6 +83,7 @@ class EmailChannel:
         self._links = links
         self._returns = returns
         self._headers = headers or {}
+        self._provider = provider
         self._signing = signing
         self._dsn = dsn
 
@@ -137,7 +141,7 @@ class EmailChannel:
         try:
             rendered = self._rendered(compiled, send, self._links)
             recipient = mailbox(send.address, rendered.to_name)
-            message = await self._built(compiled, rendered, recipient, named)
+            message = await self._built(compiled, rendered, recipient, named, self._references(reference))
         except _NoTracker as error:
             return Failed("configuration", retryable=True, detail=str(error))
         except RenderFailed as error:
@@ -152,6 +156,11 @@ class EmailChannel:
             hand_over=hand_over,
             dsn=self._dsn.options(attempt, recipient.address) if self._dsn else None,
         )
+
+    def _references(self, reference: Reference) -> tuple[str, ...]:
+        if self._returns is None or not self._provider:
+            return ()
+        return (reference_line(self._provider, self._returns.token(reference)),)
 
     def stop_waiting(self) -> None:
         """From now on no message waits for a connection."""
@@ -207,10 +216,15 @@ class EmailChannel:
         return compiled.renderer.render({**send.variables, **own})
 
     async def _built(
-        self, compiled: Compiled, rendered: Rendered, recipient: Mailbox, message_id: str
+        self,
+        compiled: Compiled,
+        rendered: Rendered,
+        recipient: Mailbox,
+        message_id: str,
+        more: tuple[str, ...] = (),
     ) -> bytes:
         at = datetime.now(UTC)
-        message = compiled.builder.build(rendered, recipient, message_id=message_id, at=at)
+        message = compiled.builder.build(rendered, recipient, message_id=message_id, at=at, more=more)
         if self._signing and compiled.signer:
             return await self._signing.sign(compiled.signer, message)
         return message

@@ -44,6 +44,7 @@ def _open(settings: Settings) -> EmailChannel:
         links=open_links(settings),
         returns=open_return_path(settings),
         headers=settings.email_headers,
+        provider=settings.relay_provider,
         signing=Signing(signers) if signers else None,
         dsn=Dsn(settings.dsn_notify, settings.dsn_return) if settings.dsn_notify else None,
     )

@@ -19,7 +19,7 @@ from worker.channels.email.headers import header_line, mailbox_line
 from worker.domain.mailbox import named_mailbox
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime, tzinfo
 
     from worker.domain.attachments import Attachment
@@ -69,7 +69,15 @@ class MessageBuilder:
         signed = f".{tag}" if tag else ""
         return f"<{attempt}.{self._digest}{signed}@{self.sender.domain}>"
 
-    def build(self, rendered: Rendered, recipient: Mailbox, *, message_id: str, at: datetime) -> bytes:
+    def build(
+        self,
+        rendered: Rendered,
+        recipient: Mailbox,
+        *,
+        message_id: str,
+        at: datetime,
+        more: Sequence[str] = (),
+    ) -> bytes:
         """Builds one message.
 
         Args:
@@ -77,6 +85,7 @@ class MessageBuilder:
             recipient: The recipient, with the display name to show, if any.
             message_id: The message's name in angle brackets.
             at: The time for the Date header, with its zone.
+            more: Header lines that are ready, without their ends.
 
         Returns:
             The whole message in lines that end with CRLF, of at most 998 octets. It is ASCII, except for
@@ -96,6 +105,7 @@ class MessageBuilder:
             "MIME-Version: 1.0",
         ]
         lines += [header_line(name, value) for name, value in rendered.headers.items()]
+        lines += more
         text = None if rendered.text_pieces is None else self._text.encode(rendered.text_pieces)
         html = None if rendered.html_pieces is None else self._html.encode(rendered.html_pieces)
         # Drawn after the bodies were made, so that no value in them can contain it on purpose.

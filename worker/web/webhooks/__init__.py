@@ -1,0 +1,1 @@
+"""Webhooks: what mail providers report over HTTP, each in its own form."""
