@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from contracts.sends import Send
-from tests.support import relays
+from tests.support import relays, scripted_smtp
 from tests.support.relays import PASSWORD, TOKEN, USER
 from worker.channels.email.channel import EmailChannel
 from worker.channels.email.dkim import Signer, Signing
@@ -222,12 +222,11 @@ async def test_postfix_relays_messages_that_stay_whole_and_signed(
 
 @pytest.mark.parametrize(("text", "words"), [(None, "cannot be read: No such file"), ("\n", "is empty")])
 async def test_a_secret_that_cannot_be_read_is_told(tmp_path: Path, text: str | None, words: str) -> None:
-    sink = Sink()
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: SMTP(sink, loop=loop, auth_require_tls=False), "127.0.0.1", 0)
-    async with server:
-        port = server.sockets[0].getsockname()[1]
-        if text is not None:
-            (tmp_path / "token").write_text(text)
+    server = scripted_smtp.Server(EHLO=["250-here\r\n250 AUTH PLAIN"])
+    if text is not None:
+        (tmp_path / "token").write_text(text)
+    url = f"smtp://ana@127.0.0.1:{{port}}?auth=plain&secret={tmp_path / 'token'}"
+    async with scripted_smtp.running(server, url=url) as pool:
         with pytest.raises(ChannelUnreachable, match=f"the file .*token with its secret {words}"):
-            await send(f"smtp://ana@127.0.0.1:{port}?auth=plain&secret={tmp_path / 'token'}")
+            await pool.ready()
+    assert not any(command.startswith("AUTH") for command in server.commands)
