@@ -369,7 +369,11 @@ class Worker:
 
 @asynccontextmanager
 async def open_worker(
-    settings: Settings, channels: Mapping[str, Kind] = CHANNELS, stop: asyncio.Event | None = None
+    settings: Settings,
+    channels: Mapping[str, Kind] = CHANNELS,
+    stop: asyncio.Event | None = None,
+    *,
+    plan_each: bool = False,
 ) -> AsyncIterator[Worker]:
     """Connects to all servers, checks them, and closes all connections when the block ends.
 
@@ -377,6 +381,7 @@ async def open_worker(
         settings: The settings.
         channels: The channels that we send over; a test gives its own.
         stop: After it is set, nothing waits for a database or a broker that is away.
+        plan_each: As for `worker.db.pool.open_database`.
 
     Raises:
         DatabaseUnreachable, BrokerUnreachable: there is no server at the address.
@@ -388,7 +393,9 @@ async def open_worker(
     ProcessCollector(registry=registry)
     metrics = Metrics.create(registry, settings.channels)
     stop = stop or asyncio.Event()
-    async with open_connections(settings, names, f"sendoff {owner}", metrics, stop) as connections:
+    async with open_connections(
+        settings, names, f"sendoff {owner}", metrics, stop, plan_each=plan_each
+    ) as connections:
         yield Worker(
             settings,
             names,

@@ -39,7 +39,13 @@ class Connections(NamedTuple):
 
 @asynccontextmanager
 async def open_connections(
-    settings: Settings, names: Names, name: str, metrics: Metrics, stop: asyncio.Event
+    settings: Settings,
+    names: Names,
+    name: str,
+    metrics: Metrics,
+    stop: asyncio.Event,
+    *,
+    plan_each: bool = False,
 ) -> AsyncIterator[Connections]:
     """Connects to all servers, checks them, and closes all connections when the block ends.
 
@@ -49,6 +55,7 @@ async def open_connections(
         name: What operators see in the servers' lists of connections.
         metrics: Where outages are counted.
         stop: After it is set, nothing waits for a database or a broker that is away.
+        plan_each: As for `worker.db.pool.open_database`.
 
     Raises:
         DatabaseUnreachable, BrokerUnreachable: there is no server at the address.
@@ -64,6 +71,7 @@ async def open_connections(
             stop=stop,
             on_away=metrics.database_failures.inc,
             on_busy=lambda doing: metrics.database_busy.labels(doing).inc,
+            plan_each=plan_each,
         )
         stack.push_async_callback(db.close)
         await db.check()

@@ -40,7 +40,8 @@ async def run(settings: Settings, services: Sequence[str], stop: asyncio.Event |
     for because in settings.conflicts:
         log.warning("settings do not fit together", because=because)
     async with AsyncExitStack() as stack:
-        worker = await stack.enter_async_context(open_worker(settings, stop=stop))
+        only_reads = set(services) == {"console"}
+        worker = await stack.enter_async_context(open_worker(settings, stop=stop, plan_each=only_reads))
         running = [service for name in services for service in worker.build(name)]
         for service in running:
             if isinstance(service, ConsoleService):

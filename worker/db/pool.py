@@ -227,6 +227,7 @@ async def open_database(
     stop: asyncio.Event | None = None,
     on_away: Callable[[], None] = lambda: None,
     on_busy: Callable[[str], Callable[[], None]] = lambda _: lambda: None,
+    plan_each: bool = False,
 ) -> Database:
     """Opens a pool.
 
@@ -240,6 +241,8 @@ async def open_database(
         on_away: Called whenever the server later cannot be reached.
         on_busy: Returns, for the name of a work, what is called whenever `Database.until_done` gave it up
             because the server was too busy.
+        plan_each: Whether each statement is planned anew, for its values and the tables as they are: for a
+            process with few statements that read much.
 
     Raises:
         DatabaseUnreachable: there is no database at the address, it refuses our login, or a pooler is in
@@ -253,7 +256,7 @@ async def open_database(
         "idle_in_transaction_session_timeout": "60000",
         # Every statement uses a key, so its plan uses an index and is made once. By default the planner would
         # read the whole of a table that was empty when the plan was made, and would keep this plan.
-        "plan_cache_mode": "force_generic_plan",
+        "plan_cache_mode": "force_custom_plan" if plan_each else "force_generic_plan",
         "enable_seqscan": "off",
         "jit": "off",
     }
