@@ -158,7 +158,7 @@ async def test_a_plan_made_for_empty_tables_looks_recipients_up_by_the_whole_key
         "forgive",  # planned for the table as it is, as recount
         "end_retries",  # of those that wait for a retry alone, which have an index
         "insert_domains",
-        "read_bounce_reasons",  # as the other seven of the console, which plans each for the tables as they are
+        "read_bounce_reasons",  # as seven more of the console, which plans each for the tables as they are
         "read_causes",
         "read_curve",
         "read_domains",
@@ -166,7 +166,6 @@ async def test_a_plan_made_for_empty_tables_looks_recipients_up_by_the_whole_key
         "read_log_page",
         "read_opens",
         "read_urls",
-        "forgive",  # once for a delivery, with the settings of plan_recount
         "read_progress",  # of the refusals that blame the sender alone, which have an index
         "read_refusing_domains",  # as read_progress
         "spare_refused",  # as read_progress
