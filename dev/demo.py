@@ -341,9 +341,9 @@ def run(folder: Path, recipients: int, channel: str, *, page: bool) -> None:
                 received = compare(demo, sink, delivery)
                 show_message(sink, delivery)
                 out.print(received, style="green", soft_wrap=True)
+                out.print(told, style="green", soft_wrap=True)
             if page:
                 show_page(demo)
-                out.print(told, style="green", soft_wrap=True)
     except DemoError as error:
         kept = Path(tempfile.gettempdir()) / f"sendoff-demo-{os.getpid()}.log"
         shutil.copyfile(demo.log, kept)
