@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 
 _NAMED: Final = "SENDOFF_TRACKER_HOST and SENDOFF_TRACKER_PORT"
 _AGAIN_SECONDS: Final = 2.0
-_PATIENCE: Final = 0.25
+_PATIENCE: Final = 0.1
 """Seconds in which the broker must confirm an event. A person waits for the answer."""
 _BODY_BYTES: Final = 8_192
 _CONNECTIONS: Final = 4_000
