@@ -39,6 +39,8 @@ async def run(settings: Settings, services: Sequence[str], stop: asyncio.Event |
         log.warning("not protected on the way", server=server, because=because)
     for because in settings.conflicts:
         log.warning("settings do not fit together", because=because)
+    for because in settings.misspelt:
+        log.warning("variable ignored", because=because)
     async with AsyncExitStack() as stack:
         only_reads = set(services) == {"console"}
         worker = await stack.enter_async_context(open_worker(settings, stop=stop, plan_each=only_reads))

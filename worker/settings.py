@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
+from dotenv import dotenv_values
 from pydantic import AmqpDsn, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -43,10 +45,16 @@ class Settings(BaseSettings):
 
     amqp_url: str = "amqp://guest:guest@127.0.0.1:5672/"
     """The broker."""
+    amqp_url_file: Path | None = None
+    """Or the file with the broker's URL, such as a mounted secret."""
     database_url: str = "postgresql://127.0.0.1:5432/sendoff"
     """The database."""
+    database_url_file: Path | None = None
+    """Or the file with the database's URL."""
     smtp_url: str = "smtp://127.0.0.1:25"
     """The SMTP relay."""
+    smtp_url_file: Path | None = None
+    """Or the file with the relay's URL."""
     queue_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{0,40}$")] = ""
     """The prefix of every exchange and queue, so that several installations can share a broker."""
     channels: Annotated[tuple[str, ...], NoDecode] = ("email", "null")
@@ -256,6 +264,11 @@ class Settings(BaseSettings):
     tick: Annotated[float, Field(gt=0, le=60)] = 1
     """How often the scheduler does its duties."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _from_files(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return fits.from_files(given)
+
     @field_validator("amqp_url")
     @classmethod
     def _is_amqp(cls, value: str) -> str:
@@ -344,6 +357,11 @@ class Settings(BaseSettings):
     def conflicts(self) -> list[str]:
         """Sentences about times that do not fit to each other. The process works, but worse than it could."""
         return list(fits.conflicts(self))
+
+    @property
+    def misspelt(self) -> list[str]:
+        """Sentences about variables of the environment and of `.env` that look like settings and are none."""
+        return list(fits.misspelt({*os.environ, *dotenv_values(".env")}, type(self).model_fields))
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -1,11 +1,13 @@
-"""What of the settings does not fit together. Pure."""
+"""What of the settings does not fit together, and what they say in other words than ours."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from worker.settings import Settings
 
@@ -21,6 +23,48 @@ _KEY_BYTES: Final = 32
 def variable(field: str) -> str:
     """Returns the environment variable of a setting."""
     return f"SENDOFF_{field.upper()}"
+
+
+def from_files(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts into each URL what its file says.
+
+    Args:
+        given: The settings that were given, by their names.
+
+    Raises:
+        ValueError: a URL and its file are both given, or the file cannot be read; the message says which.
+    """
+    read = dict(given)
+    for name in ("amqp_url", "database_url", "smtp_url"):
+        file = read.get(f"{name}_file")
+        if not file:
+            read.pop(f"{name}_file", None)
+            continue
+        if read.get(name):
+            raise ValueError(f"{variable(name)} and {variable(name)}_FILE are both set: leave one out")
+        try:
+            read[name] = Path(file).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ValueError(f"{variable(name)}_FILE: {file} cannot be read: {why}") from None
+        if not read[name]:
+            raise ValueError(f"{variable(name)}_FILE: {file} is empty")
+    return read
+
+
+def misspelt(names: Iterable[str], fields: Collection[str]) -> Iterator[str]:
+    """Yields a sentence for each variable that begins as ours do and is no setting.
+
+    Args:
+        names: The names of all variables.
+        fields: The names of the settings.
+    """
+    known = [variable(field) for field in fields]
+    for name in sorted(names):
+        ours = name.upper().startswith("SENDOFF_") and not name.upper().startswith("SENDOFF_DEV_")
+        if ours and name.upper() not in known:
+            near = get_close_matches(name.upper(), known, 1, 0.8)
+            yield f"there is no setting {name}" + (f"; do you mean {near[0]}?" if near else "")
 
 
 def conflicts(s: Settings) -> Iterator[str]:

@@ -159,3 +159,10 @@ async def test_wrong_settings_are_named_and_the_other_lines_are_there(sendoff: S
         "wrong skipped skipped skipped skipped skipped skipped skipped skipped",
     )
     assert "SENDOFF_PAGE_SIZE" in findings["configuration"][1]
+
+
+async def test_a_variable_that_is_no_setting_is_wrong(stack: Stack, sendoff: Sendoff) -> None:  # noqa: ARG001
+    done = sendoff("check", "--json", env={"SENDOFF_CHANELS": "null"})
+    (found,) = [f for f in json.loads(done.stdout) if f["part"] == "configuration"]
+    assert (done.returncode, found["standing"]) == (1, "wrong")
+    assert "there is no setting SENDOFF_CHANELS; do you mean SENDOFF_CHANNELS?" in found["message"]

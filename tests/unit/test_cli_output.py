@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pytest
 from hypothesis import given
@@ -31,6 +32,10 @@ def test_json_is_of_printable_characters_and_says_the_same(value: object) -> Non
 
 def test_json_has_letters_as_they_are_and_times_in_iso_8601() -> None:
     assert to_json({"zoë": datetime(2026, 12, 1, 9, tzinfo=UTC)}) == '{"zoë": "2026-12-01T09:00:00+00:00"}'
+
+
+def test_a_percentage_is_a_number_in_json() -> None:
+    assert to_json({"sent_pct": Decimal("99.50"), "open_pct": None}) == '{"sent_pct": 99.5, "open_pct": null}'
 
 
 @given(TEXTS)

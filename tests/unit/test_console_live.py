@@ -16,7 +16,7 @@ from worker.web.console.parts import Shared
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from worker.web.console.sentences import Speed
+    from worker.domain.sentences import Speed
 
 SECONDS = 10
 

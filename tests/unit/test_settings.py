@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -122,3 +123,45 @@ def test_the_keys_may_stand_in_a_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be read: No such file"):
         open_links(Settings(tracker_url="https://a.org", tracker_keys_file=tmp_path / "none"))
     assert open_links(Settings()) is None
+
+
+def test_a_url_may_stand_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    secret = tmp_path / "database"
+    secret.write_text("postgresql://sendoff:p%40ss@db/sendoff\n")
+    monkeypatch.delenv("SENDOFF_DATABASE_URL", raising=False)
+    monkeypatch.setenv("SENDOFF_DATABASE_URL_FILE", str(secret))
+    assert read_settings().database_url == "postgresql://sendoff:p%40ss@db/sendoff"
+    secret.write_text("mysql://db/x")
+    with pytest.raises(SettingsError, match="SENDOFF_DATABASE_URL: it must begin with postgresql://"):
+        read_settings()
+    secret.write_text(" \n")
+    with pytest.raises(SettingsError, match=r"SENDOFF_DATABASE_URL_FILE: .* is empty"):
+        read_settings()
+    secret.write_bytes(b"\xff")
+    with pytest.raises(SettingsError, match=r"SENDOFF_DATABASE_URL_FILE: .* it is not UTF-8"):
+        read_settings()
+    secret.unlink()
+    with pytest.raises(SettingsError, match=r"_FILE: .* cannot be read: No such file or directory"):
+        read_settings()
+    monkeypatch.setenv("SENDOFF_DATABASE_URL", "postgresql://db/x")
+    with pytest.raises(SettingsError, match="DATABASE_URL and SENDOFF_DATABASE_URL_FILE are both set"):
+        read_settings()
+    monkeypatch.setenv("SENDOFF_DATABASE_URL_FILE", "")
+    assert read_settings().database_url == "postgresql://db/x"
+
+
+def test_a_variable_that_is_no_setting_is_told_and_what_it_resembles(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in [name for name in os.environ if name.startswith("SENDOFF_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SENDOFF_DEV_SINK", "/x")
+    monkeypatch.setenv("sendoff_tick", "2")
+    assert read_settings().misspelt == []
+    monkeypatch.setenv("SENDOFF_DATABSE_URL", "postgresql://db/x")
+    (tmp_path / ".env").write_text("SENDOFF_MOOD=good\nOTHER=1\n")
+    assert read_settings().misspelt == [
+        "there is no setting SENDOFF_DATABSE_URL; do you mean SENDOFF_DATABASE_URL?",
+        "there is no setting SENDOFF_MOOD",
+    ]

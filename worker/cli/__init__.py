@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import sys
 import traceback
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from sql import migrations
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
 from worker.amqp.messages import Unroutable
 from worker.amqp.pika.client import NoAnswer
@@ -25,6 +27,7 @@ from worker.cli import (
     check,
     control,
     dead,
+    deliveries,
     erase,
     history,
     log,
@@ -47,6 +50,7 @@ from worker.domain.text import plain
 from worker.lifecycle import ServiceDied
 from worker.operations.prepare import PreparationRefused
 from worker.settings import SettingsError
+from worker.version import VERSION
 from worker.web.server import AddressUnavailable
 from worker.web.tracker.spool import SpoolUnusable
 
@@ -76,14 +80,32 @@ program."""
 _FAULT: Final = 1
 _USAGE: Final = 2
 
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sendoff {VERSION} (schema {len(migrations())}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
 app = typer.Typer(
     name="sendoff",
     help="Carries out the confirm send step of campaign messaging.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def _options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
+    """Carry out the confirm send step of campaign messaging."""
+
+
 app.command("migrate")(migrate.migrate)
 app.add_typer(operators.app, name="operator")
 app.command("prepare")(prepare.prepare)
@@ -100,6 +122,7 @@ app.command("pause")(control.pause)
 app.command("resume")(control.resume)
 app.command("stop")(control.stop)
 app.command("stats")(stats.stats)
+app.command("list")(deliveries.list_)
 app.command("watch")(watch.watch)
 app.command("log")(log.log)
 app.command("unknown")(unknown.unknown)

@@ -81,7 +81,7 @@ def check(as_json: JsonOption = False) -> None:
         findings = [Finding("configuration", PartStatus.WRONG, str(error))]
         findings += _skipped(_PARTS[1:], "Not looked at, as long as the settings are wrong.")
     else:
-        findings = [Finding("configuration", PartStatus.OK, "The settings can be read.")]
+        findings = [_configuration(settings)]
         findings += asyncio.run(_look(settings))
     if as_json:
         typer.echo(to_json([asdict(f) for f in findings]))
@@ -90,6 +90,12 @@ def check(as_json: JsonOption = False) -> None:
             typer.echo(f"{f.part:14} {f.standing.value:12} {plain(f.message)}")
     statuses = {f.standing for f in findings}
     raise typer.Exit(3 if PartStatus.UNREACHABLE in statuses else 1 if PartStatus.WRONG in statuses else 0)
+
+
+def _configuration(settings: Settings) -> Finding:
+    if ignored := settings.misspelt:
+        return Finding("configuration", PartStatus.WRONG, f"Variables are ignored: {'; '.join(ignored)}.")
+    return Finding("configuration", PartStatus.OK, "The settings can be read.")
 
 
 async def _look(settings: Settings) -> list[Finding]:

@@ -6,6 +6,7 @@ import codecs
 import json
 import sys
 from datetime import datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
@@ -70,17 +71,20 @@ def to_json(value: object) -> str:
     """Returns a value as JSON on one line. Characters that are not printable become escapes.
 
     Args:
-        value: A value that `json` can write. Times become ISO 8601, other objects their `str`.
+        value: A value that `json` can write. Times become ISO 8601, percentages numbers, other objects their
+            `str`.
     """
     # A stream that is not UTF-8 would write its own escapes, which are not JSON.
     ascii_alone = codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
-    text = json.dumps(value, ensure_ascii=ascii_alone, default=_csv_text)
+    text = json.dumps(value, ensure_ascii=ascii_alone, default=_plain)
     return (
         text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
     )
 
 
-def _csv_text(value: object) -> str:
+def _plain(value: object) -> float | str:
+    if isinstance(value, Decimal):
+        return float(value)
     return value.isoformat() if isinstance(value, datetime) else str(value)
 
 

@@ -19,24 +19,25 @@ from rich.text import Text
 from contracts.states import State
 from worker.cli.asking import DeliveryArgument
 from worker.cli.common import CommandRefused, database
-from worker.cli.show import console, number, percent, title
+from worker.cli.show import console, number, percent, title, to_json
 from worker.db import reading
 from worker.db.failures import ERRORS, classify
 from worker.domain.failures import Failure
 from worker.domain.pace import Pace
+from worker.domain.sentences import SETTLED
 from worker.domain.states import OVER
 from worker.domain.text import plain, words
 from worker.settings import Settings, read_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from rich.console import Console, RenderableType
 
 _HELD: Final = (State.PAUSED, State.STOPPED, State.FAILED, State.PREPARATION_FAILED)
 """The states whose reason is shown."""
 
-_SETTLED: Final = ("sent", "bounced", "errors", "unknown", "excluded_late", "cancelled")
 _OPEN: Final = ("pending", "sending", "retrying")
 _LINE_SECONDS: Final = 1.0
 _STATEMENT_SECONDS: Final = 5.0
@@ -51,8 +52,8 @@ class View:
         self._pace = pace
         self._away = away
         self.state = State(row["state"])
-        self.settled = sum(row[name] for name in _SETTLED)
-        self.facts = (away, self.state, *(row[name] for name in (*_SETTLED, *_OPEN, "opened", "clicked")))
+        self.settled = sum(row[name] for name in SETTLED)
+        self.facts = (away, self.state, *(row[name] for name in (*SETTLED, *_OPEN, "opened", "clicked")))
         """The values whose change makes a new line. Times do not."""
 
     def line(self) -> str:
@@ -66,6 +67,18 @@ class View:
             self._counts(),
         ]
         return "  ".join((*parts, self._why())).rstrip()
+
+    def record(self) -> dict[str, Any]:
+        """Returns the view for programs: the row of `deployment`, and what was computed from it."""
+        rate = None if self.state in OVER else self._pace.rate
+        left = None if rate is None else self._pace.left(self._row["to_deliver"] - self.settled)
+        computed = {
+            "settled": self.settled,
+            "rate": None if rate is None else round(rate, 1),
+            "seconds_left": None if left is None else round(left.total_seconds()),
+            "database_away": self._away,
+        }
+        return {**self._row, **computed}
 
     def live(self) -> RenderableType:
         """Returns the view for a terminal."""
@@ -103,7 +116,7 @@ class View:
     def _counts(self) -> str:
         row = self._row
         shown = [("sent", "sent"), ("bounced", "bounced"), ("errors", "errors")]
-        shown += [(words(name), name) for name in (*_SETTLED[3:], *_OPEN, "opened", "clicked") if row[name]]
+        shown += [(words(name), name) for name in (*SETTLED[3:], *_OPEN, "opened", "clicked") if row[name]]
         return "  ".join(f"{label} {number(row[name])}" for label, name in shown)
 
     def _why(self) -> str:
@@ -124,23 +137,33 @@ def watch(
     until: Annotated[
         State | None, typer.Option(help="End in this state; without it in finished, stopped or failed.")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line, whenever something has changed.")
+    ] = False,
 ) -> None:
     """Show a delivery's progress, rate, time left and KPIs until it has ended."""
     # Shows a hidden cursor again, however this ends.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    state = asyncio.run(_watch(read_settings(), delivery_id, interval, until))
+    screen = _json_lines() if as_json else _screen(console())
+    state = asyncio.run(_watch(read_settings(), delivery_id, screen, interval, until))
     if until not in (None, state):
         raise CommandRefused(f"The delivery is {words(state)}, it will not be {words(until)}.")
 
 
-async def _watch(settings: Settings, delivery_id: int, interval: float, until: State | None) -> State:
+async def _watch(
+    settings: Settings,
+    delivery_id: int,
+    screen: AbstractContextManager[_Screen],
+    interval: float,
+    until: State | None,
+) -> State:
     async with database(settings, command_timeout=_STATEMENT_SECONDS) as db:
         row = await reading.deployment(db, delivery_id)
         if row is None:
             raise CommandRefused(f"There is no delivery {delivery_id}.")
         pace = Pace()
         away = False
-        with _screen(console()) as show:
+        with screen as show:
             while True:
                 view = View(row, pace, away=away)
                 pace.note(time.monotonic(), view.settled)
@@ -165,16 +188,21 @@ class _Screen(Protocol):
 @contextlib.contextmanager
 def _screen(out: Console) -> Iterator[_Screen]:
     if not out.is_terminal:
-        yield _Lines(out)
+        yield _Lines(lambda view: out.print(view.line(), soft_wrap=True))
         return
     with Live(console=out, auto_refresh=False) as live:
         yield lambda view, last: live.update(view.live(), refresh=True)  # noqa: ARG005 - as _Screen names it
 
 
+@contextlib.contextmanager
+def _json_lines() -> Iterator[_Screen]:
+    yield _Lines(lambda view: typer.echo(to_json(view.record())))
+
+
 class _Lines:
     """At most one line a second, and only if something has changed."""
 
-    def __init__(self, out: Console) -> None:
+    def __init__(self, out: Callable[[View], None]) -> None:
         self._out = out
         self._facts: object = None
         self._state: State | None = None
@@ -185,5 +213,5 @@ class _Lines:
         early = now - self._at < _LINE_SECONDS and view.state is self._state
         if view.facts == self._facts or (early and not last):
             return
-        self._out.print(view.line(), soft_wrap=True)
+        self._out(view)
         self._facts, self._state, self._at = view.facts, view.state, now

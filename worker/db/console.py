@@ -61,18 +61,24 @@ class ConsoleReads:
         return {row["delivery_id"]: dict(row) for row in rows}
 
     async def deliveries(
-        self, *, before: int | None, states: Sequence[str] | None, channel: str | None, text: str | None
+        self,
+        *,
+        before: int | None,
+        states: Sequence[str] | None,
+        channel: str | None,
+        text: str | None,
+        rows: int = PAGE,
     ) -> Page:
         """Returns a page of deliveries, the newest first."""
-        rows = await self._db.fetch(
+        found = await self._db.fetch(
             "read_deliveries_page",
             before=before or _BEFORE_ALL,
             states=list(states) if states else None,
             channel=channel,
             text=text,
-            rows=PAGE + 1,
+            rows=rows + 1,
         )
-        return _page(rows, lambda row: str(row["delivery_id"]))
+        return _page(found, lambda row: str(row["delivery_id"]), rows)
 
     async def rows(self, query: str, **values: object) -> list[Row]:
         """Returns the rows of a query that reads few."""
@@ -155,6 +161,6 @@ class ConsoleReads:
         return {**row, "variables": json.loads(row["variables"])} if row else None
 
 
-def _page(rows: Sequence[Any], key: Any) -> Page:  # noqa: ANN401 - a function of a row
+def _page(rows: Sequence[Any], key: Any, size: int = PAGE) -> Page:  # noqa: ANN401 - a function of a row
     found = [dict(row) for row in rows]
-    return Page(found[:PAGE], key(found[PAGE - 1]) if len(found) > PAGE else None)
+    return Page(found[:size], key(found[size - 1]) if len(found) > size else None)

@@ -11,10 +11,10 @@ from starlette.responses import StreamingResponse
 from contracts.commands import Status
 from contracts.states import State
 from worker.db.console import MORE
+from worker.domain.sentences import Speed, headline, settled
 from worker.domain.states import OVER, RUNNING, Move, sources
 from worker.web.console.drawing import Minute, curve
 from worker.web.console.parts import absent, number_of, read_number, text_of
-from worker.web.console.sentences import Speed, headline, settled
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -12,9 +12,9 @@ import structlog
 from contracts.states import State
 from worker.db.failures import ERRORS
 from worker.domain.pace import Pace
+from worker.domain.sentences import Speed, average, settled
 from worker.domain.states import RUNNING
 from worker.lifecycle import pause
-from worker.web.console.sentences import Speed, average, settled
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from decimal import Decimal
 
+    from worker.domain.sentences import Part
     from worker.web.console.assets import Assets
-    from worker.web.console.sentences import Part
 
 NOTHING: Final = "–"
 """Shown for a percentage of nothing and for a date that is not set."""

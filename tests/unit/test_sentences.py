@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.states import State
+from worker.domain.sentences import Part, Speed, average, headline, settled
 from worker.web.console.rendering import sentence
-from worker.web.console.sentences import Part, Speed, average, headline, settled
 
 NOW = datetime(2026, 11, 27, 14, 0, tzinfo=UTC)
 COUNTS = (
