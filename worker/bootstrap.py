@@ -240,6 +240,7 @@ class Worker:
                 claim_lease=s.claim_lease,
                 result_lease=s.result_lease,
                 patience=s.relay_patience,
+                aside=max(prefetch // 2, 1),  # the other half is for the others
             ),
         )
         self.senders.append(sender)

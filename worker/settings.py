@@ -158,6 +158,8 @@ class Settings(BaseSettings):
     """When a published page with unclaimed recipients is published again, even if the queue is full."""
     smtp_connections: Annotated[int, Field(ge=1, le=500)] = 20
     """Connections to the relay per process; a process that is killed leaves at most so many in doubt."""
+    providers_file: Path | None = None
+    """A TOML file with mailbox providers, their domains and limits; it wins over Sendoff's own list."""
     smtp_timeout: Annotated[float, Field(gt=0, le=600)] = 60
     """How long connecting to the relay may take, and how long a message waits for a free connection."""
     smtp_command_timeout: Annotated[float, Field(gt=0, le=3600)] = 300
@@ -341,6 +343,7 @@ class Settings(BaseSettings):
         *("auth_key", "auth_key_file", "auth_jwks_file", "token", "fingerprint_key"),
         *("machine_rules_file", "bounce_keys", "bounce_keys_file", "dkim_file", "returned_maildir"),
         "webhooks_file",
+        "providers_file",
         *("console_key", "console_secret", "tracker_keys", "tracker_keys_file"),
         mode="before",
     )

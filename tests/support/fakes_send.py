@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from worker.amqp.messages import Incoming
-    from worker.channels.protocol import ChannelUnreachable, HandOver
+    from worker.channels.protocol import ChannelUnreachable, HandOver, Lane
     from worker.domain.failures import Busy
     from worker.domain.verdicts import Verdict
 
@@ -180,6 +180,11 @@ class FakeChannel:
         self.answers = asyncio.Event()
         self.answers.set()
         self.closed = self.hurried = False
+        self.lanes: dict[str, Lane] = {}
+        """By the domain of an address."""
+
+    def lane(self, address: str) -> Lane | None:
+        return self.lanes.get(address.rpartition("@")[2])
 
     async def ready(self) -> None:
         self.asked += 1

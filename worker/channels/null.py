@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from contracts.sends import Send
-    from worker.channels.protocol import HandOver
+    from worker.channels.protocol import HandOver, Lane
     from worker.domain.verdicts import Verdict
 
 
@@ -23,6 +23,10 @@ class NullChannel:
 
     concurrency = None
     _accepted = Accepted("null channel")
+
+    def lane(self, address: str) -> Lane | None:  # noqa: ARG002
+        """Nothing is limited."""
+        return None
 
     async def ready(self) -> None:
         """Always ready."""

@@ -52,12 +52,32 @@ class Granted:
         return answer
 
 
+class Lane(Protocol):
+    """What one group of addresses takes. The sender keeps to it, so that a slow group delays no other."""
+
+    @property
+    def opens_at(self) -> float:
+        """When its pause ends, in the time of the event loop; a past time for none."""
+
+    def room(self, now: float) -> int:
+        """Returns how many more of its messages may be claimed."""
+
+    def enter(self) -> None:
+        """Notes that one of its messages is about to be claimed."""
+
+    def leave(self) -> None:
+        """Notes that one is not claimed any more."""
+
+
 class Channel(Protocol):
     """Sends messages to recipients."""
 
     @property
     def concurrency(self) -> int | None:
         """How many sends may run at the same time; None if a send never waits."""
+
+    def lane(self, address: str) -> Lane | None:
+        """Returns the lane of an address; None if nothing is limited by address."""
 
     async def ready(self) -> None:
         """Returns when messages can be sent.

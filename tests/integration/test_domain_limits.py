@@ -1,0 +1,178 @@
+"""A provider that throttles, and one that is slow, beside a fast one: the fast one does not wait."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from contracts import routing
+from tests.integration.test_relay_limits import OverPool, attempts
+from tests.support.scripted_smtp import MESSAGE, Server, running
+from tests.support.stack import until
+from worker.channels.email import capacity, lanes
+from worker.domain.verdicts import Accepted, Failed
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import AsyncIterator
+
+    from contracts.sends import Send
+    from tests.support.stack import Stack
+    from worker.channels.email.lanes import Lane
+    from worker.channels.email.smtp import SmtpPool
+    from worker.channels.protocol import HandOver
+    from worker.domain.verdicts import Verdict
+
+BUSY = "421 4.7.0 [TSS04] Messages temporarily deferred due to unexpected volume"
+
+
+class Relay(Server):
+    """Passes on what providers say: `busy.example` takes a message in so many, `slow.example` none before
+    `release`."""
+
+    takes_one_in = 0
+    say = "450 4.7.1 too many messages, try later"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[str] = []
+        """The domains of the messages that came, in their order."""
+        self.refused = 0
+        self.hanging = self.most_hanging = 0
+        self._asked = itertools.count(1)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        await One(self).serve(reader, writer)
+
+
+class One(Server):
+    """One session of the relay."""
+
+    def __init__(self, relay: Relay) -> None:
+        super().__init__()
+        self.relay = relay
+        self._domain = ""
+
+    async def _answer(self, writer: asyncio.StreamWriter, verb: str, default: str) -> bool:
+        relay = self.relay
+        if verb == "RCPT":
+            self._domain = self.commands[-1].rpartition("@")[2].rstrip(">")
+            if self._domain == "slow.example" and not relay.release.is_set():
+                relay.hanging += 1
+                relay.most_hanging = max(relay.hanging, relay.most_hanging)
+                await relay.release.wait()
+                relay.hanging -= 1
+            if self._domain == "busy.example" and not (
+                relay.takes_one_in and next(relay._asked) % relay.takes_one_in == 0  # noqa: SLF001
+            ):
+                relay.refused += 1
+                default = relay.say
+        if verb == "DOT":
+            relay.order.append(self._domain)
+        return await super()._answer(writer, verb, default)
+
+
+class ToDomains(OverPool):
+    """Sends over a pool to the recipients' own addresses."""
+
+    def lane(self, address: str) -> Lane:  # type: ignore[override]
+        return self.pool.lanes.of(address)
+
+    async def send(self, compiled: None, send: Send, hand_over: HandOver) -> Verdict:  # noqa: ARG002
+        verdict = await self.pool.send("news@example.org", send.address, MESSAGE, hand_over=hand_over)
+        self.seen[type(verdict).__name__] += 1
+        return verdict
+
+
+@asynccontextmanager
+async def relaying(relay: Relay, size: int = 8) -> AsyncIterator[SmtpPool]:
+    async with running(relay, size=size, seconds=20) as pool:
+        yield pool
+
+
+def mixed(count: int, other: str) -> list[str]:
+    """Half of the one, half of the other, in turn."""
+    return [f"u{n}@{'fast' if n % 2 else other}.example" for n in range(count)]
+
+
+@pytest.mark.parametrize("say", [Relay.say, BUSY])
+async def test_a_provider_that_throttles_hard_holds_up_nobody_and_costs_no_attempt(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, say: str
+) -> None:
+    monkeypatch.setattr(capacity, "SHORTEST_PAUSE", 0.2)
+    relay = Relay()
+    relay.say = say
+    async with relaying(relay) as pool:
+        number = await stack.prepare(mixed(400, "busy"))
+        async with stack.running(channel=ToDomains(pool), tick=0.1, send_batch=100, page_look_after=0.5):
+            await stack.confirm(number)
+            await until(lambda: _sent(stack, number, 200))
+            # No message of the busy one was taken, and the fast ones are all through.
+            assert set(relay.order) == {"fast.example"}
+            assert relay.refused < 60, "they are put aside, and not all tried"
+            relay.takes_one_in = 1
+            row = await stack.finished(number)
+    assert (row["sent"], row["bounced"], row["errors"], row["unknown"]) == (400, 0, 0, 0)
+    assert await attempts(stack) == [("sent", 1, 400)]
+
+
+async def _sent(stack: Stack, number: int, count: int) -> bool:
+    return bool((await stack.deployment(number))["sent"] >= count)
+
+
+async def test_a_slow_provider_gets_its_share_of_the_connections(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "SLOW_SECONDS", 0.1)
+    relay = Relay()
+    async with relaying(relay) as pool:
+        number = await stack.prepare(mixed(400, "slow"))
+        async with stack.running(channel=ToDomains(pool), tick=0.1, send_batch=100, page_look_after=0.5):
+            await stack.confirm(number)
+            await until(lambda: _sent(stack, number, 200))
+            assert set(relay.order) == {"fast.example"}, "all of them, while the slow one answers nothing"
+            assert relay.hanging < pool.size
+            relay.release.set()
+            row = await stack.finished(number)
+    assert (row["sent"], row["bounced"], row["errors"], row["unknown"]) == (400, 0, 0, 0)
+    assert await attempts(stack) == [("sent", 1, 400)]
+
+
+async def test_a_pause_holds_for_what_is_put_aside(stack: Stack) -> None:
+    relay = Relay()
+    async with relaying(relay) as pool:
+        number = await stack.prepare(mixed(100, "busy"))
+        async with stack.running(channel=ToDomains(pool), tick=0.1, send_batch=100):
+            await stack.confirm(number)
+            await until(lambda: _sent(stack, number, 50))
+            assert (await stack.control(routing.PAUSE, number))["state"] == "paused"
+            refused, relay.takes_one_in = relay.refused, 1
+            assert not await _sent(stack, number, 51)
+            assert (await stack.control(routing.STOP, number))["state"] == "stopped"
+            row = await stack.deployment(number)
+        assert relay.refused <= refused + pool.size
+    assert (row["sent"], row["cancelled"], row["sending"]) == (50, 50, 0)
+
+
+async def test_a_provider_that_never_takes_a_message_costs_an_attempt_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(capacity, "SHORTEST_PAUSE", 0.001)
+    monkeypatch.setattr(capacity, "LONGEST_PAUSE", 0.001)
+    relay = Relay()
+    async with relaying(relay, size=2) as pool:
+
+        async def one(recipient: str) -> Verdict:
+            return await pool.send("news@example.org", recipient, MESSAGE)
+
+        verdicts: list[Verdict] = []
+        assert isinstance(await one("a@fast.example"), Accepted)
+        while not verdicts or (isinstance(verdicts[-1], Failed) and verdicts[-1].waits):
+            verdicts.append(await one("a@busy.example"))
+            assert isinstance(await one("a@fast.example"), Accepted)
+    assert relay.refused == 9
+    assert verdicts[-1].reason == "rate_limited"  # type: ignore[union-attr]

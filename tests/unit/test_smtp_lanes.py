@@ -1,0 +1,233 @@
+"""Lanes: a provider that is slow, wants a pause or has a limit gets its share, and nobody else waits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from worker.channels.email.lanes import _KEPT, Lanes
+from worker.channels.email.providers import read_providers
+from worker.settings import SettingsError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from worker.channels.email.lanes import Lane
+
+OURS = read_providers()
+
+
+def lanes(size: int = 8) -> Lanes:
+    return Lanes(OURS, lambda: size)
+
+
+def sent(lane: Lane, began: float, seconds: float, times: int = 1) -> None:
+    for _ in range(times):
+        lane.end(lane.begin(began), began + seconds)
+        lane.passed(began + seconds)
+
+
+def test_the_domains_of_a_provider_share_a_lane_in_any_spelling() -> None:
+    many = lanes()
+    assert many.of("ana@gmail.com") is many.of("bo@GoogleMail.com") is not many.of("bo@example.org")
+    assert many.of("a@bücher.example") is many.of("b@xn--bcher-kva.example")
+    assert many.of("a@not a domain\udcff").room(0) > 0
+
+
+def test_nothing_is_limited_while_nobody_is_slow() -> None:
+    many = lanes(2)
+    one, other = many.of("a@one.example"), many.of("a@two.example")
+    for _ in range(1_000):
+        one.enter()
+    assert one.room(0) > 1_000
+    sent(one, 0, 0.2, 100)
+    sent(other, 0, 0.001, 100)
+    assert one.room(1) > 1_000, "0.2 s is not slow"
+
+
+def test_a_lane_that_is_slow_beside_others_gets_its_share_until_it_is_fast_again() -> None:
+    many = lanes(8)
+    slow, fast = many.of("a@slow.example"), many.of("a@fast.example")
+    sent(slow, 0, 2, 20)
+    assert slow.room(2) > 8, "it is alone: nobody waits for it"
+    sent(fast, 2, 0.01, 100)
+    assert (slow.room(3), fast.room(3) > 8) == (2, True)
+    slow.enter()
+    assert slow.room(3) == 1
+    assert slow.room(30) > 8, "nobody else was active for so long"
+    sent(fast, 30, 0.01)
+    sent(slow, 30, 0.01, 100)
+    assert slow.room(31) > 8
+
+
+def test_slow_lanes_together_get_half() -> None:
+    many = lanes(8)
+    slow = [many.of(f"a@slow{n}.example") for n in range(5)]
+    for lane in slow:
+        sent(lane, 0, 2, 20)
+    sent(many.of("a@fast.example"), 2, 0.01, 200)
+    for lane in slow:
+        for _ in range(lane.room(3)):
+            lane.enter()
+    assert [lane.claimed for lane in slow] == [2, 2, 0, 0, 0]
+    slow[0].leave()
+    assert slow[3].room(3) == 1
+
+
+def test_a_lane_whose_share_hangs_on_connections_is_slow_before_the_first_answer() -> None:
+    many = lanes(8)
+    slow = many.of("a@slow.example")
+    sent(many.of("a@fast.example"), 0, 0.01)
+    slow.begin(0)
+    assert slow.room(1) > 8, "one may hang"
+    slow.begin(0)
+    assert (slow.free(0.2), slow.free(0.3)) == (True, False)
+
+
+def test_a_lane_that_may_hang_gets_half_of_the_connections_until_it_answers() -> None:
+    many = lanes(8)
+    new, other = many.of("a@new.example"), many.of("a@other.example")
+    for _ in range(8):
+        new.enter()
+    numbers = [new.begin(0) for _ in range(4)]
+    assert new.free(0.01), "it is alone"
+    other.enter()
+    assert (new.free(0.01), new.room(0.01), other.free(0.01)) == (False, 0, True)
+    new.end(numbers[0], 0.02)
+    assert new.free(0.02)
+    many = lanes(3)
+    many.of("a@other.example").enter()
+    new = many.of("a@new.example")
+    new.begin(0)
+    assert new.free(0.01), "a half of three is too few"
+
+
+def test_a_refused_lane_pauses_ever_longer_and_steps_up_again() -> None:
+    many = lanes(4)
+    lane = many.of("a@busy.example")
+    pauses = []
+    now = 0.0
+    for _ in range(8):
+        lane.slow_down("421 later", now)
+        assert (lane.room(now), lane.free(now)) == (0, False)
+        pauses.append(lane.opens_at - now)
+        now = lane.opens_at
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert lane.room(now) == 1, "one finds out"
+    for room in (2, 3):
+        sent(lane, now, 0.01)
+        assert lane.room(now + 1) == room
+    sent(lane, now, 0.01)
+    assert lane.room(now + 1) > 4
+    lane.slow_down("421 later", now + 2)
+    assert lane.opens_at == now + 3
+
+
+def test_a_limit_is_the_lanes_while_others_pass_and_the_relays_when_nobody_passes() -> None:
+    many = lanes()
+    first, second, third, fast = (many.of(f"a@{n}.example") for n in "abcd")
+    assert not first.own_limit(0), "nobody is known to pass"
+    sent(fast, 0, 0.01)
+    assert first.own_limit(1)
+    assert second.own_limit(1)
+    assert not third.own_limit(1), "three in a row"
+    sent(fast, 1, 0.01)
+    assert third.own_limit(2)
+    assert not first.own_limit(30), "nobody passed lately"
+
+
+def test_lanes_are_bounded_and_those_in_use_stay() -> None:
+    many = lanes()
+    held, idle = many.of("a@held.example"), many.of("a@idle.example")
+    held.slow_down("later", 0)
+    for number in range(_KEPT):
+        many.of(f"a@d{number}.example")
+    assert many.of("b@held.example") is held
+    assert many.of("b@idle.example") is not idle
+    assert len(many._by_domain) < _KEPT  # noqa: SLF001
+
+
+_STEPS = st.tuples(st.integers(0, 3), st.sampled_from(["enter", "leave", "begin", "end", "refuse", "pass"]))
+
+
+@given(st.lists(_STEPS, max_size=60))
+def test_no_lane_waits_for_ever(steps: list[tuple[int, str]]) -> None:  # noqa: C901 - one case a step
+    """Whatever happened: when all that is claimed ended and all pauses are over, each lane takes one."""
+    many = lanes(4)
+    every = [many.of(f"a@{n}.example") for n in range(4)]
+    begun: dict[Lane, list[int]] = {lane: [] for lane in every}
+
+    def step(lane: Lane, what: str, now: float) -> None:
+        match what:
+            case "enter" if lane.room(now):
+                lane.enter()
+            case "leave" if lane.claimed:
+                lane.leave()
+            case "begin" if lane.free(now):
+                begun[lane].append(lane.begin(now))
+            case "end" if begun[lane]:
+                lane.end(begun[lane].pop(), now)
+            case "refuse":
+                lane.slow_down("later", now)
+            case "pass":
+                lane.passed(now)
+
+    for number, (n, what) in enumerate(steps):
+        step(every[n], what, number * 0.3)
+    now = len(steps) * 0.3
+    for lane in every:
+        for _ in range(60):
+            step(lane, "end", now)
+            step(lane, "leave", now)
+    assert all(lane.room(now + 61) > 0 and lane.free(now + 61) for lane in every)
+
+
+def test_a_file_adds_providers_and_takes_domains_over(tmp_path: Path) -> None:
+    file = tmp_path / "providers.toml"
+    file.write_text(
+        '[house]\ndomains = ["Example.org", "bücher.example", "gmail.com"]\nconnections = 3\n'
+        '[apple]\ndomains = ["icloud.com"]\n'
+    )
+    read = read_providers(file)
+    assert read.of("example.org") == read.of("xn--bcher-kva.example") == ("house", 3)
+    assert read.of("gmail.com") == ("house", 3)
+    assert read.of("googlemail.com") == ("google", None)
+    assert read.of("me.com") == ("me.com", None), "our list of this provider is replaced"
+    lane = Lanes(read, lambda: 8).of("a@gmail.com")
+    assert lane.room(0) == 3
+    numbers = [lane.begin(0) for _ in range(3)]
+    assert not lane.free(0)
+    lane.end(numbers[0], 0)
+    assert lane.free(0)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("[a", "is not TOML"),
+        ("a = 1", "a: "),
+        ("[a]\ndomains = []", "a.domains"),
+        ('[a]\ndomains = ["x@y.example"]', "'x@y.example' is not a domain"),
+        ('[a]\ndomains = ["y.example"]\nconnections = 0', "a.connections"),
+        ('[a]\ndomains = ["y.example"]\nspeed = 1', "a.speed"),
+        ('[a]\ndomains = ["y.example"]\n[b]\ndomains = ["Y.example"]', "y.example belongs to 'a' and to 'b'"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_a_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    file = tmp_path / "providers.toml"
+    file.write_text(text)
+    with pytest.raises(SettingsError) as told:
+        read_providers(file)
+    assert sentence in str(told.value)
+    assert str(told.value).startswith(f"SENDOFF_PROVIDERS_FILE: {file}")
+
+
+def test_a_file_that_is_not_there_or_not_utf_8_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be read: No such file"):
+        read_providers(tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes(b'[a]\ndomains = ["\xe9.example"]')
+    with pytest.raises(SettingsError, match="is not UTF-8"):
+        read_providers(tmp_path / "latin.toml")

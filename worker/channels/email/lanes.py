@@ -1,0 +1,265 @@
+"""Lanes: what each provider of mailboxes takes at a time. Pure: the caller gives the time.
+
+A lane is a provider, or a domain that belongs to none. A lane that is slow, that wants a pause or that has a
+limit of its own gets its share of the connections and not more, so that the others do not wait for it. As
+long as there is no such lane, nothing is limited.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from worker.channels.email.capacity import Pace
+from worker.channels.email.patience import Patience
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from worker.channels.email.providers import Providers
+
+SLOW_SECONDS: Final = 0.25
+"""A lane whose messages take less on a connection is not slow."""
+_SLOW_TIMES: Final = 3
+"""A slow lane takes so many times as long as the others."""
+_LATELY: Final = 10.0
+"""Seconds for which another lane counts as active after its last message."""
+_WEIGHT: Final = 1 / 16
+"""What the last message weighs in the mean of the seconds."""
+_OUTLIER: Final = 4
+"""A message counts for so many times the bound of slowness at most: it takes a few of them to be slow."""
+_RELAYS_OWN: Final = 3
+"""If so many lanes are refused in a row, and no message passes, the limit is the relay's."""
+_ROUNDS_ALONE: Final = 8
+"""So often a message is put off while none of its lane passes, over four minutes. Then the refusal stands."""
+_FEWEST_TO_SHARE: Final = 4
+"""Connections. With fewer, a lane that hangs may get all of them."""
+_KEPT: Final = 10_000
+"""Domains whose lanes are remembered; those in use come on top."""
+_NO_LIMIT: Final = 1 << 30
+
+
+class Lane:
+    """What one provider, or one domain, takes."""
+
+    __slots__ = (
+        "_busy",
+        "_lanes",
+        "_limit",
+        "_limited",
+        "_number",
+        "_seconds",
+        "_unanswered",
+        "claimed",
+        "most",
+        "name",
+        "pace",
+        "patience",
+    )
+
+    def __init__(self, lanes: Lanes, name: str, most: int | None) -> None:
+        """Takes its name, and the most connections that it may have; None for no limit."""
+        self.name = name
+        self.most = most or _NO_LIMIT
+        self.claimed = 0
+        """How many of its messages are claimed now."""
+        self.pace = Pace()
+        self.patience = Patience(_ROUNDS_ALONE)
+        self._lanes = lanes
+        self._limit = _NO_LIMIT
+        """Connections at a time since the last refusal; one more with each message that passes."""
+        self._limited = most is not None
+        """Whether it has a limit of either kind."""
+        self._busy: dict[int, float] = {}
+        """When each of its messages that are on a connection now began, by a number."""
+        self._unanswered = 0
+        """How many began since the last one ended: all of them, if it answers nothing."""
+        self._number = 0
+        self._seconds = 0.0
+        """The mean time of a message on a connection."""
+
+    @property
+    def in_use(self) -> bool:
+        """Whether there is something to remember."""
+        return bool(self.claimed or self._busy or self._limited or self in self._lanes.slow)
+
+    @property
+    def opens_at(self) -> float:
+        """When its pause ends; a past time for none."""
+        return self.pace.until
+
+    @property
+    def because(self) -> str:
+        """Why it is held back, in words for a sentence."""
+        return self.pace.because or "it takes its share of the connections"
+
+    def room(self, now: float) -> int:
+        """Returns how many more of its messages may be claimed."""
+        if self._calm(now):
+            return _NO_LIMIT
+        if now < self.pace.until:
+            return 0
+        return max(self._allowed(now) - self.claimed, 0)
+
+    def free(self, now: float) -> bool:
+        """Whether one more of its messages may have a connection."""
+        return self._calm(now) or (now >= self.pace.until and len(self._busy) < self._allowed(now))
+
+    def _calm(self, now: float) -> bool:
+        """Whether nothing limits it: nearly always, and so it is asked first. It takes 0.1 µs."""
+        if self._limited or self._seconds > SLOW_SECONDS or (self._unanswered > 1 and self._may_hang()):
+            return False
+        for began in self._busy.values():
+            return now - began <= SLOW_SECONDS
+        return True
+
+    def enter(self) -> None:
+        """Notes that one of its messages is about to be claimed."""
+        self.claimed += 1
+        if self.claimed == 1:
+            self._lanes.present += 1
+
+    def leave(self) -> None:
+        """Notes that one is not claimed any more."""
+        self.claimed -= 1
+        if not self.claimed:
+            self._lanes.present -= 1
+
+    def begin(self, now: float) -> int:
+        """Notes that one of its messages got a connection; returns a number for `end`."""
+        self._number += 1
+        self._busy[self._number] = now
+        self._unanswered += 1
+        return self._number
+
+    def end(self, number: int, now: float) -> None:
+        """Notes that a message gave its connection back."""
+        seconds = now - self._busy.pop(number)
+        self._unanswered = 0
+        lanes, mean = self._lanes, self._seconds
+        if seconds <= SLOW_SECONDS >= mean:  # nearly always
+            self._seconds = mean + (seconds - mean) * _WEIGHT
+            lanes.typical += (seconds - lanes.typical) * _WEIGHT
+            return
+        bound = lanes.slow_bound
+        self._seconds += (min(seconds, _OUTLIER * bound) - mean) * _WEIGHT
+        if self._seconds <= bound:
+            lanes.typical += (seconds - lanes.typical) * _WEIGHT
+
+    def passed(self, now: float) -> None:
+        """Notes that the server took one of its messages, or refused it for a reason of the message's own."""
+        lanes = self._lanes
+        if lanes.refused:
+            lanes.refused.clear()
+        if lanes.last is not self:
+            lanes.other_at, lanes.last = lanes.last_at, self
+        lanes.last_at = now
+        if self._limited and self._limit < _NO_LIMIT and now >= self.pace.until:
+            self.pace.went_well(now)
+            self._limit += 1
+            if self._limit >= self._lanes.size():
+                self._limit = _NO_LIMIT
+                self._limited = self.most < _NO_LIMIT
+
+    def others_active(self, now: float) -> bool:
+        """Whether a message of another lane passed lately."""
+        return self._lanes.others_active(self, now)
+
+    def own_limit(self, now: float) -> bool:
+        """Notes a refusal for speed; returns whether the limit is this lane's, and not the relay's."""
+        refused = self._lanes.refused
+        refused.add(self)
+        return len(refused) < _RELAYS_OWN and self._lanes.others_active(self, now)
+
+    def slow_down(self, because: str, now: float) -> None:
+        """Notes a refusal for speed: a pause, and then one message at a time."""
+        self.pace.slow_down(because, now)
+        self._limit = 1
+        self._limited = True
+
+    def _allowed(self, now: float) -> int:
+        allowed = min(self.most, self._limit)
+        if self._may_hang():
+            return 0
+        slow = self._lanes.slow
+        if not self._slow(now):
+            if self in slow:
+                slow.remove(self)
+            return allowed
+        slow.add(self)
+        others = sum(lane.claimed for lane in slow if lane is not self)
+        return min(allowed, self._lanes.share(), max(self._lanes.size() // 2 - others, 0 if others else 1))
+
+    def _may_hang(self) -> bool:
+        """Whether it has half of the connections, and has answered over none of them, while others are there.
+
+        Its next messages wait for its first answer, so that a lane that hangs cannot get all of them at once.
+        """
+        size = self._lanes.size()
+        return (
+            size >= _FEWEST_TO_SHARE
+            and self._unanswered >= size // 2
+            and self._lanes.present > (self.claimed > 0)
+        )
+
+    def _slow(self, now: float) -> bool:
+        """Whether it is slow: on average, or because a share of the connections waits for it for long."""
+        bound = self._lanes.slow_bound
+        if self._seconds <= bound:
+            share = self._lanes.share()
+            if len(self._busy) < share:
+                return False
+            if now - next(islice(self._busy.values(), share - 1, None)) <= bound:
+                return False
+        return self._lanes.others_active(self, now)
+
+
+class Lanes:
+    """The lanes of one relay."""
+
+    def __init__(self, providers: Providers, size: Callable[[], int]) -> None:
+        """Takes the providers, and says how many connections there are now."""
+        self.size: Final = size
+        self.typical = 0.0
+        """The mean time of a message on a connection, of the lanes that are not slow."""
+        self.present = 0
+        """How many lanes have claimed messages."""
+        self.slow: set[Lane] = set()
+        self.refused: set[Lane] = set()
+        """Lanes that were refused since any message passed."""
+        self._providers = providers
+        self._by_domain: dict[str, Lane] = {}
+        self._by_name: dict[str, Lane] = {}
+        self.last: Lane | None = None
+        """The lane of the last message that passed."""
+        self.last_at = self.other_at = float("-inf")
+        """When that was, and when one of another lane passed."""
+
+    def of(self, address: str) -> Lane:
+        """Returns the lane of an address."""
+        domain = address.rpartition("@")[2]
+        return self._by_domain.get(domain) or self._new(domain)
+
+    def _new(self, domain: str) -> Lane:
+        if len(self._by_domain) >= _KEPT:
+            self._by_domain = {d: lane for d, lane in self._by_domain.items() if lane.in_use}
+            self._by_name = {lane.name: lane for lane in self._by_domain.values()}
+        name, most = self._providers.of(domain)
+        lane = self._by_name.get(name)
+        if lane is None:
+            lane = self._by_name[name] = Lane(self, name, most)
+        self._by_domain[domain] = lane
+        return lane
+
+    @property
+    def slow_bound(self) -> float:
+        """From how many seconds on a lane is slow."""
+        return max(SLOW_SECONDS, _SLOW_TIMES * self.typical)
+
+    def share(self) -> int:
+        """Returns the share of the connections that a slow lane gets; all slow ones get half together."""
+        return max(self.size() // 4, 1)
+
+    def others_active(self, lane: Lane, now: float) -> bool:
+        """Whether a message of another lane passed lately."""
+        return now - (self.other_at if lane is self.last else self.last_at) < _LATELY

@@ -1,0 +1,158 @@
+"""Messages that are put aside: their lane takes no more now. They stay unacknowledged, and hold up nobody."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from worker.channels.protocol import Lane
+    from worker.services.asked import Asked
+
+_LONGEST: Final = 600.0
+"""Seconds for which a message is held. RabbitMQ ends a consumer that holds one for 30 minutes."""
+
+
+_Queue = OrderedDict[tuple[int, int], tuple["Asked", float]]
+"""The messages of a lane by delivery and recipient, with the time when they were put aside."""
+
+
+class Aside:
+    """Holds a bounded number of messages, by lane. What is too much leaves the longest queue first.
+
+    What leaves must be acknowledged. Its page is published again, as after any other loss.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Takes the most messages to hold."""
+        self._most = most
+        self._queues: dict[Lane, _Queue] = {}
+        self._count = 0
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        """Returns how many it holds."""
+        return self._count
+
+    def enter(self, asked: dict[int, Asked], now: float) -> tuple[dict[int, Asked], list[Asked]]:
+        """Enters the lanes of a delivery's messages, and puts aside those whose lane takes no more now.
+
+        Returns:
+            The messages that may be claimed, and those to be acknowledged, as of `put`.
+        """
+        if not self._queues and all(
+            one.lane is None or one.lane.room(now) > len(asked) for one in asked.values()
+        ):
+            for one in asked.values():
+                if one.lane is not None:
+                    one.lane.enter()
+            return asked, []
+        entered, left = {}, []
+        for recipient, one in asked.items():
+            lane = one.lane
+            if lane is not None:
+                if lane in self._queues or not lane.room(now):  # behind those that wait
+                    left += self.put(one, lane, now)
+                    continue
+                lane.enter()
+            entered[recipient] = one
+        return entered, left
+
+    def keep(self, one: Asked, now: float) -> list[Asked] | None:
+        """Puts a message aside that was tried and waits, if it waits for its lane.
+
+        Returns:
+            The messages to be acknowledged, as of `put`; None if its lane takes it now.
+        """
+        lane = one.lane
+        if lane is None:
+            return None
+        lane.leave()  # it does not count for itself
+        held = not lane.room(now)
+        lane.enter()
+        return self.put(one, lane, now) if held else None
+
+    def put(self, asked: Asked, lane: Lane, now: float) -> list[Asked]:
+        """Puts a message aside; returns those that are to be acknowledged instead.
+
+        These are the double of the message, and what is too much.
+        """
+        queue = self._queues.setdefault(lane, OrderedDict())
+        key = asked.send.delivery_id, asked.send.recipient
+        double, since = queue.get(key, (None, now))
+        queue[key] = asked, since
+        self._changed.set()
+        if double is not None:
+            return [double]
+        self._count += 1
+        if self._count <= self._most:
+            return []
+        longest = max(self._queues.values(), key=len)
+        self._count -= 1
+        (left, _) = longest.popitem()[1]
+        return [left]
+
+    def take(self, most: int, now: float) -> list[Asked]:
+        """Takes out messages whose lanes take them now, and enters them; the lanes have turns."""
+        taken: list[Asked] = []
+        for lane, queue in list(self._queues.items()):
+            count = min(lane.room(now), len(queue), most - len(taken))
+            for _ in range(count):
+                taken.append(queue.popitem(last=False)[1][0])
+                lane.enter()
+            if count:
+                del self._queues[lane]
+                if queue:
+                    self._queues[lane] = queue  # behind those that had none
+        self._count -= len(taken)
+        return taken
+
+    def expire(self, now: float) -> list[Asked]:
+        """Takes out the messages that were held for too long."""
+        old: list[Asked] = []
+        for lane, queue in list(self._queues.items()):
+            while queue and now - next(iter(queue.values()))[1] >= _LONGEST:
+                old.append(queue.popitem(last=False)[1][0])
+            if not queue:
+                del self._queues[lane]
+        self._count -= len(old)
+        return old
+
+    def clear(self) -> None:
+        """Forgets all messages."""
+        self._queues.clear()
+        self._count = 0
+
+    def leave(self, asked: Iterable[Asked]) -> None:
+        """Notes that messages are not claimed any more: their lanes may take others."""
+        for one in asked:
+            if one.lane is not None:
+                one.lane.leave()
+        if self._count:
+            self._changed.set()
+
+    async def wait(self) -> None:
+        """Returns when a lane with waiting messages may take one, or one was held for too long."""
+        loop = asyncio.get_running_loop()
+        while True:
+            now = loop.time()
+            times = [
+                time
+                for lane, queue in self._queues.items()
+                for time in (
+                    (now if lane.room(now) else lane.opens_at if lane.opens_at > now else None),
+                    next(iter(queue.values()))[1] + _LONGEST,
+                )
+                if time is not None
+            ]
+            if times and min(times) <= now:
+                return
+            self._changed.clear()
+            try:
+                async with asyncio.timeout_at(min(times, default=None)):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
