@@ -33,6 +33,14 @@ def test_what_needs_no_disk_and_no_capability_has_none(name: str) -> None:
     assert COMPOSED[name]["cap_drop"] == ["ALL"]
 
 
+def test_prometheus_scrapes_every_service() -> None:
+    config = yaml.safe_load((DEPLOY / "prometheus/prometheus.yml").read_text())
+    jobs = {job["job_name"]: job for job in config["scrape_configs"]}
+    (found,) = jobs["sendoff"]["dns_sd_configs"]
+    running = [name for name, one in COMPOSED.items() if one.get("command", [""])[0] == "run"]
+    assert found["names"] == running
+
+
 def user(name: str, variable: str) -> str | None:
     return urlsplit(COMPOSED[name]["environment"][variable].replace("${", "").replace(":?}", "")).username
 
