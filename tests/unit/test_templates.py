@@ -244,3 +244,11 @@ class TestRender:
             render({"v": Silent()}, text="a\n{{ v }}")
         with pytest.raises(RenderFailed, match=r"^text: .*surrogates not allowed\.$"):
             render({"v": "\ud800"}, text="{{ v }}")
+
+
+def test_a_constant_that_cannot_be_computed_is_a_sentence() -> None:
+    content = EmailContent.model_validate(
+        {"from": "a@example.org", "subject": "s", "text": "{{ (a if ('x')['x':] else a) }}"}
+    )
+    (problem,) = check(content, ["a"])
+    assert problem.startswith("text: ")

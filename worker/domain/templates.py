@@ -127,7 +127,11 @@ def _problems(part: str, source: str, columns: Collection[str], *, tracker: bool
     except Refused as refused:
         yield from _sentences(part, refused)
         return
-    names = meta.find_undeclared_variables(tree)
+    try:
+        names = meta.find_undeclared_variables(tree)
+    except Exception as error:  # noqa: BLE001 - Jinja computes what is constant, which may raise any error
+        yield f"{part}: {_sentence(_words(error))}"
+        return
     shadowed = names & set(columns) & (set(BUILT_IN) - {"address"})
     links = set(FOR_AUTHORS)
     unknown = names - set(columns) - set(BUILT_IN) - _guarded(tree) - (links if tracker else set())
