@@ -22,7 +22,8 @@ from worker.channels.email.smtp import SmtpPool
 from worker.channels.email.timeouts import Timeouts
 from worker.channels.protocol import Granted
 from worker.domain import template_operations
-from worker.domain.templates import Renderer, RenderFailed, ValueUnfit, check, try_out
+from worker.domain.template_checks import check, try_out
+from worker.domain.templates import Renderer, RenderFailed, ValueUnfit
 from worker.domain.verdicts import Failed
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.domain.content import EmailContent
-from worker.domain.templates import Rendered, Renderer, RenderFailed, check
+from worker.domain.template_checks import check
+from worker.domain.templates import Rendered, Renderer, RenderFailed
 
 COLUMNS = ("address", "first_name", "orders")
 

@@ -13,7 +13,8 @@ from worker.domain.content import EmailContent
 from worker.domain.keys import read_keys
 from worker.domain.link_names import PIXEL, link_name
 from worker.domain.links import MOST_LINKS, Keys, Links
-from worker.domain.templates import Renderer, check
+from worker.domain.template_checks import check
+from worker.domain.templates import Renderer
 from worker.domain.tracked_content import NotTrackable, TrackedContent, Tracking, language, track
 
 BOTH = Tracking(opens=True, clicks=True)

@@ -50,7 +50,7 @@ class ContentTable:
     """Whether a delivery over the channel must have it."""
     problems: Callable[..., list[str]]
     """Returns sentences that say why a content, with the columns of the file, can be sent to nobody:
-    `worker.domain.templates.check`."""
+    `worker.domain.template_checks.check`."""
     track: Callable[[Any, Tracking], TrackedContent]
     """Puts tracked links into a content without such problems: `worker.domain.tracked_content.track`."""
     try_out: Callable[[Any, Iterable[tuple[int, Mapping[str, Any]]]], list[str]]

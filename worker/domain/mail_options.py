@@ -8,7 +8,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
-from worker.domain.templates import check_headers
+from worker.domain.template_checks import check_headers
 
 _PORT: Final = 53
 

@@ -1,4 +1,4 @@
-"""The templates of a delivery: checked at the preparation, rendered for each recipient.
+"""The templates of a delivery, rendered for each recipient; `template_checks` looks at them before.
 
 Values are data and never templates: no value of a recipients file is compiled, the HTML part escapes values,
 and header parts refuse line breaks in them. Templates come from operators and run in a sandbox.
@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
-from jinja2 import meta, nodes
+from jinja2 import nodes
 from jinja2.exceptions import SecurityError
-from pydantic import ValidationError
 
-from contracts.base import explain
 from worker.domain.content import EmailContent, control_character
 from worker.domain.headers import ESCAPES, LONGEST_HEADER, HeaderInvalid, kind_of, shaped
-from worker.domain.link_names import FOR_AUTHORS, LinkValues
+from worker.domain.link_names import LinkValues
 from worker.domain.template_budget import MOST_STEPS, Budget, BudgetedContext
 from worker.domain.template_language import Refused, Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Sequence
 
     from jinja2 import Environment, Template
 
@@ -35,8 +33,6 @@ LONGEST_MESSAGE: Final = 1_000_000
 """The most characters of all parts of a message together. Webmail cuts a message after 100,000."""
 LONGEST_TARGET: Final = 8_192
 """The most characters of a link's target, as of `url` in a tracking event."""
-_MOST_PROBLEMS: Final = 5
-"""The most problems found with recipients: more do not help."""
 _AT_A_TIME: Final = 32
 """Pieces between two checks of their length. A piece has at most one value, five times as long when
 escaped."""
@@ -98,135 +94,6 @@ def environment(part: str) -> Sandbox:
     return _PLAIN if name == part else _STRUCTURED.get(kind_of(name), _PLAIN)
 
 
-def check(content: EmailContent, columns: Collection[str], *, tracker: bool = False) -> list[str]:
-    """Returns the faults of the templates that would fail for every recipient.
-
-    A variable is known if it is a column, one of `BUILT_IN`, or set by the template itself. An unknown
-    variable is allowed if the part uses `default` or `is defined` for it: its author expects that it may be
-    missing.
-
-    Args:
-        content: The content, with its templates.
-        columns: The names of the recipients file's columns.
-        tracker: Whether the installation has a tracker. Then links to it are variables too
-            (`worker.domain.link_names.FOR_AUTHORS`), and win over columns with their names.
-
-    Returns:
-        A sentence for each problem, by part and line; empty if there is none.
-    """
-    return [
-        problem
-        for part, source in content.parts.items()
-        for problem in _problems(part, source, columns, tracker=tracker)
-    ]
-
-
-def _problems(part: str, source: str, columns: Collection[str], *, tracker: bool) -> Iterator[str]:
-    try:
-        tree, _ = environment(part).read(source)
-    except Refused as refused:
-        yield from _sentences(part, refused)
-        return
-    try:
-        names = meta.find_undeclared_variables(tree)
-    except Exception as error:  # noqa: BLE001 - Jinja computes what is constant, which may raise any error
-        yield f"{part}: {_sentence(_words(error))}"
-        return
-    shadowed = names & set(columns) & (set(BUILT_IN) - {"address"})
-    links = set(FOR_AUTHORS)
-    unknown = names - set(columns) - set(BUILT_IN) - _guarded(tree) - (links if tracker else set())
-    for name, line in _first_lines(tree):
-        if name in unknown & links:
-            yield (
-                f"{part}, line {line}: “{name}” is a link to the tracker, and this installation has none: "
-                f"set SENDOFF_TRACKER_URL and SENDOFF_TRACKER_KEYS, or leave it out."
-            )
-        elif tracker and name in names & links & set(columns):
-            yield (
-                f"{part}, line {line}: the column “{name}” cannot be used in templates, as {name} always is "
-                f"a link given by Sendoff; rename the column."
-            )
-        elif name in unknown:
-            yield (
-                f"{part}, line {line}: unknown variable “{name}”; the recipients file has: "
-                f"{', '.join(sorted(columns)) or 'no columns'}, and {', '.join(BUILT_IN)} are always there."
-            )
-        elif name in shadowed:
-            yield (
-                f"{part}, line {line}: the column “{name}” cannot be used in templates, as {name} always is "
-                f"a number given by Sendoff; rename the column."
-            )
-
-
-def _sentences(part: str, refused: Refused) -> list[str]:
-    return [f"{part}, line {line}: {_sentence(words)}" for line, words in refused.faults]
-
-
-def try_out(content: EmailContent, recipients: Iterable[tuple[int, Mapping[str, Any]]]) -> list[str]:
-    """Renders the templates for some recipients, as for a send.
-
-    A value that a header cannot carry is not a problem here: it affects one recipient, and the template has
-    no fault.
-
-    Args:
-        content: A content in which `check` found nothing.
-        recipients: The line of each in the recipients file, and the values of its columns by name.
-
-    Returns:
-        A sentence for each problem, with part, line and the first recipient; empty if there is none.
-    """
-    renderer = Renderer(content)
-    links = renderer.links.examples()
-    found: dict[str, int] = {}
-    for line, values in recipients:
-        try:
-            # The numbers of the recipient and of a new delivery are not known yet.
-            renderer.render({**values, **links, "recipient": line, "delivery_id": 1})
-        except ValueUnfit:
-            continue
-        except RenderFailed as error:
-            found.setdefault(str(error), line)
-            if len(found) == _MOST_PROBLEMS:
-                break
-    return [
-        f"{words.removesuffix('.')}; so with the recipient in line {line} of the recipients file."
-        for words, line in found.items()
-    ]
-
-
-def check_headers(headers: Mapping[str, str]) -> None:
-    """Checks headers that every message gets, whatever its audience: only `BUILT_IN` variables are there.
-
-    Raises:
-        ValueError: One of them cannot be sent; the message says why.
-    """
-    try:
-        content = EmailContent.model_validate(
-            {"from": "news@example.org", "subject": "-", "text": "-", "headers": headers}
-        )
-    except ValidationError as error:
-        raise ValueError(explain(error)) from None
-    faults = check(content, ()) or try_out(content, [(1, {"address": "ana@example.org"})])
-    if faults:
-        raise ValueError(" ".join(faults))
-
-
-def _guarded(tree: nodes.Template) -> set[str]:
-    """Returns the names that the template expects to be missing."""
-    guards = [node.node for node in tree.find_all(nodes.Filter) if node.name in {"default", "d"}]
-    guards += [node.node for node in tree.find_all(nodes.Test) if node.name in {"defined", "undefined"}]
-    return {guard.name for guard in guards if isinstance(guard, nodes.Name)}
-
-
-def _first_lines(tree: nodes.Template) -> list[tuple[str, int]]:
-    """Returns every name that the template reads, with its first line, in this order."""
-    lines: dict[str, int] = {}
-    for node in tree.find_all(nodes.Name):
-        if node.ctx == "load":
-            lines[node.name] = min(node.lineno, lines.get(node.name, node.lineno))
-    return sorted(lines.items(), key=lambda item: item[1])
-
-
 class Renderer:
     """The compiled templates of one content."""
 
@@ -251,13 +118,13 @@ class Renderer:
             try:
                 tree, self._templates[part] = environment(part).read(source)
             except Refused as refused:
-                raise RenderFailed(_sentences(part, refused)[0]) from refused
+                raise RenderFailed(sentences_of(part, refused)[0]) from refused
             if change is not None:
                 change(part, tree)
                 self._templates[part] = environment(part).from_string(tree)
             found = {node.name for node in tree.find_all(nodes.Name)}
             names |= found
-            needed |= found - _guarded(tree)
+            needed |= found - guarded(tree)
             if part in _BODIES:
                 self.fixed[part] = [node.data for node in tree.find_all(nodes.TemplateData)]
         self.links: Final = LinkValues(names, needed)
@@ -306,7 +173,7 @@ class Renderer:
         try:
             return filling.fill_in(template, longest)
         except Exception as error:  # a template may raise any error
-            raise RenderFailed(f"{part}{_line_of(error)}: {_sentence(_words(error))}") from error
+            raise RenderFailed(f"{part}{_line_of(error)}: {sentence(words_of(error))}") from error
 
     def _line(self, part: str, filling: _Filling) -> str:
         pieces = self._pieces(part, filling, LONGEST_HEADER)
@@ -338,7 +205,7 @@ class TargetTemplate:
         try:
             tree, self._template = environment(part).read(source)
         except Refused as refused:
-            raise RenderFailed(_sentences(part, refused)[0]) from refused
+            raise RenderFailed(sentences_of(part, refused)[0]) from refused
         self._part = part
         self.names: Final = frozenset(node.name for node in tree.find_all(nodes.Name))
         """The variables that it reads."""
@@ -352,7 +219,7 @@ class TargetTemplate:
         try:
             text = "".join(_Filling(variables).fill_in(self._template, LONGEST_TARGET))
         except Exception as error:  # a template may raise any error
-            raise RenderFailed(f"link: {_sentence(_words(error))}") from error
+            raise RenderFailed(f"link: {sentence(words_of(error))}") from error
         return html.unescape(text) if self._part == "html" else text
 
 
@@ -439,9 +306,23 @@ def _line_of(error: Exception) -> str:
     return f", line {lines[-1]}" if lines else ""
 
 
-def _words(error: Exception) -> str:
+def words_of(error: Exception) -> str:
+    """Returns the words of an error, cut: it may contain a value."""
     return str(error)[:_LONGEST_SENTENCE] or f"{type(error).__name__} was raised"
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """Returns a text with a full stop at its end."""
     return text if text.endswith(".") else f"{text}."
+
+
+def sentences_of(part: str, refused: Refused) -> list[str]:
+    """Returns a sentence for each fault of a part that is no template."""
+    return [f"{part}, line {line}: {sentence(words)}" for line, words in refused.faults]
+
+
+def guarded(tree: nodes.Template) -> set[str]:
+    """Returns the names that the template expects to be missing."""
+    guards = [node.node for node in tree.find_all(nodes.Filter) if node.name in {"default", "d"}]
+    guards += [node.node for node in tree.find_all(nodes.Test) if node.name in {"defined", "undefined"}]
+    return {guard.name for guard in guards if isinstance(guard, nodes.Name)}

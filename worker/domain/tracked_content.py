@@ -80,7 +80,7 @@ def track(content: EmailContent, tracking: Tracking) -> TrackedContent:
     The same target twice in a part is one link.
 
     Args:
-        content: A content in which `templates.check` found nothing.
+        content: A content in which `template_checks.check` found nothing.
         tracking: What to track.
 
     Raises:

@@ -11,7 +11,7 @@ from worker.channels.email.providers import read_providers
 from worker.channels.email.smtp import SmtpPool
 from worker.channels.email.timeouts import Timeouts
 from worker.channels.protocol import Kind, Probe
-from worker.domain import preflight, templates
+from worker.domain import preflight, template_checks
 from worker.domain.audience import mail_address
 from worker.domain.completion import completed
 from worker.domain.content import EmailContent
@@ -29,8 +29,8 @@ EMAIL_CONTENT: Final = ContentTable(
     "email",
     EmailContent,
     required=True,
-    problems=templates.check,
-    try_out=templates.try_out,
+    problems=template_checks.check,
+    try_out=template_checks.try_out,
     look=preflight.look,
     complete=completed,
     track=track,
