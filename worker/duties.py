@@ -36,19 +36,24 @@ class Duty(Generic[T]):
     do: Callable[[T], Coroutine[Any, Any, None]]
 
 
-def waiting(
-    find: Callable[[], Coroutine[Any, Any, dict[str, float]]], gauge: Gauge
-) -> Duty[tuple[str, float]]:
+class DuePages(Protocol):
+    """Knows how long pages wait: `worker.db.pages.Pages`."""
+
+    async def oldest_due(self) -> dict[str, float]:
+        """Returns, for each channel with due pages, how many seconds the oldest of them has waited."""
+
+
+def waiting(pages: DuePages, gauge: Gauge) -> Duty[tuple[str, float]]:
     """Returns the duty that measures how long pages wait.
 
     Args:
-        find: Returns, for each channel with due pages, how many seconds the oldest of them has waited.
-        gauge: Shows that by channel, and 0 for a channel that has none any more.
+        pages: The pages of all deliveries.
+        gauge: Shows the wait by channel, and 0 for a channel that has no due page any more.
     """
     known: set[str] = set()
 
     async def look() -> list[tuple[str, float]]:
-        found = await find()
+        found = await pages.oldest_due()
         known.update(found)
         return [(channel, found.get(channel, 0)) for channel in sorted(known)]
 

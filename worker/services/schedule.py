@@ -17,7 +17,7 @@ from contracts import routing
 from contracts.states import State
 from worker.domain.authority import check_start
 from worker.domain.states import Move
-from worker.duties import Duties, Duty, waiting
+from worker.duties import DuePages, Duties, Duty, waiting
 from worker.lifecycle import pause
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ class Accounts(Protocol):
         """Counts the recipients of a delivery that were not tried as cancelled."""
 
 
-class Pages(Protocol):
+class Pages(DuePages, Protocol):
     """The pages of all deliveries: `worker.db.pages.Pages`."""
 
     async def with_retries(self) -> list[RetriesLeft]:
@@ -129,9 +129,6 @@ class Pages(Protocol):
 
     async def open_due_retries(self, delivery_id: int) -> int:
         """Opens pages with due retries, to be published again; returns how many."""
-
-    async def oldest_due(self) -> dict[str, float]:
-        """Returns, for each channel with due pages, how many seconds the oldest of them has waited."""
 
     async def to_inspect(self) -> list[PagesDue]:
         """Lists the deliveries with pages to inspect."""
@@ -231,7 +228,7 @@ class ScheduleService:
             Duty("retries", "opening due retries", pages.with_retries, self._open_retries),
             Duty("pages", "looking after pages", self._pages_to_inspect, self._look_after_pages),
             Duty("finish", "finishing what is done", deliveries.complete, self._finish),
-            waiting(pages.oldest_due, parts.metrics.oldest_due_page),
+            waiting(pages, parts.metrics.oldest_due_page),
             *parts.more,
         )
 
