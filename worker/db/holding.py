@@ -23,8 +23,8 @@ _SAFE_SHARE: Final = 0.9
 """Share of a lease. After this time no send is begun; the rest of the lease is for sends under way."""
 
 
-class Claims(Protocol):
-    """The claims in the database: `worker.db.accounts.Accounts`, which says what each method does."""
+class Claiming(Protocol):
+    """Grants claims: `worker.db.accounts.Accounts`, which says what each method does."""
 
     async def claim(
         self,
@@ -36,6 +36,10 @@ class Claims(Protocol):
         handed_over: bool = False,
     ) -> set[int]:
         """Claims recipients."""
+
+
+class Claims(Claiming, Protocol):
+    """The claims in the database, likewise."""
 
     async def hand_over(self, delivery_id: int, claims: Mapping[int, int], *, margin: float) -> set[int]:
         """Marks claims as handed over."""

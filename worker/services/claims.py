@@ -29,11 +29,12 @@ from worker.domain.failures import Busy
 from worker.domain.states import RUNNING
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Hashable, Mapping
+    from collections.abc import Collection, Hashable
 
     from contracts.states import State
     from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
+    from worker.db.holding import Claiming
     from worker.db.retrying import Retrying
     from worker.telemetry.metrics import Metrics
 
@@ -41,21 +42,6 @@ log = structlog.get_logger(__name__)
 
 PREFETCH: Final = 16
 """Requests that a process holds."""
-
-
-class Claims(Protocol):
-    """The claims in the database: `worker.db.accounts.Accounts`."""
-
-    async def claim(
-        self,
-        delivery_id: int,
-        asked: Mapping[int, tuple[int, str]],
-        token: int,
-        *,
-        lease: float,
-        handed_over: bool = False,
-    ) -> set[int]:
-        """Claims recipients."""
 
 
 class Deliveries(Protocol):
@@ -84,7 +70,7 @@ class ClaimsParts:
     """Says whether the sender still waits."""
     dead: Burying
     """Takes requests that cannot be answered."""
-    claims: Claims
+    claims: Claiming
     """Grants attempts."""
     deliveries: Deliveries
     """Says which channel a delivery goes over."""
