@@ -84,8 +84,8 @@ SELECT sendoff.hand_over(:delivery_id, :recipients::int[], :tokens::bigint[], :m
 -- name: give_back_claims
 -- Undoes claims that are not handed over, and cannot be any more: the row of a first attempt is deleted, and a further
 -- attempt waits for its retry again, which is due. Their pages are opened; if their messages stay in hand (:in_hand),
--- only closed pages are looked at again, for the case that the holder dies and the queue is lost. A claim is a recipient with its token, since
--- another token may hold the recipient by now. :recipients is sorted, and its range given too: a plan that was made
+-- only closed pages are looked at again, for the case that the holder dies and the queue is lost. A claim is a recipient
+-- with its token, since another token may hold the recipient by now. :recipients is sorted, and its range given too: a plan that was made
 -- while the table was empty looks no further than that, here and below. Run it with the claims shared or closed, since
 -- a stop counts pending recipients. In a cancelled delivery the fact before the claim is final.
 WITH delivery AS MATERIALIZED (
