@@ -29,8 +29,7 @@ WITH event AS (
     RETURNING event_id, recipient, kind, at, machine_rule
 ), changed AS (
     INSERT INTO sendoff.tracked_recipient AS t (
-        delivery_id, recipient, opened_at, clicked_at, mirror_at, optout_at, human_opened_at, human_clicked_at,
-        complained_at)
+        delivery_id, recipient, opened_at, clicked_at, mirror_at, optout_at, human_opened_at, human_clicked_at, complained_at)
     SELECT :delivery_id, recipient, min(at) FILTER (WHERE kind <> 'complaint'), min(at) FILTER (WHERE kind = 'click'),
            min(at) FILTER (WHERE kind = 'mirror'), min(at) FILTER (WHERE kind = 'optout'),
            min(at) FILTER (WHERE machine_rule IS NULL AND kind <> 'complaint'),
