@@ -36,6 +36,8 @@ COMMANDS = dict(walk(typer.main.get_command(app)))
 
 def arguments(name: str, folder: Path) -> list[str]:
     """The command with what it requires, made up from the names and types of its parameters."""
+    if name == "prepare":  # one of two audiences is required
+        return [name, str(folder / "d.toml"), "--recipients", str(folder / "r.csv"), "--operator", "ana"]
     by_name = {"profile_id": "crm-1", "recipients": str(folder / "r.csv")}
     by_type = {int: "1", float: "1", str: "ana", Path: str(folder / "d.toml")}
     found = name.split()
