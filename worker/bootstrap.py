@@ -33,6 +33,7 @@ from worker.db.breaker import Breaker
 from worker.db.deliveries import Deliveries, DeliveryContents
 from worker.db.events import Outbox
 from worker.db.executions import Executions
+from worker.db.flow import Flow
 from worker.db.pages import Pages
 from worker.db.starts import Starts
 from worker.db.stats import Statistics
@@ -50,6 +51,7 @@ from worker.services.claims import ClaimsLimits, ClaimsParts, ClaimsService
 from worker.services.commands import PREFETCH, ConfirmLimits, ConfirmParts, ConfirmService
 from worker.services.events import EventsLimits, EventsParts, EventsService
 from worker.services.fanout import FanoutLimits, FanoutParts, FanoutService
+from worker.services.flow import FlowParts, FlowService
 from worker.services.results import ResultsLimits, ResultsParts, ResultsService
 from worker.services.returned import ReturnedLimits, ReturnedParts, ReturnedService
 from worker.services.schedule import ScheduleLimits, ScheduleParts, ScheduleService
@@ -117,7 +119,7 @@ class Worker:
         builders: dict[str, Callable[[], list[Service]]] = {
             "confirm": lambda: [self._confirm()],
             "fanout": lambda: [self._fanout()],
-            "send": lambda: [self._send(c) for c in self.settings.channels if c in self.channels],
+            "send": lambda: [s for c in self.settings.channels if c in self.channels for s in self._send(c)],
             "claims": lambda: [self._claims()],
             "results": lambda: [self._results()],
             "tracking": lambda: [self._tracking()],
@@ -215,7 +217,7 @@ class Worker:
         )
         return FanoutService(parts, limits)
 
-    def _send(self, channel_name: str) -> Service:
+    def _send(self, channel_name: str) -> list[Service]:
         s = self.settings
         channel = self.channels[channel_name].open(s)
         # A sender takes no more messages than it needs soon: other processes get the others.
@@ -244,7 +246,7 @@ class Worker:
             ),
         )
         self.senders.append(sender)
-        return sender
+        return [sender, FlowService(FlowParts(channel_name, channel, self.owner, Flow(self.db), self.db))]
 
     def _claims(self) -> Service:
         s = self.settings

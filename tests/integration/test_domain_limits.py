@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import json
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -14,16 +16,17 @@ from tests.support.scripted_smtp import MESSAGE, Server, running
 from tests.support.stack import until
 from worker.channels.email import capacity, lanes
 from worker.domain.verdicts import Accepted, Failed
+from worker.services import flow
 
 if TYPE_CHECKING:
-    import asyncio
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from contracts.sends import Send
+    from tests.support.processes import Sendoff
     from tests.support.stack import Stack
     from worker.channels.email.lanes import Lane
     from worker.channels.email.smtp import SmtpPool
-    from worker.channels.protocol import HandOver
+    from worker.channels.protocol import HandOver, HeldLane
     from worker.domain.verdicts import Verdict
 
 BUSY = "421 4.7.0 [TSS04] Messages temporarily deferred due to unexpected volume"
@@ -81,6 +84,9 @@ class ToDomains(OverPool):
 
     def lane(self, address: str) -> Lane:  # type: ignore[override]
         return self.pool.lanes.of(address)
+
+    def held(self, now: float) -> list[HeldLane]:
+        return self.pool.lanes.held(now)
 
     async def send(self, compiled: None, send: Send, hand_over: HandOver) -> Verdict:  # noqa: ARG002
         verdict = await self.pool.send("news@example.org", send.address, MESSAGE, hand_over=hand_over)
@@ -140,6 +146,40 @@ async def test_a_slow_provider_gets_its_share_of_the_connections(
             row = await stack.finished(number)
     assert (row["sent"], row["bounced"], row["errors"], row["unknown"]) == (400, 0, 0, 0)
     assert await attempts(stack) == [("sent", 1, 400)]
+
+
+async def test_what_is_held_back_is_shown_while_it_is(
+    stack: Stack, sendoff: Sendoff, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flow, "SECONDS", 0.05)
+    monkeypatch.setattr(capacity, "SHORTEST_PAUSE", 5)
+    relay = Relay()
+
+    async def rows(count: int) -> list[dict[str, Any]] | None:
+        found = await stack.rows("SELECT * FROM sendoff.domain_flow")
+        return found if len(found) == count else None
+
+    async with relaying(relay) as pool:
+        number = await stack.prepare(mixed(40, "busy"))
+        async with stack.running(channel=ToDomains(pool), tick=0.1, send_batch=100):
+            assert (await asyncio.to_thread(sendoff, "flow")).stdout == "Nothing is held back.\n"
+            await stack.confirm(number)
+            (row,) = await until(lambda: rows(1))
+            assert (row["channel"], row["domain"], row["connections"]) == ("null", "busy.example", 0)
+            assert (row["processes"], row["deferred_until"] is not None) == (1, True)
+            assert "too many messages" in row["why"]
+            table = await asyncio.to_thread(sendoff, "flow")
+            assert "busy.example" in table.stdout, table.stderr
+            (shown,) = json.loads((await asyncio.to_thread(sendoff, "flow", "--json")).stdout)
+            assert shown["domain"] == "busy.example"
+            assert shown.keys() == row.keys()
+            relay.takes_one_in = 1
+            await stack.finished(number)
+            assert await until(lambda: _none(rows)) is True
+
+
+async def _none(rows: Callable[[int], Awaitable[list[Any] | None]]) -> bool:
+    return await rows(0) == []
 
 
 async def test_a_pause_holds_for_what_is_put_aside(stack: Stack) -> None:

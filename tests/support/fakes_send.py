@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from worker.amqp.messages import Incoming
-    from worker.channels.protocol import ChannelUnreachable, HandOver, Lane
+    from worker.channels.protocol import ChannelUnreachable, HandOver, HeldLane, Lane
     from worker.domain.failures import Busy
     from worker.domain.verdicts import Verdict
 
@@ -185,6 +185,9 @@ class FakeChannel:
 
     def lane(self, address: str) -> Lane | None:
         return self.lanes.get(address.rpartition("@")[2])
+
+    def held(self, now: float) -> list[HeldLane]:  # noqa: ARG002
+        return []
 
     async def ready(self) -> None:
         self.asked += 1

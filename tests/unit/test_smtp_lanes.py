@@ -139,6 +139,28 @@ def test_a_limit_is_the_lanes_while_others_pass_and_the_relays_when_nobody_passe
     assert not first.own_limit(30), "nobody passed lately"
 
 
+def test_what_is_held_back_is_named_with_its_reason(tmp_path: Path) -> None:
+    file = tmp_path / "providers.toml"
+    file.write_text('[small]\ndomains = ["small.example"]\nconnections = 2\n')
+    many = Lanes(read_providers(file), lambda: 8)
+    calm, busy, slow, small = (many.of(f"a@{n}.example") for n in ("calm", "busy", "slow", "small"))
+    assert [lane.name for lane in many.held(0)] == ["small"]
+    sent(slow, 0, 2, 20)
+    sent(calm, 2, 0.01, 100)
+    sent(small, 2, 0.01)
+    sent(busy, 2, 0.01, 3)
+    busy.slow_down("450 too many", 2)
+    slow.enter()
+    found = {lane.name: lane for lane in many.held(2.5)}
+    assert sorted(found) == ["busy.example", "slow.example", "small"]
+    assert found["busy.example"] == ("busy.example", 0, 3, 3, "450 too many")
+    assert (found["slow.example"].connections, "slow" in found["slow.example"].because) == (2, True)
+    assert (found["small"].connections, found["small"].because) == (2, "it has this limit")
+    assert [lane.connections for lane in many.held(4) if lane.name == "busy.example"] == [1]
+    sent(busy, 4, 0.01, 8)
+    assert "busy.example" not in {lane.name for lane in many.held(5)}
+
+
 def test_lanes_are_bounded_and_those_in_use_stay() -> None:
     many = lanes()
     held, idle = many.of("a@held.example"), many.of("a@idle.example")

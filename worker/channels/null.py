@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from contracts.sends import Send
-    from worker.channels.protocol import HandOver, Lane
+    from worker.channels.protocol import HandOver, HeldLane, Lane
     from worker.domain.verdicts import Verdict
 
 
@@ -27,6 +27,10 @@ class NullChannel:
     def lane(self, address: str) -> Lane | None:  # noqa: ARG002
         """Nothing is limited."""
         return None
+
+    def held(self, now: float) -> list[HeldLane]:  # noqa: ARG002
+        """Nothing is held back."""
+        return []
 
     async def ready(self) -> None:
         """Always ready."""

@@ -69,6 +69,20 @@ class Lane(Protocol):
         """Notes that one is not claimed any more."""
 
 
+class HeldLane(NamedTuple):
+    """A lane that is held back now."""
+
+    name: str
+    connections: int
+    """How many connections it may have now."""
+    answered: int
+    """How many of its messages passed since the start."""
+    opens_at: float
+    """When its pause ends, in the time of the event loop; a past time for none."""
+    because: str
+    """Why it is held back."""
+
+
 class Channel(Protocol):
     """Sends messages to recipients."""
 
@@ -78,6 +92,9 @@ class Channel(Protocol):
 
     def lane(self, address: str) -> Lane | None:
         """Returns the lane of an address; None if nothing is limited by address."""
+
+    def held(self, now: float) -> list[HeldLane]:
+        """Returns the lanes that are held back now."""
 
     async def ready(self) -> None:
         """Returns when messages can be sent.

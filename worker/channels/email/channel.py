@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from worker.channels.email.dsn import Dsn
     from worker.channels.email.lanes import Lane
     from worker.channels.email.smtp import SmtpPool
-    from worker.channels.protocol import HandOver
+    from worker.channels.protocol import HandOver, HeldLane
     from worker.domain.links import Links
     from worker.domain.mailbox import Mailbox
     from worker.domain.return_path import ReturnPath
@@ -96,6 +96,10 @@ class EmailChannel:
     def lane(self, address: str) -> Lane:
         """Returns what the provider of an address takes."""
         return self._pool.lanes.of(address)
+
+    def held(self, now: float) -> list[HeldLane]:
+        """Returns the providers and domains that are held back now."""
+        return self._pool.lanes.held(now)
 
     async def ready(self) -> None:
         """Returns when the SMTP server answers. Await it before recipients are claimed.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from worker.channels.email.capacity import Pace
 from worker.channels.email.patience import Patience
+from worker.channels.protocol import HeldLane
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +51,7 @@ class Lane:
         "_number",
         "_seconds",
         "_unanswered",
+        "answered",
         "claimed",
         "most",
         "name",
@@ -63,6 +65,8 @@ class Lane:
         self.most = most or _NO_LIMIT
         self.claimed = 0
         """How many of its messages are claimed now."""
+        self.answered = 0
+        """How many of its messages passed."""
         self.pace = Pace()
         self.patience = Patience(_ROUNDS_ALONE)
         self._lanes = lanes
@@ -109,9 +113,29 @@ class Lane:
         """Whether nothing limits it: nearly always, and so it is asked first. It takes 0.1 µs."""
         if self._limited or self._seconds > SLOW_SECONDS or (self._unanswered > 1 and self._may_hang()):
             return False
+        return not self._waited_for(now)
+
+    def _waited_for(self, now: float) -> bool:
+        """Whether one of its messages has been on a connection for so long as a slow one."""
         for began in self._busy.values():
-            return now - began <= SLOW_SECONDS
-        return True
+            return now - began > SLOW_SECONDS
+        return False
+
+    def held(self, now: float) -> HeldLane | None:
+        """Returns how it is held back now; None if it is not."""
+        if not self._limited and self._seconds <= SLOW_SECONDS and not self._waited_for(now):
+            return None
+        paused = now < self.pace.until
+        allowed = 0 if paused else self._allowed(now)
+        if allowed >= self._lanes.size():
+            return None
+        if self.pace.feeling or self._limit < _NO_LIMIT:
+            because = self.pace.because
+        elif allowed == self.most:
+            because = "it has this limit"
+        else:
+            because = "it is slow, or answers nothing, and takes its share of the connections"
+        return HeldLane(self.name, allowed, self.answered, self.pace.until, because)
 
     def enter(self) -> None:
         """Notes that one of its messages is about to be claimed."""
@@ -148,6 +172,7 @@ class Lane:
 
     def passed(self, now: float) -> None:
         """Notes that the server took one of its messages, or refused it for a reason of the message's own."""
+        self.answered += 1
         lanes = self._lanes
         if lanes.refused:
             lanes.refused.clear()
@@ -250,6 +275,11 @@ class Lanes:
             lane = self._by_name[name] = Lane(self, name, most)
         self._by_domain[domain] = lane
         return lane
+
+    def held(self, now: float) -> list[HeldLane]:
+        """Returns the lanes that are held back now, and are in use."""
+        found = (lane.held(now) for lane in list(self._by_name.values()) if lane.in_use)
+        return [held for held in found if held]
 
     @property
     def slow_bound(self) -> float:
