@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
@@ -16,12 +17,15 @@ _LONGEST: Final = 600.0
 """Seconds for which a message is held. RabbitMQ ends a consumer that holds one for 30 minutes."""
 
 
-_Queue = OrderedDict[tuple[int, int], tuple["Asked", float]]
-"""The messages of a lane by delivery and recipient, with the time when they were put aside."""
+_LOOK_EVERY: Final = 0.5
+"""Seconds between two looks at lanes that wait: what opens one may be told to nobody."""
+
+_Queue = OrderedDict[int, tuple["Asked", float]]
+"""The messages of a lane and a delivery by recipient, with the time when they were put aside."""
 
 
 class Aside:
-    """Holds a bounded number of messages, by lane. What is too much leaves the longest queue first.
+    """Holds a bounded number of messages, by lane and delivery. What is too much leaves the longest queue first.
 
     What leaves must be acknowledged. Its page is published again, as after any other loss.
     """
@@ -29,7 +33,7 @@ class Aside:
     def __init__(self, most: int) -> None:
         """Takes the most messages to hold."""
         self._most = most
-        self._queues: dict[Lane, _Queue] = {}
+        self._queues: dict[tuple[Lane, int], _Queue] = {}
         self._count = 0
         self._changed = asyncio.Event()
 
@@ -54,7 +58,9 @@ class Aside:
         for recipient, one in asked.items():
             lane = one.lane
             if lane is not None:
-                if lane in self._queues or not lane.room(now):  # behind those that wait
+                if (lane, one.send.delivery_id) in self._queues or not lane.room(
+                    now
+                ):  # behind those that wait
                     left += self.put(one, lane, now)
                     continue
                 lane.enter()
@@ -80,44 +86,45 @@ class Aside:
 
         These are the double of the message, and what is too much.
         """
-        queue = self._queues.setdefault(lane, OrderedDict())
-        key = asked.send.delivery_id, asked.send.recipient
-        double, since = queue.get(key, (None, now))
-        queue[key] = asked, since
+        queue = self._queues.setdefault((lane, asked.send.delivery_id), OrderedDict())
+        double, since = queue.get(asked.send.recipient, (None, now))
+        queue[asked.send.recipient] = asked, since
         self._changed.set()
         if double is not None:
             return [double]
         self._count += 1
         if self._count <= self._most:
             return []
-        longest = max(self._queues.values(), key=len)
+        key, longest = max(self._queues.items(), key=lambda item: len(item[1]))
         self._count -= 1
         (left, _) = longest.popitem()[1]
+        if not longest:
+            del self._queues[key]
         return [left]
 
     def take(self, most: int, now: float) -> list[Asked]:
-        """Takes out messages whose lanes take them now, and enters them; the lanes have turns."""
+        """Takes out messages whose lanes take them now, and enters them; lanes and deliveries have turns."""
         taken: list[Asked] = []
-        for lane, queue in list(self._queues.items()):
+        for (lane, delivery_id), queue in list(self._queues.items()):
             count = min(lane.room(now), len(queue), most - len(taken))
             for _ in range(count):
                 taken.append(queue.popitem(last=False)[1][0])
                 lane.enter()
             if count:
-                del self._queues[lane]
+                del self._queues[lane, delivery_id]
                 if queue:
-                    self._queues[lane] = queue  # behind those that had none
+                    self._queues[lane, delivery_id] = queue  # behind those that had none
         self._count -= len(taken)
         return taken
 
     def expire(self, now: float) -> list[Asked]:
         """Takes out the messages that were held for too long."""
         old: list[Asked] = []
-        for lane, queue in list(self._queues.items()):
+        for key, queue in list(self._queues.items()):
             while queue and now - next(iter(queue.values()))[1] >= _LONGEST:
                 old.append(queue.popitem(last=False)[1][0])
             if not queue:
-                del self._queues[lane]
+                del self._queues[key]
         self._count -= len(old)
         return old
 
@@ -139,20 +146,13 @@ class Aside:
         loop = asyncio.get_running_loop()
         while True:
             now = loop.time()
-            times = [
-                time
-                for lane, queue in self._queues.items()
-                for time in (
-                    (now if lane.room(now) else lane.opens_at if lane.opens_at > now else None),
-                    next(iter(queue.values()))[1] + _LONGEST,
-                )
-                if time is not None
-            ]
-            if times and min(times) <= now:
+            if any(
+                lane.room(now) or now - next(iter(queue.values()))[1] >= _LONGEST
+                for (lane, _), queue in self._queues.items()
+            ):
                 return
+            pauses = [lane.opens_at for lane, _ in self._queues if lane.opens_at > now]
             self._changed.clear()
-            try:
-                async with asyncio.timeout_at(min(times, default=None)):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(min([now + _LOOK_EVERY, *pauses]) if self._queues else None):
                     await self._changed.wait()
-            except TimeoutError:
-                continue

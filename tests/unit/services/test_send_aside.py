@@ -145,6 +145,26 @@ def test_the_memory_is_bounded_and_the_longest_queue_gives_way() -> None:
     assert held.take(100, 0) == []
 
 
+def test_a_queue_that_gave_way_wholly_is_forgotten() -> None:
+    held, (one, other) = Aside(1), (FakeLane(0), FakeLane(0))
+    held.put(asked(1, one), one, 0)
+    assert [a.send.recipient for a in held.put(asked(2, other), other, 0)] == [1]
+    assert [a.send.recipient for a in held.expire(1_000)] == [2]
+
+
+def test_deliveries_have_turns_in_a_lane() -> None:
+    held, lane = Aside(10), FakeLane(1)
+    for n in range(1, 4):
+        held.put(asked(n, lane, delivery=1), lane, 0)
+        held.put(asked(n, lane, delivery=2), lane, 0)
+    order = []
+    for _ in range(6):
+        (one,) = held.take(5, 0)
+        order.append((one.send.delivery_id, one.send.recipient))
+        held.leave([one])
+    assert order == [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3), (2, 3)]
+
+
 def test_a_double_takes_the_place_of_the_message_that_is_held() -> None:
     held, lane = Aside(4), FakeLane(0)
     first, again = asked(1, lane), asked(1, lane)

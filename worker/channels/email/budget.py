@@ -1,0 +1,55 @@
+"""Messages a minute that all processes share: what this process may still send of its last lease. Pure."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+LEASE_SECONDS: Final = 2.0
+"""Seconds for which leased messages may be begun. Then they are lost, so that nobody saves up for a burst."""
+
+
+class Want(NamedTuple):
+    """What a process asks for."""
+
+    name: str
+    per_minute: int
+    count: int
+    """Messages: for a second."""
+
+
+class Budget:
+    """The part of one limit that this process has leased."""
+
+    def __init__(self, name: str, per_minute: int) -> None:
+        """Begins with nothing leased."""
+        self.name = name
+        self.per_minute = per_minute
+        self.hungry = False
+        """Whether messages wait for it."""
+        self._left = 0
+        self._until = float("-inf")
+
+    def room(self, now: float) -> int:
+        """Returns how many messages may be begun now."""
+        if self._left > 0 and now < self._until:
+            return self._left
+        self.hungry = True
+        return 0
+
+    def take(self) -> None:
+        """Notes that one is begun."""
+        self._left -= 1
+
+    def give_back(self) -> None:
+        """Notes that one was not tried after all."""
+        self._left += 1
+
+    @property
+    def want(self) -> Want:
+        """What to ask for."""
+        return Want(self.name, self.per_minute, -(-self.per_minute // 60))
+
+    def grant(self, count: int, now: float) -> None:
+        """Takes a new lease; what is left of the one before is lost."""
+        self._left, self._until = count, now + LEASE_SECONDS
+        self.hungry = False
