@@ -46,6 +46,7 @@ from worker.duties import suppression_duties
 from worker.lifecycle import Watching
 from worker.returned.keeping import Kept
 from worker.returned.opening import open_references, open_sources
+from worker.services.budgets import BudgetParts, BudgetService
 from worker.services.claims import PREFETCH as CLAIMS_PREFETCH
 from worker.services.claims import ClaimsLimits, ClaimsParts, ClaimsService
 from worker.services.commands import PREFETCH, ConfirmLimits, ConfirmParts, ConfirmService
@@ -246,7 +247,12 @@ class Worker:
             ),
         )
         self.senders.append(sender)
-        return [sender, FlowService(FlowParts(channel_name, channel, self.owner, Flow(self.db), self.db))]
+        flow = Flow(self.db)
+        return [
+            sender,
+            FlowService(FlowParts(channel_name, channel, self.owner, flow, self.db)),
+            BudgetService(BudgetParts(channel_name, channel, flow, self.db)),
+        ]
 
     def _claims(self) -> Service:
         s = self.settings

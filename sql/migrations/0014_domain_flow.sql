@@ -25,7 +25,8 @@ GROUP BY channel, domain;
 
 COMMENT ON VIEW sendoff.domain_flow IS 'What senders hold back now, by provider or domain.';
 COMMENT ON COLUMN sendoff.domain_flow.channel IS 'The channel.';
-COMMENT ON COLUMN sendoff.domain_flow.domain IS 'The provider of mailboxes, or the domain where it belongs to none.';
+COMMENT ON COLUMN sendoff.domain_flow.domain IS
+    'The provider of mailboxes, or the domain where it belongs to none; * for the limit of the relay.';
 COMMENT ON COLUMN sendoff.domain_flow.processes IS 'How many senders report it.';
 COMMENT ON COLUMN sendoff.domain_flow.connections IS
     'How many connections they allow it now, all together; 0 while all of them pause.';
@@ -33,3 +34,10 @@ COMMENT ON COLUMN sendoff.domain_flow.per_minute IS 'Messages a minute that were
 COMMENT ON COLUMN sendoff.domain_flow.deferred_until IS 'When the last of their pauses ends; null for none.';
 COMMENT ON COLUMN sendoff.domain_flow.why IS 'Why it is held back, or the words of the refusal.';
 COMMENT ON COLUMN sendoff.domain_flow.reported_at IS 'When that was last reported.';
+
+-- What is left of each limit of messages that all processes share; see lease_messages.
+CREATE TABLE sendoff.message_budget (
+    name         text PRIMARY KEY,
+    available    double precision NOT NULL DEFAULT 1,
+    refilled_at  timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 50);

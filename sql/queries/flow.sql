@@ -22,3 +22,29 @@ SET connections = excluded.connections, per_minute = excluded.per_minute, deferr
 SELECT channel, domain, processes, connections, per_minute, deferred_until, why, reported_at
 FROM sendoff.domain_flow
 ORDER BY deferred_until DESC NULLS LAST, channel, domain;
+
+-- name: lease_messages
+-- A bucket for each limit: it fills with time, and holds what two seconds bring, one message at least. So no burst
+-- follows a calm or an outage. Rows are locked by name; the time is read after the lock was had.
+WITH asked AS (
+    SELECT * FROM unnest(:names::text[], :rates::int[], :counts::int[]) AS a (name, per_minute, count)
+), made AS (
+    INSERT INTO sendoff.message_budget (name) SELECT name FROM asked ORDER BY name
+    ON CONFLICT DO NOTHING
+), locked AS MATERIALIZED (
+    SELECT b.name, b.available, b.refilled_at, a.per_minute, a.count
+    FROM sendoff.message_budget b
+    JOIN asked a ON a.name = b.name
+    ORDER BY b.name
+    FOR NO KEY UPDATE OF b
+), filled AS MATERIALIZED (
+    SELECT name, count, t.at,
+           least(available + greatest(extract(epoch FROM t.at - refilled_at), 0) * per_minute / 60,
+                 greatest(per_minute / 30.0, 1)) AS available
+    FROM locked, LATERAL (SELECT clock_timestamp() AS at OFFSET 0) t
+)
+UPDATE sendoff.message_budget b
+SET available = f.available - least(floor(f.available), f.count), refilled_at = f.at
+FROM filled f
+WHERE b.name = f.name
+RETURNING b.name, least(floor(f.available), f.count)::int AS granted;

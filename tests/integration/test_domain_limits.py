@@ -8,6 +8,7 @@ import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 
 from contracts import routing
@@ -15,11 +16,15 @@ from tests.integration.test_relay_limits import OverPool, attempts
 from tests.support.scripted_smtp import MESSAGE, Server, running
 from tests.support.stack import until
 from worker.channels.email import capacity, lanes
+from worker.channels.email.providers import read_providers
+from worker.channels.protocol import Want
+from worker.db.flow import Flow
 from worker.domain.verdicts import Accepted, Failed
-from worker.services import flow
+from worker.services import budgets, flow
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from pathlib import Path
 
     from contracts.sends import Send
     from tests.support.processes import Sendoff
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from worker.channels.email.lanes import Lane
     from worker.channels.email.smtp import SmtpPool
     from worker.channels.protocol import HandOver, HeldLane
+    from worker.db.pool import Database
     from worker.domain.verdicts import Verdict
 
 BUSY = "421 4.7.0 [TSS04] Messages temporarily deferred due to unexpected volume"
@@ -87,6 +93,12 @@ class ToDomains(OverPool):
 
     def held(self, now: float) -> list[HeldLane]:
         return self.pool.lanes.held(now)
+
+    def wants(self) -> list[Want]:
+        return self.pool.lanes.wants()
+
+    def grant(self, granted: Mapping[str, int], now: float) -> None:
+        self.pool.lanes.grant(granted, now)
 
     async def send(self, compiled: None, send: Send, hand_over: HandOver) -> Verdict:  # noqa: ARG002
         verdict = await self.pool.send("news@example.org", send.address, MESSAGE, hand_over=hand_over)
@@ -180,6 +192,52 @@ async def test_what_is_held_back_is_shown_while_it_is(
 
 async def _none(rows: Callable[[int], Awaitable[list[Any] | None]]) -> bool:
     return await rows(0) == []
+
+
+async def test_a_limit_of_messages_holds_for_its_provider_alone(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budgets, "SECONDS", 0.2)
+    file = tmp_path / "providers.toml"
+    file.write_text('[few]\ndomains = ["few.example"]\nmessages_per_minute = 600\n')
+    relay = Relay()
+    async with running(relay, size=8, seconds=20, providers=read_providers(file)) as pool:
+        first = await stack.prepare([f"u{n}@few.example" for n in range(30)])
+        second = await stack.prepare(mixed(60, "few"))
+        async with stack.running(channel=ToDomains(pool), tick=0.1, send_batch=100, page_look_after=0.5):
+            began = asyncio.get_running_loop().time()
+            await stack.confirm(first)
+            await stack.confirm(second)
+            rows = [await stack.finished(number) for number in (first, second)]
+            elapsed = asyncio.get_running_loop().time() - began
+    assert [row["sent"] for row in rows] == [30, 60]
+    assert set(await attempts(stack)) == {("sent", 1, 90)}
+    assert relay.order.count("few.example") == 60 <= 20 + 10 * elapsed, "two seconds' worth at once"
+    assert relay.order.index("few.example") > 0
+    assert "fast.example" not in relay.order[-20:], "those who are not limited do not wait"
+
+
+async def test_processes_share_a_limit_of_messages(db: Database, database_url: str) -> None:
+    stores = [Flow(db)] * 4
+    want = Want("lane few", 60, 5)
+    loop = asyncio.get_running_loop()
+    assert await stores[0].lease([want]) == {}, "the first makes it"
+    began = loop.time()
+    granted = 0
+    for _ in range(20):
+        found = await asyncio.gather(*(store.lease([Want("b", 6_000, 100), want]) for store in stores))
+        granted += sum(one["lane few"] for one in found if one.get("lane few"))
+        assert all(0 <= one.get("b", 0) <= 100 for one in found)
+    assert 1 <= granted <= 2 + (loop.time() - began), "a burst of two seconds, and one a second"
+    # A process that starts later finds what the others left.
+    connection = await asyncpg.connect(database_url, timeout=20)
+    try:
+        left = await connection.fetchval(
+            "SELECT available FROM sendoff.message_budget WHERE name = 'lane few'"
+        )
+    finally:
+        await connection.close()
+    assert left < 1
 
 
 async def test_a_pause_holds_for_what_is_put_aside(stack: Stack) -> None:

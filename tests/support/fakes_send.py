@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from worker.amqp.messages import Incoming
-    from worker.channels.protocol import ChannelUnreachable, HandOver, HeldLane, Lane
+    from worker.channels.protocol import ChannelUnreachable, HandOver, HeldLane, Lane, Want
     from worker.domain.failures import Busy
     from worker.domain.verdicts import Verdict
 
@@ -188,6 +188,12 @@ class FakeChannel:
 
     def held(self, now: float) -> list[HeldLane]:  # noqa: ARG002
         return []
+
+    def wants(self) -> list[Want]:
+        return []
+
+    def grant(self, granted: Mapping[str, int], now: float) -> None:  # noqa: ARG002
+        raise AssertionError
 
     async def ready(self) -> None:
         self.asked += 1

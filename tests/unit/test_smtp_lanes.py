@@ -129,7 +129,15 @@ def test_a_refused_lane_pauses_ever_longer_and_steps_up_again() -> None:
 def test_a_limit_is_the_lanes_while_others_pass_and_the_relays_when_nobody_passes() -> None:
     many = lanes()
     first, second, third, fast = (many.of(f"a@{n}.example") for n in "abcd")
-    assert not first.own_limit(0), "nobody is known to pass"
+    assert not first.own_limit(0), "nobody else is there"
+    second.enter()
+    assert first.own_limit(0), "another may pass"
+    assert not second.own_limit(0)
+    first.enter()
+    assert second.own_limit(0)
+    first.leave()
+    second.leave()
+    sent(fast, -60, 0.01)
     sent(fast, 0, 0.01)
     assert first.own_limit(1)
     assert second.own_limit(1)
@@ -159,6 +167,29 @@ def test_what_is_held_back_is_named_with_its_reason(tmp_path: Path) -> None:
     assert [lane.connections for lane in many.held(4) if lane.name == "busy.example"] == [1]
     sent(busy, 4, 0.01, 8)
     assert "busy.example" not in {lane.name for lane in many.held(5)}
+
+
+def test_messages_a_minute_are_those_that_were_leased(tmp_path: Path) -> None:
+    file = tmp_path / "providers.toml"
+    file.write_text('[few]\ndomains = ["few.example"]\nmessages_per_minute = 90\n')
+    many = Lanes(read_providers(file), lambda: 8, per_minute=6_000)
+    few, other = many.of("a@few.example"), many.of("a@other.example")
+    assert many.wants() == [], "nobody asked"
+    assert (few.room(0), other.room(0)) == (0, 0)
+    assert sorted(many.wants()) == [("lane few", 90, 2), ("relay", 6_000, 100)]
+    many.grant({"lane few": 2, "relay": 5, "gone": 7}, 0)
+    assert (few.room(0), other.room(0)) == (2, 5)
+    few.enter()
+    few.enter()
+    assert (few.room(0), other.room(0)) == (0, 3), "both count it"
+    assert [w.name for w in many.wants()] == ["lane few"]
+    few.leave(unused=True)
+    few.leave()
+    assert (few.room(0), other.room(0)) == (1, 4)
+    shown = {lane.name: lane.because for lane in many.held(0)}
+    assert shown == {"few": "it may have 90 messages a minute"}
+    assert other.room(2) == 0, "a lease is not saved up"
+    assert sorted(lane.name for lane in many.held(2)) == ["*", "few"]
 
 
 def test_lanes_are_bounded_and_those_in_use_stay() -> None:
@@ -214,10 +245,10 @@ def test_a_file_adds_providers_and_takes_domains_over(tmp_path: Path) -> None:
         '[apple]\ndomains = ["icloud.com"]\n'
     )
     read = read_providers(file)
-    assert read.of("example.org") == read.of("xn--bcher-kva.example") == ("house", 3)
-    assert read.of("gmail.com") == ("house", 3)
-    assert read.of("googlemail.com") == ("google", None)
-    assert read.of("me.com") == ("me.com", None), "our list of this provider is replaced"
+    assert read.of("example.org") == read.of("xn--bcher-kva.example") == ("house", 3, None)
+    assert read.of("gmail.com") == ("house", 3, None)
+    assert read.of("googlemail.com") == ("google", None, None)
+    assert read.of("me.com") == ("me.com", None, None), "our list of this provider is replaced"
     lane = Lanes(read, lambda: 8).of("a@gmail.com")
     assert lane.room(0) == 3
     numbers = [lane.begin(0) for _ in range(3)]

@@ -65,8 +65,8 @@ class Lane(Protocol):
     def enter(self) -> None:
         """Notes that one of its messages is about to be claimed."""
 
-    def leave(self) -> None:
-        """Notes that one is not claimed any more."""
+    def leave(self, *, unused: bool = False) -> None:
+        """Notes that one is not claimed any more; whether it was not tried."""
 
 
 class HeldLane(NamedTuple):
@@ -83,6 +83,16 @@ class HeldLane(NamedTuple):
     """Why it is held back."""
 
 
+class Want(NamedTuple):
+    """What a process asks for of a limit that all processes share."""
+
+    name: str
+    per_minute: int
+    """The limit: messages a minute."""
+    messages: int
+    """How many it asks for."""
+
+
 class Channel(Protocol):
     """Sends messages to recipients."""
 
@@ -95,6 +105,12 @@ class Channel(Protocol):
 
     def held(self, now: float) -> list[HeldLane]:
         """Returns the lanes that are held back now."""
+
+    def wants(self) -> list[Want]:
+        """Returns what is to be leased, since messages wait for it."""
+
+    def grant(self, granted: Mapping[str, int], now: float) -> None:
+        """Takes what was leased, by name."""
 
     async def ready(self) -> None:
         """Returns when messages can be sent.

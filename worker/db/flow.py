@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from worker.channels.protocol import Want
     from worker.db.pool import Database
 
 
@@ -44,6 +45,23 @@ class Flow:
             pauses=[lane.pause for lane in lanes],
             whys=[lane.why for lane in lanes],
         )
+
+    async def lease(self, wants: Sequence[Want]) -> dict[str, int]:
+        """Takes messages out of the limits that all processes share.
+
+        Args:
+            wants: The names of the limits, the messages a minute, and how many are asked for.
+
+        Returns:
+            How many are granted, by name. The first lease of a limit grants none.
+        """
+        rows = await self._db.fetch(
+            "lease_messages",
+            names=[want.name for want in wants],
+            rates=[want.per_minute for want in wants],
+            counts=[want.messages for want in wants],
+        )
+        return {row["name"]: row["granted"] for row in rows}
 
     async def current(self) -> list[dict[str, Any]]:
         """Reads the lanes that are held back now, first those with the longest pause."""

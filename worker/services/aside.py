@@ -25,7 +25,7 @@ _Queue = OrderedDict[int, tuple["Asked", float]]
 
 
 class Aside:
-    """Holds a bounded number of messages, by lane and delivery. What is too much leaves the longest queue first.
+    """Holds a bounded number of messages, by lane and delivery. What is too much leaves the longest queue.
 
     What leaves must be acknowledged. Its page is published again, as after any other loss.
     """
@@ -58,9 +58,8 @@ class Aside:
         for recipient, one in asked.items():
             lane = one.lane
             if lane is not None:
-                if (lane, one.send.delivery_id) in self._queues or not lane.room(
-                    now
-                ):  # behind those that wait
+                waits = (lane, one.send.delivery_id) in self._queues
+                if waits or not lane.room(now):
                     left += self.put(one, lane, now)
                     continue
                 lane.enter()
@@ -76,7 +75,7 @@ class Aside:
         lane = one.lane
         if lane is None:
             return None
-        lane.leave()  # it does not count for itself
+        lane.leave(unused=True)  # it does not count for itself
         held = not lane.room(now)
         lane.enter()
         return self.put(one, lane, now) if held else None
@@ -133,11 +132,16 @@ class Aside:
         self._queues.clear()
         self._count = 0
 
-    def leave(self, asked: Iterable[Asked]) -> None:
-        """Notes that messages are not claimed any more: their lanes may take others."""
+    def leave(self, asked: Iterable[Asked], *, unused: bool = False) -> None:
+        """Notes that messages are not claimed any more: their lanes may take others.
+
+        Args:
+            asked: The messages.
+            unused: Whether they were not tried.
+        """
         for one in asked:
             if one.lane is not None:
-                one.lane.leave()
+                one.lane.leave(unused=unused)
         if self._count:
             self._changed.set()
 

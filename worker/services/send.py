@@ -295,7 +295,7 @@ class SendService:
             return await self._holding.claim(delivery_id, wanted)
 
     def _leave(self, asked: Collection[Asked], *, settle: bool = False) -> None:
-        self._aside.leave(asked)
+        self._aside.leave(asked, unused=settle)
         if settle:
             self._settle(asked)
 

@@ -36,7 +36,7 @@ class FakeLane:
     def enter(self) -> None:
         self.claimed += 1
 
-    def leave(self) -> None:
+    def leave(self, *, unused: bool = False) -> None:  # noqa: ARG002
         self.claimed -= 1
 
 

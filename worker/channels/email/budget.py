@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
+
+from worker.channels.protocol import Want
 
 LEASE_SECONDS: Final = 2.0
 """Seconds for which leased messages may be begun. Then they are lost, so that nobody saves up for a burst."""
-
-
-class Want(NamedTuple):
-    """What a process asks for."""
-
-    name: str
-    per_minute: int
-    count: int
-    """Messages: for a second."""
 
 
 class Budget:
@@ -45,8 +38,13 @@ class Budget:
         self._left += 1
 
     @property
+    def because(self) -> str:
+        """Why messages wait for it, in words for a sentence."""
+        return f"it may have {self.per_minute} messages a minute"
+
+    @property
     def want(self) -> Want:
-        """What to ask for."""
+        """What to ask for: the messages of a second."""
         return Want(self.name, self.per_minute, -(-self.per_minute // 60))
 
     def grant(self, count: int, now: float) -> None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from worker.channels.email.dsn import Dsn
     from worker.channels.email.lanes import Lane
     from worker.channels.email.smtp import SmtpPool
-    from worker.channels.protocol import HandOver, HeldLane
+    from worker.channels.protocol import HandOver, HeldLane, Want
     from worker.domain.links import Links
     from worker.domain.mailbox import Mailbox
     from worker.domain.return_path import ReturnPath
@@ -100,6 +100,14 @@ class EmailChannel:
     def held(self, now: float) -> list[HeldLane]:
         """Returns the providers and domains that are held back now."""
         return self._pool.lanes.held(now)
+
+    def wants(self) -> list[Want]:
+        """Returns the limits that messages wait for."""
+        return self._pool.lanes.wants()
+
+    def grant(self, granted: Mapping[str, int], now: float) -> None:
+        """Takes what was leased of them."""
+        self._pool.lanes.grant(granted, now)
 
     async def ready(self) -> None:
         """Returns when the SMTP server answers. Await it before recipients are claimed.

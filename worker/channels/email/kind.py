@@ -69,6 +69,7 @@ def _pool(settings: Settings, size: int, phases: Timeouts) -> SmtpPool:
             size=size,
             timeouts=phases,
             providers=read_providers(settings.providers_file),
+            per_minute=settings.smtp_messages_per_minute,
         )
     except ValueError as error:
         raise SettingsError(f"SENDOFF_SMTP_URL: {error}") from error

@@ -10,14 +10,16 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from worker.channels.email.budget import Budget
 from worker.channels.email.capacity import Pace
 from worker.channels.email.patience import Patience
 from worker.channels.protocol import HeldLane
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from worker.channels.email.providers import Providers
+    from worker.channels.email.providers import Limit, Providers
+    from worker.channels.protocol import Want
 
 SLOW_SECONDS: Final = 0.25
 """A lane whose messages take less on a connection is not slow."""
@@ -38,6 +40,8 @@ _FEWEST_TO_SHARE: Final = 4
 _KEPT: Final = 10_000
 """Domains whose lanes are remembered; those in use come on top."""
 _NO_LIMIT: Final = 1 << 30
+_EVERYBODY: Final = "*"
+"""The name under which the limit of the relay is shown."""
 
 
 class Lane:
@@ -49,9 +53,11 @@ class Lane:
         "_limit",
         "_limited",
         "_number",
+        "_own",
         "_seconds",
         "_unanswered",
         "answered",
+        "budgets",
         "claimed",
         "most",
         "name",
@@ -59,10 +65,13 @@ class Lane:
         "patience",
     )
 
-    def __init__(self, lanes: Lanes, name: str, most: int | None) -> None:
-        """Takes its name, and the most connections that it may have; None for no limit."""
-        self.name = name
-        self.most = most or _NO_LIMIT
+    def __init__(self, lanes: Lanes, limit: Limit) -> None:
+        """Takes its name and its limits."""
+        self.name = limit.name
+        self.most = limit.connections or _NO_LIMIT
+        self._own = Budget(f"lane {limit.name}", limit.per_minute) if limit.per_minute else None
+        self.budgets: tuple[Budget, ...] = (*([self._own] if self._own else []), *lanes.budgets)
+        """What it may send of limits that all processes share."""
         self.claimed = 0
         """How many of its messages are claimed now."""
         self.answered = 0
@@ -72,8 +81,8 @@ class Lane:
         self._lanes = lanes
         self._limit = _NO_LIMIT
         """Connections at a time since the last refusal; one more with each message that passes."""
-        self._limited = most is not None
-        """Whether it has a limit of either kind."""
+        self._limited = self._always_limited
+        """Whether it has a limit of any kind."""
         self._busy: dict[int, float] = {}
         """When each of its messages that are on a connection now began, by a number."""
         self._unanswered = 0
@@ -81,6 +90,10 @@ class Lane:
         self._number = 0
         self._seconds = 0.0
         """The mean time of a message on a connection."""
+
+    @property
+    def _always_limited(self) -> bool:
+        return self.most < _NO_LIMIT or bool(self.budgets)
 
     @property
     def in_use(self) -> bool:
@@ -103,7 +116,10 @@ class Lane:
             return _NO_LIMIT
         if now < self.pace.until:
             return 0
-        return max(self._allowed(now) - self.claimed, 0)
+        room = max(self._allowed(now) - self.claimed, 0)
+        if not self.budgets or not room:
+            return room
+        return min([room, *(budget.room(now) for budget in self.budgets)])
 
     def free(self, now: float) -> bool:
         """Whether one more of its messages may have a connection."""
@@ -127,25 +143,33 @@ class Lane:
             return None
         paused = now < self.pace.until
         allowed = 0 if paused else self._allowed(now)
-        if allowed >= self._lanes.size():
+        short = self._own if self._own and self._own.hungry else None
+        if allowed >= self._lanes.size() and not short:
             return None
         if self.pace.feeling or self._limit < _NO_LIMIT:
             because = self.pace.because
+        elif short:
+            because = short.because
         elif allowed == self.most:
             because = "it has this limit"
         else:
             because = "it is slow, or answers nothing, and takes its share of the connections"
-        return HeldLane(self.name, allowed, self.answered, self.pace.until, because)
+        return HeldLane(self.name, min(allowed, self._lanes.size()), self.answered, self.pace.until, because)
 
     def enter(self) -> None:
         """Notes that one of its messages is about to be claimed."""
         self.claimed += 1
+        for budget in self.budgets:
+            budget.take()
         if self.claimed == 1:
             self._lanes.present += 1
 
-    def leave(self) -> None:
-        """Notes that one is not claimed any more."""
+    def leave(self, *, unused: bool = False) -> None:
+        """Notes that one is not claimed any more; whether it was not tried."""
         self.claimed -= 1
+        if unused:
+            for budget in self.budgets:
+                budget.give_back()
         if not self.claimed:
             self._lanes.present -= 1
 
@@ -184,7 +208,7 @@ class Lane:
             self._limit += 1
             if self._limit >= self._lanes.size():
                 self._limit = _NO_LIMIT
-                self._limited = self.most < _NO_LIMIT
+                self._limited = self._always_limited
 
     def others_active(self, now: float) -> bool:
         """Whether a message of another lane passed lately."""
@@ -194,7 +218,8 @@ class Lane:
         """Notes a refusal for speed; returns whether the limit is this lane's, and not the relay's."""
         refused = self._lanes.refused
         refused.add(self)
-        return len(refused) < _RELAYS_OWN and self._lanes.others_active(self, now)
+        others = self._lanes.present > (self.claimed > 0) or self._lanes.others_active(self, now)
+        return others and len(refused) < _RELAYS_OWN
 
     def slow_down(self, because: str, now: float) -> None:
         """Notes a refusal for speed: a pause, and then one message at a time."""
@@ -242,9 +267,16 @@ class Lane:
 class Lanes:
     """The lanes of one relay."""
 
-    def __init__(self, providers: Providers, size: Callable[[], int]) -> None:
-        """Takes the providers, and says how many connections there are now."""
+    def __init__(self, providers: Providers, size: Callable[[], int], per_minute: int = 0) -> None:
+        """Takes its parts.
+
+        Args:
+            providers: Which domains belong together, and their limits.
+            size: Says how many connections there are now.
+            per_minute: The most messages a minute to the relay, of all processes; 0 for no limit.
+        """
         self.size: Final = size
+        self.budgets: Final = (Budget("relay", per_minute),) if per_minute else ()
         self.typical = 0.0
         """The mean time of a message on a connection, of the lanes that are not slow."""
         self.present = 0
@@ -269,17 +301,39 @@ class Lanes:
         if len(self._by_domain) >= _KEPT:
             self._by_domain = {d: lane for d, lane in self._by_domain.items() if lane.in_use}
             self._by_name = {lane.name: lane for lane in self._by_domain.values()}
-        name, most = self._providers.of(domain)
-        lane = self._by_name.get(name)
+        limit = self._providers.of(domain)
+        lane = self._by_name.get(limit.name)
         if lane is None:
-            lane = self._by_name[name] = Lane(self, name, most)
+            lane = self._by_name[limit.name] = Lane(self, limit)
         self._by_domain[domain] = lane
         return lane
 
     def held(self, now: float) -> list[HeldLane]:
         """Returns the lanes that are held back now, and are in use."""
-        found = (lane.held(now) for lane in list(self._by_name.values()) if lane.in_use)
-        return [held for held in found if held]
+        lanes = list(self._by_name.values())
+        found = (lane.held(now) for lane in lanes if lane.in_use)
+        passed = sum(lane.answered for lane in lanes)
+        relay = [
+            HeldLane(_EVERYBODY, self.size(), passed, 0.0, budget.because)
+            for budget in self.budgets
+            if budget.hungry
+        ]
+        return [*relay, *(held for held in found if held)]
+
+    def _budgets(self) -> dict[str, Budget]:
+        limited = (lane for lane in self._by_name.values() if lane.budgets)
+        return {budget.name: budget for lane in limited for budget in lane.budgets}
+
+    def wants(self) -> list[Want]:
+        """Returns what is to be leased: for limits that messages wait for."""
+        return [budget.want for budget in self._budgets().values() if budget.hungry]
+
+    def grant(self, granted: Mapping[str, int], now: float) -> None:
+        """Takes what was leased, by the names of the limits."""
+        budgets = self._budgets()
+        for name, count in granted.items():
+            if name in budgets:
+                budgets[name].grant(count, now)
 
     @property
     def slow_bound(self) -> float:

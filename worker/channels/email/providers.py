@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from importlib.resources import files
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
@@ -26,6 +26,8 @@ class Provider(BaseModel):
     """The domains of its addresses."""
     connections: Annotated[int, Field(ge=1)] | None = None
     """The most connections at a time for each process; None for no limit."""
+    messages_per_minute: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """The most messages a minute, of all processes together; None for no limit."""
 
     @field_validator("domains")
     @classmethod
@@ -43,21 +45,29 @@ class Provider(BaseModel):
 _File = TypeAdapter(dict[Annotated[str, Field(min_length=1)], Provider])
 
 
+class Limit(NamedTuple):
+    """What one provider, or one domain, may have; None for no limit."""
+
+    name: str
+    connections: int | None = None
+    per_minute: int | None = None
+
+
 class Providers:
     """The providers of an installation. A domain that belongs to none is a provider by itself."""
 
     def __init__(self, providers: Mapping[str, Provider]) -> None:
         """Takes them by name."""
         self._by_domain = {
-            domain: (name, provider.connections)
+            domain: Limit(name, provider.connections, provider.messages_per_minute)
             for name, provider in providers.items()
             for domain in provider.domains
         }
 
-    def of(self, domain: str) -> tuple[str, int | None]:
-        """Returns a domain's provider, or its own name, and the most connections; None for no limit."""
+    def of(self, domain: str) -> Limit:
+        """Returns the limits of a domain's provider, or of the domain by its own name."""
         normal = _normal(domain)
-        return self._by_domain.get(normal, (normal, None))
+        return self._by_domain.get(normal) or Limit(normal)
 
 
 def read_providers(path: Path | None = None) -> Providers:

@@ -65,6 +65,7 @@ class SmtpPool:
         timeouts: Timeouts,
         messages_per_connection: int = 1000,
         providers: Providers | None = None,
+        per_minute: int = 0,
     ) -> None:
         """Reads the settings. It does not connect yet.
 
@@ -75,6 +76,7 @@ class SmtpPool:
             messages_per_connection: After so many messages a connection is replaced. Many servers end long
                 sessions, and a load balancer can choose another server for the new one.
             providers: Which domains are limited together; None for the list of ours.
+            per_minute: The most messages a minute that are begun, of all processes; 0 for no limit.
 
         Raises:
             ValueError: The URL is not an SMTP URL; the message says why.
@@ -89,7 +91,9 @@ class SmtpPool:
         """All that were open when the last one was opened."""
         self._opening = 0
         """How many are being opened."""
-        self.lanes: Final = Lanes(providers or read_providers(), lambda: self._slots.connections.limit)
+        self.lanes: Final = Lanes(
+            providers or read_providers(), lambda: self._slots.connections.limit, per_minute
+        )
         self._limits = Limits(str(self._url), self._slots)
         self._welcome = False
         """Whether the server is known to want no TLS and no login first."""
