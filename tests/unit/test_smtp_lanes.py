@@ -192,8 +192,9 @@ def test_messages_a_minute_are_those_that_were_leased(tmp_path: Path) -> None:
     assert sorted(lane.name for lane in many.held(2)) == ["*", "few"]
 
 
-def test_lanes_are_bounded_and_those_in_use_stay() -> None:
-    many = lanes()
+@pytest.mark.parametrize("per_minute", [0, 60])
+def test_lanes_are_bounded_and_those_in_use_stay(per_minute: int) -> None:
+    many = Lanes(OURS, lambda: 8, per_minute)
     held, idle = many.of("a@held.example"), many.of("a@idle.example")
     held.slow_down("later", 0)
     for number in range(_KEPT):

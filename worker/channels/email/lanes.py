@@ -92,13 +92,18 @@ class Lane:
         """The mean time of a message on a connection."""
 
     @property
+    def named(self) -> bool:
+        """Whether it has a limit of its own by the file of providers."""
+        return self.most < _NO_LIMIT or self._own is not None
+
+    @property
     def _always_limited(self) -> bool:
         return self.most < _NO_LIMIT or bool(self.budgets)
 
     @property
     def in_use(self) -> bool:
         """Whether there is something to remember."""
-        return bool(self.claimed or self._busy or self._limited or self in self._lanes.slow)
+        return bool(self.claimed or self._busy or self._limit < _NO_LIMIT or self in self._lanes.slow)
 
     @property
     def opens_at(self) -> float:
@@ -311,7 +316,7 @@ class Lanes:
     def held(self, now: float) -> list[HeldLane]:
         """Returns the lanes that are held back now, and are in use."""
         lanes = list(self._by_name.values())
-        found = (lane.held(now) for lane in lanes if lane.in_use)
+        found = (lane.held(now) for lane in lanes if lane.in_use or lane.named)
         passed = sum(lane.answered for lane in lanes)
         relay = [
             HeldLane(_EVERYBODY, self.size(), passed, 0.0, budget.because)
