@@ -33,7 +33,6 @@ from worker.db.breaker import Breaker
 from worker.db.deliveries import Deliveries, DeliveryContents
 from worker.db.events import Outbox
 from worker.db.executions import Executions
-from worker.db.flow import Flow
 from worker.db.pages import Pages
 from worker.db.starts import Starts
 from worker.db.stats import Statistics
@@ -46,13 +45,11 @@ from worker.duties import suppression_duties
 from worker.lifecycle import Watching
 from worker.returned.keeping import Kept
 from worker.returned.opening import open_references, open_sources
-from worker.services.budgets import BudgetParts, BudgetService
 from worker.services.claims import PREFETCH as CLAIMS_PREFETCH
 from worker.services.claims import ClaimsLimits, ClaimsParts, ClaimsService
 from worker.services.commands import PREFETCH, ConfirmLimits, ConfirmParts, ConfirmService
 from worker.services.events import EventsLimits, EventsParts, EventsService
 from worker.services.fanout import FanoutLimits, FanoutParts, FanoutService
-from worker.services.flow import FlowParts, FlowService
 from worker.services.results import ResultsLimits, ResultsParts, ResultsService
 from worker.services.returned import ReturnedLimits, ReturnedParts, ReturnedService
 from worker.services.schedule import ScheduleLimits, ScheduleParts, ScheduleService
@@ -120,7 +117,7 @@ class Worker:
         builders: dict[str, Callable[[], list[Service]]] = {
             "confirm": lambda: [self._confirm()],
             "fanout": lambda: [self._fanout()],
-            "send": lambda: [s for c in self.settings.channels if c in self.channels for s in self._send(c)],
+            "send": lambda: [self._send(c) for c in self.settings.channels if c in self.channels],
             "claims": lambda: [self._claims()],
             "results": lambda: [self._results()],
             "tracking": lambda: [self._tracking()],
@@ -218,7 +215,7 @@ class Worker:
         )
         return FanoutService(parts, limits)
 
-    def _send(self, channel_name: str) -> list[Service]:
+    def _send(self, channel_name: str) -> Service:
         s = self.settings
         channel = self.channels[channel_name].open(s)
         # A sender takes no more messages than it needs soon: other processes get the others.
@@ -243,16 +240,10 @@ class Worker:
                 claim_lease=s.claim_lease,
                 result_lease=s.result_lease,
                 patience=s.relay_patience,
-                aside=max(prefetch // 2, 1),  # the other half is for the others
             ),
         )
         self.senders.append(sender)
-        flow = Flow(self.db)
-        return [
-            sender,
-            FlowService(FlowParts(channel_name, channel, self.owner, flow, self.db)),
-            BudgetService(BudgetParts(channel_name, channel, flow, self.db)),
-        ]
+        return sender
 
     def _claims(self) -> Service:
         s = self.settings

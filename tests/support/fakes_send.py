@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from worker.amqp.messages import Incoming
-    from worker.channels.protocol import ChannelUnreachable, HandOver, HeldLane, Lane, Want
+    from worker.channels.protocol import ChannelUnreachable, HandOver
     from worker.domain.failures import Busy
     from worker.domain.verdicts import Verdict
 
@@ -180,20 +180,6 @@ class FakeChannel:
         self.answers = asyncio.Event()
         self.answers.set()
         self.closed = self.hurried = False
-        self.lanes: dict[str, Lane] = {}
-        """By the domain of an address."""
-
-    def lane(self, address: str) -> Lane | None:
-        return self.lanes.get(address.rpartition("@")[2])
-
-    def held(self, now: float) -> list[HeldLane]:  # noqa: ARG002
-        return []
-
-    def wants(self) -> list[Want]:
-        return []
-
-    def grant(self, granted: Mapping[str, int], now: float) -> None:  # noqa: ARG002
-        raise AssertionError
 
     async def ready(self) -> None:
         self.asked += 1

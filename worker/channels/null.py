@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from contracts.sends import Send
-    from worker.channels.protocol import HandOver, HeldLane, Lane, Want
+    from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
 
 
@@ -23,21 +23,6 @@ class NullChannel:
 
     concurrency = None
     _accepted = Accepted("null channel")
-
-    def lane(self, address: str) -> Lane | None:  # noqa: ARG002
-        """Nothing is limited."""
-        return None
-
-    def held(self, now: float) -> list[HeldLane]:  # noqa: ARG002
-        """Nothing is held back."""
-        return []
-
-    def wants(self) -> list[Want]:
-        """Nothing is limited."""
-        return []
-
-    def grant(self, granted: Mapping[str, int], now: float) -> None:
-        """Nothing is limited."""
 
     async def ready(self) -> None:
         """Always ready."""

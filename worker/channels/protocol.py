@@ -52,65 +52,12 @@ class Granted:
         return answer
 
 
-class Lane(Protocol):
-    """What one group of addresses takes. The sender keeps to it, so that a slow group delays no other."""
-
-    @property
-    def opens_at(self) -> float:
-        """When its pause ends, in the time of the event loop; a past time for none."""
-
-    def room(self, now: float) -> int:
-        """Returns how many more of its messages may be claimed."""
-
-    def enter(self) -> None:
-        """Notes that one of its messages is about to be claimed."""
-
-    def leave(self, *, unused: bool = False) -> None:
-        """Notes that one is not claimed any more; whether it was not tried."""
-
-
-class HeldLane(NamedTuple):
-    """A lane that is held back now."""
-
-    name: str
-    connections: int
-    """How many connections it may have now."""
-    answered: int
-    """How many of its messages passed since the start."""
-    opens_at: float
-    """When its pause ends, in the time of the event loop; a past time for none."""
-    because: str
-    """Why it is held back."""
-
-
-class Want(NamedTuple):
-    """What a process asks for of a limit that all processes share."""
-
-    name: str
-    per_minute: int
-    """The limit: messages a minute."""
-    messages: int
-    """How many it asks for."""
-
-
 class Channel(Protocol):
     """Sends messages to recipients."""
 
     @property
     def concurrency(self) -> int | None:
         """How many sends may run at the same time; None if a send never waits."""
-
-    def lane(self, address: str) -> Lane | None:
-        """Returns the lane of an address; None if nothing is limited by address."""
-
-    def held(self, now: float) -> list[HeldLane]:
-        """Returns the lanes that are held back now."""
-
-    def wants(self) -> list[Want]:
-        """Returns what is to be leased, since messages wait for it."""
-
-    def grant(self, granted: Mapping[str, int], now: float) -> None:
-        """Takes what was leased, by name."""
 
     async def ready(self) -> None:
         """Returns when messages can be sent.

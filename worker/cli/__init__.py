@@ -29,7 +29,6 @@ from worker.cli import (
     dead,
     deliveries,
     erase,
-    flow,
     history,
     log,
     migrate,
@@ -116,7 +115,6 @@ app.command("run")(run.run)
 app.command("check")(check.check)
 app.add_typer(dead.app, name="dead")
 app.add_typer(alerts.app, name="alert")
-app.command("flow")(flow.flow)
 app.add_typer(suppression.quarantine, name="quarantine")
 app.add_typer(suppression.denylist, name="denylist")
 app.command("confirm")(control.confirm)

@@ -12,15 +12,20 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import structlog
+from pydantic import TypeAdapter, ValidationError
 
+from contracts.base import explain
+from contracts.sends import Send
 from worker.amqp.consuming import consuming
+from worker.amqp.dead import Letter
 from worker.amqp.reports import Report, Reports
 from worker.channels.contents import Contents
 from worker.channels.protocol import ChannelUnreachable, Granted
 from worker.channels.reaching import Reaching
+from worker.db.audiences import why_absent
 from worker.db.holding import Holding
 from worker.db.retrying import Idempotent, Unstorable
 from worker.db.start_times import StartTimes
@@ -29,23 +34,28 @@ from worker.domain.content import ContentInvalid
 from worker.domain.failures import NO_MESSAGES_FAULT, Busy, Stopped
 from worker.domain.verdicts import Failed, Unsure, Withheld, result_of
 from worker.domain.window import ClaimWindow
-from worker.services.aside import Aside
-from worker.services.asked import by_delivery, read, take_absent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Mapping
 
-    from contracts.sends import Send
     from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
     from worker.channels.protocol import Channel, HandOver
     from worker.db.holding import Claims, Held
     from worker.db.retrying import Retrying
     from worker.domain.verdicts import Verdict
-    from worker.services.asked import Asked, Sizes
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
+
+_read = TypeAdapter(Send).validator.validate_json
+
+
+class Sizes(Protocol):
+    """Knows the number of a delivery's recipients: `worker.db.audiences.Audiences`."""
+
+    async def sizes(self, delivery_ids: Collection[int]) -> dict[int, int | Busy]:
+        """Returns them by delivery: 0 for no such delivery, a Busy where it cannot be read now."""
 
 
 class ContentStore(Protocol):
@@ -94,8 +104,14 @@ class SendLimits:
     """Seconds from the hand-over until the result of a message."""
     patience: float
     """Seconds to wait for an unreachable channel. Then unclaimed messages go back to the queue."""
-    aside: int = 500
-    """The most messages that are held unclaimed because their lane takes no more now."""
+
+
+class _Asked(NamedTuple):
+    """A send message, and the AMQP message to acknowledge."""
+
+    send: Send
+    consumer: Consumer
+    message: Incoming
 
 
 class SendService:
@@ -129,7 +145,6 @@ class SendService:
             lambda key, count: self._metrics.results_published.labels(parts.channel_name, key).inc(count),
         )
         self._sending: set[asyncio.Task[None]] = set()
-        self._aside = Aside(limits.aside)
         self._freed = asyncio.Event()
         self._consumer: Consumer | None = None
         self._metrics.sends_in_flight.labels(parts.channel_name).set_function(lambda: len(self._sending))
@@ -171,9 +186,7 @@ class SendService:
     async def _consume(self, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
         """Sends the queue's messages, until `stop` or until the channel is unreachable for too long."""
         consumer = self._consumer = self._parts.open_consumer()
-        self._aside.clear()  # what the consumer before held is back in the queue
         async with consuming(consumer, stop):
-            serving = group.create_task(self._serve_aside(stop, group), name=f"{self.name}: put aside")
             try:
                 while batch := await consumer.batch(await self._free_slots(), self._limits.age):
                     await self.handle(batch, consumer, stop, group)
@@ -186,35 +199,9 @@ class SendService:
                 return
             except Stopped:
                 pass  # unclaimed messages go back to the queue, claimed ones are sent
-            finally:
-                serving.cancel()
             while self._sending:
                 await asyncio.wait(self._sending)
             await self._reports.flush()
-
-    async def _serve_aside(self, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
-        """Claims what was put aside when its lane takes it, until it is cancelled or `stop` is set."""
-        loop = asyncio.get_running_loop()
-        with contextlib.suppress(Stopped):
-            while True:
-                await self._aside.wait()
-                self._settle(self._aside.expire(loop.time()))
-                free = await self._free_slots()
-                await self._reaching.reach(stop)
-                claiming = {
-                    group.create_task(self._send_granted(delivery_id, asked, stop, group))
-                    for delivery_id, asked in by_delivery(self._aside.take(free, loop.time()))
-                }
-                # Whoever waits for those that are sending waits for these too, and then for what they begin.
-                self._sending |= claiming
-                if claiming:
-                    for task in claiming:
-                        task.add_done_callback(self._sending.discard)
-                    await asyncio.wait(claiming)
-
-    def _settle(self, unclaimed: Iterable[Asked]) -> None:
-        """Acknowledges messages that are not sent. If they must be, their page is published again."""
-        self._reports.add([Report(a.consumer, a.message, None) for a in unclaimed])
 
     async def _free_slots(self) -> int:
         loop = asyncio.get_running_loop()
@@ -233,23 +220,32 @@ class SendService:
                 acknowledged.
             Stopped: `stop` is set. Unclaimed messages are not acknowledged.
         """
-        asked, unread, doubles = read(batch, consumer, self._parts.channel.lane)
-        consumer.acknowledge(doubles)
-        unread += take_absent(asked, await self._parts.sizes.sizes(asked.keys()))
+        by_delivery: dict[int, dict[int, _Asked]] = {}
+        unread: list[Letter] = []
+        for message in batch:
+            try:
+                one = _Asked(_read(message.body), consumer, message)
+            except ValidationError as error:
+                unread.append(Letter(message, f"The send message could not be read: {explain(error)}"))
+                continue
+            asked = by_delivery.setdefault(one.send.delivery_id, {})
+            double = asked.setdefault(one.send.recipient, one)
+            if double is not one:
+                earlier, later = sorted((double, one), key=lambda a: a.send.attempt)
+                asked[one.send.recipient] = later
+                consumer.acknowledge([earlier.message])
+        unread += _take_absent(by_delivery, await self._parts.sizes.sizes(by_delivery.keys()))
         if unread:
             await self._parts.dead.bury(*unread)
             consumer.acknowledge(letter.message for letter in unread)
-        for delivery_id, of_one in sorted(asked.items()):
-            if not of_one:
+        for delivery_id, asked in sorted(by_delivery.items()):
+            if not asked:
                 continue
             await self._reaching.reach(stop, self._limits.patience)
-            entered, left = self._aside.enter(of_one, asyncio.get_running_loop().time())
-            self._settle(left)
-            if entered:
-                await self._send_granted(delivery_id, entered, stop, group)
+            await self._send_granted(delivery_id, asked, stop, group)
 
     async def _send_granted(
-        self, delivery_id: int, asked: dict[int, Asked], stop: asyncio.Event, group: asyncio.TaskGroup
+        self, delivery_id: int, asked: dict[int, _Asked], stop: asyncio.Event, group: asyncio.TaskGroup
     ) -> None:
         wanted = {r: (a.send.attempt, address_key(a.send.address)) for r, a in asked.items()}
         try:
@@ -257,13 +253,14 @@ class SendService:
         except (Busy, Unstorable) as error:  # other messages go on: the scheduler opens the page again
             log.warning("claims refused", delivery_id=delivery_id, messages=len(wanted), because=str(error))
             self._metrics.sends_refused.labels(self._parts.channel_name).inc(len(wanted))
-            self._leave(asked.values(), settle=True)
+            self._reports.add([Report(a.consumer, a.message, None) for a in asked.values()])
             return
         self._metrics.claim_recipients.observe(len(wanted))
         self._metrics.sends_claimed.labels(self._parts.channel_name).inc(len(granted))
         self._metrics.sends_refused.labels(self._parts.channel_name).inc(len(wanted) - len(granted))
-        if refused := [a for r, a in asked.items() if r not in granted]:
-            self._leave(refused, settle=True)
+        refused = [a for r, a in asked.items() if r not in granted]
+        if refused:
+            self._reports.add([Report(a.consumer, a.message, None) for a in refused])
             log.debug("not granted", delivery_id=delivery_id, messages=len(refused))
         if not granted:
             return
@@ -294,11 +291,6 @@ class SendService:
         with self._metrics.claim_seconds.time():
             return await self._holding.claim(delivery_id, wanted)
 
-    def _leave(self, asked: Collection[Asked], *, settle: bool = False) -> None:
-        self._aside.leave(asked, unused=settle)
-        if settle:
-            self._settle(asked)
-
     def _free(self, task: asyncio.Task[None]) -> None:
         self._sending.discard(task)
         self._window.done()
@@ -313,19 +305,7 @@ class SendService:
     async def _try_and_report(
         self,
         compiled: Any,  # noqa: ANN401 - each channel's own
-        one: Asked,
-        held: Held,
-        stop: asyncio.Event,
-    ) -> None:
-        try:
-            await self._try_until_done(compiled, one, held, stop)
-        finally:
-            self._leave([one])
-
-    async def _try_until_done(
-        self,
-        compiled: Any,  # noqa: ANN401 - as above
-        one: Asked,
+        one: _Asked,
         held: Held,
         stop: asyncio.Event,
     ) -> None:
@@ -334,10 +314,6 @@ class SendService:
         while isinstance(verdict, Failed) and verdict.waits:
             await self._holding.give_back(held, in_hand=True)
             right.end()  # nobody is in doubt any more
-            left = self._aside.keep(one, asyncio.get_running_loop().time())
-            if left is not None:
-                self._settle(left)
-                return
             again = await self._claim_again(one, stop)
             if again is None:
                 return
@@ -349,7 +325,7 @@ class SendService:
         result = result_of(one.send, verdict, datetime.now(UTC))
         self._reports.add([Report(one.consumer, one.message, result, right.end)])
 
-    async def _claim_again(self, one: Asked, stop: asyncio.Event) -> Held | None:
+    async def _claim_again(self, one: _Asked, stop: asyncio.Event) -> Held | None:
         """Claims an attempt that was given back, when the channel is ready again.
 
         So a pause, a stop or the end of the validity holds for those who wait too, and nobody loses an
@@ -372,7 +348,7 @@ class SendService:
             log.warning("claims refused", delivery_id=send.delivery_id, messages=1, because=str(error))
         if not granted:
             self._metrics.sends_refused.labels(self._parts.channel_name).inc()
-            self._settle([one])
+            self._reports.add([Report(one.consumer, one.message, None)])
         return granted.get(send.recipient)
 
     async def _try(self, compiled: Any, send: Send, right: HandOver) -> Verdict:  # noqa: ANN401 - as above
@@ -396,3 +372,16 @@ class SendService:
                 because=verdict.detail,
             )
         return verdict
+
+
+def _take_absent(by_delivery: dict[int, dict[int, _Asked]], sizes: Mapping[int, int | Busy]) -> list[Letter]:
+    """Takes out the messages whose recipient does not exist, before each delivery has its turn.
+
+    One by one, each cost a claim, a look-up and a confirm: behind a thousand, an honest message waited 4 s.
+    """
+    letters = []
+    for delivery_id, asked in by_delivery.items():
+        size = sizes[delivery_id]
+        if not isinstance(size, Busy):  # else they are claimed and refused
+            letters += [Letter(asked.pop(r).message, why_absent(size)) for r in list(asked) if r > size]
+    return letters

@@ -25,9 +25,8 @@ if TYPE_CHECKING:
     from contracts.sends import Send
     from worker.channels.email.dkim import Signer, Signing
     from worker.channels.email.dsn import Dsn
-    from worker.channels.email.lanes import Lane
     from worker.channels.email.smtp import SmtpPool
-    from worker.channels.protocol import HandOver, HeldLane, Want
+    from worker.channels.protocol import HandOver
     from worker.domain.links import Links
     from worker.domain.mailbox import Mailbox
     from worker.domain.return_path import ReturnPath
@@ -92,22 +91,6 @@ class EmailChannel:
     def concurrency(self) -> int:
         """How many sends may run at the same time: one for each connection."""
         return self._pool.size
-
-    def lane(self, address: str) -> Lane:
-        """Returns what the provider of an address takes."""
-        return self._pool.lanes.of(address)
-
-    def held(self, now: float) -> list[HeldLane]:
-        """Returns the providers and domains that are held back now."""
-        return self._pool.lanes.held(now)
-
-    def wants(self) -> list[Want]:
-        """Returns the limits that messages wait for."""
-        return self._pool.lanes.wants()
-
-    def grant(self, granted: Mapping[str, int], now: float) -> None:
-        """Takes what was leased of them."""
-        self._pool.lanes.grant(granted, now)
 
     async def ready(self) -> None:
         """Returns when the SMTP server answers. Await it before recipients are claimed.

@@ -32,18 +32,13 @@ def blames_the_client(verdict: Verdict) -> bool:
 
 
 class Patience:
-    """Puts messages off while no other passes either, else a few times."""
+    """Puts messages off without an end while no other passes either, else a few times."""
 
-    def __init__(self, rounds_alone: int | None = None) -> None:
-        """Begins with nobody put off.
-
-        Args:
-            rounds_alone: How often a message is put off while no other passes; None for without an end.
-        """
+    def __init__(self) -> None:
+        """Begins with nobody put off."""
         self._passed = 0
-        self._rounds_alone = rounds_alone
-        self._put_off: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
-        """By recipient: how often in all, how often while others passed, and how many had passed by then."""
+        self._put_off: OrderedDict[str, tuple[int, int]] = OrderedDict()
+        """By recipient: how often, and how many messages had passed by then."""
 
     def passed(self, recipient: str) -> None:
         """Notes that the server took a recipient's message, or refused it for a reason of its own."""
@@ -52,12 +47,11 @@ class Patience:
 
     def put_off(self, recipient: str) -> bool:
         """Whether to put a recipient's message off once more. Otherwise the refusal stands."""
-        times, rounds, passed = self._put_off.pop(recipient, (0, 0, -1))
-        times += 1
+        rounds, passed = self._put_off.pop(recipient, (0, -1))
         rounds += self._passed != passed
-        if rounds > ROUNDS or (self._rounds_alone is not None and times > self._rounds_alone):
+        if rounds > ROUNDS:
             return False
-        self._put_off[recipient] = (times, rounds, self._passed)
+        self._put_off[recipient] = (rounds, self._passed)
         if len(self._put_off) > _KEPT:
             self._put_off.popitem(last=False)
         return True
