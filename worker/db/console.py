@@ -161,6 +161,7 @@ class ConsoleReads:
         return {**row, "variables": json.loads(row["variables"])} if row else None
 
 
-def _page(rows: Sequence[Any], key: Any, size: int = PAGE) -> Page:  # noqa: ANN401 - a function of a row
+def _page(rows: Sequence[Any], key: Any, size: int | None = None) -> Page:  # noqa: ANN401 - a function of a row
+    size = size or PAGE
     found = [dict(row) for row in rows]
     return Page(found[:size], key(found[size - 1]) if len(found) > size else None)
