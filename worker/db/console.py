@@ -67,7 +67,7 @@ class ConsoleReads:
         states: Sequence[str] | None,
         channel: str | None,
         text: str | None,
-        rows: int = PAGE,
+        rows: int | None = None,
     ) -> Page:
         """Returns a page of deliveries, the newest first."""
         found = await self._db.fetch(
@@ -76,7 +76,7 @@ class ConsoleReads:
             states=list(states) if states else None,
             channel=channel,
             text=text,
-            rows=rows + 1,
+            rows=(rows or PAGE) + 1,
         )
         return _page(found, lambda row: str(row["delivery_id"]), rows)
 
