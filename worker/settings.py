@@ -100,8 +100,8 @@ class Settings(BaseSettings):
     """The address that they are served on; `0.0.0.0` for all addresses of the machine."""
 
     console_auth: Literal["local", "proxy", "oidc"] = "local"
-    """Who comes in. `local`: people at this machine, by a link that the console prints. `proxy`: those whom a
-    proxy has signed in, and whose signed tokens it passes. `oidc`: those whom the issuer signs in."""
+    """Who comes in. `local`: people at this machine, by a link that the console prints. `proxy`: people
+    that a proxy has signed in and passes a token for. `oidc`: people that the issuer signs in."""
     console_host: str = "127.0.0.1"
     """The address that `sendoff run console` listens on; with `local` it must be this machine's own."""
     console_port: Annotated[int, Field(ge=0, le=65535)] = 8480
@@ -180,7 +180,7 @@ class Settings(BaseSettings):
     dkim_file: Path | None = None
     """A TOML file with the keys that sign emails (DKIM), by domain; empty where the relay signs."""
     dns_resolver: Resolver = ""
-    """Whom the preflight asks for SPF, DKIM and DMARC: `system`, or an IP address with or without a port."""
+    """The DNS that the preflight asks for SPF, DKIM, DMARC: `system`, or an IP address with or without port."""
     preflight_blocks: Annotated[tuple[Check, ...], NoDecode] = ()
     """Checks of the preflight whose findings block a confirmation, written as `publishers`."""
     dsn_notify: Annotated[Notify, NoDecode] = ()

@@ -11,7 +11,7 @@ ALTER TABLE sendoff.claim_lease
 ALTER TABLE sendoff.claim_lease SET (fillfactor = 30);
 ALTER TABLE sendoff.claim_lease ALTER COLUMN recipients SET STORAGE EXTERNAL;
 
--- Whoever still holds these claims gives them back.
+-- The senders that still hold these claims give them back.
 UPDATE sendoff.claim_lease SET given_back = true;
 UPDATE sendoff.claim_lease l
 SET handed_over = m.recipients, handed_over_at = m.last

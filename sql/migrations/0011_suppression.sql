@@ -10,7 +10,7 @@ ALTER TABLE sendoff.denylisted_profile
 CREATE INDEX quarantined_address_expiry ON sendoff.quarantined_address (expires_at) WHERE expires_at IS NOT NULL;
 CREATE INDEX denylisted_profile_expiry ON sendoff.denylisted_profile (expires_at) WHERE expires_at IS NOT NULL;
 
--- Whom a delivery brought there.
+-- The entries that a delivery caused.
 CREATE INDEX quarantined_address_delivery ON sendoff.quarantined_address (delivery_id) WHERE delivery_id IS NOT NULL;
 CREATE INDEX denylisted_profile_delivery ON sendoff.denylisted_profile (delivery_id) WHERE delivery_id IS NOT NULL;
 

@@ -195,7 +195,7 @@ LIMIT 100;
 
 -- name: read_complete_deliveries
 -- All at once: a question for each running delivery would take a scheduler of a thousand deliveries a tick and more.
--- With soft bounces it waits two seconds for whoever recorded the last results: the circuit breaker may trip by them,
+-- With soft bounces it waits two seconds for the recorder of the last results: the circuit breaker may trip by them,
 -- and a finished delivery cannot be resumed.
 SELECT d.delivery_id
 FROM sendoff.delivery_record d

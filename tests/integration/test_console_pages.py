@@ -278,7 +278,7 @@ async def test_who_may_only_look_sees_no_person_unless_a_setting_lets_them(stack
             "/profiles?id=p8",
             f"{base}/log?q=user8",
         ):
-            assert "You may not see to whom it goes" in await visitor.get(path, 403)
+            assert "You may not see the recipients" in await visitor.get(path, 403)
     async with visiting(stack, None, console_hide_personal_data=False) as visitor:
         await visitor.sign_in("ana", look="on")
         assert "user8@" in await visitor.get(f"{base}/log")

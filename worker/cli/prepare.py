@@ -40,7 +40,8 @@ def prepare(
     who: Annotated[
         str | None,
         typer.Option(
-            metavar="WHO", help="Whom of it: failed, soft, unknown, not-opened, not-clicked, clicked=URL."
+            metavar="WHO",
+            help="Which of its recipients: failed, soft, unknown, not-opened, not-clicked, clicked=URL.",
         ),
     ] = None,
     delivery: Annotated[

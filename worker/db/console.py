@@ -126,7 +126,7 @@ class ConsoleReads:
         return Page(found, f"{number + 1}-", number)
 
     async def exclusions(self, delivery_id: int, after: int, cause: str | None) -> Page:
-        """Returns a page of those whom the preparation left out, by line of the recipients file."""
+        """Returns a page of what the preparation left out, by line of the recipients file."""
         rows = await self._db.fetch(
             "read_exclusions_page", delivery_id=delivery_id, after=after, cause=cause, rows=PAGE + 1
         )

@@ -49,7 +49,7 @@ class Purpose(StrEnum):
 
 
 class Named(NamedTuple):
-    """Whom and what a token names."""
+    """The recipient and the link that a token names."""
 
     delivery_id: int
     recipient: int
@@ -94,7 +94,7 @@ class Keys:
         return _spelt(texts, self._macs[self._signing, purpose, proof].tags(texts))
 
     def read(self, purpose: Purpose, token: str) -> Named | None:
-        """Returns whom a token names; None if none of the keys signed it for the purpose."""
+        """Returns what a token names; None if none of the keys signed it for the purpose."""
         octets = _octets(token)
         signed, tag = octets[:-_TAG_OCTETS], octets[-_TAG_OCTETS:]
         numbers = _numbers(signed)

@@ -62,4 +62,4 @@ EmailHeaders = Annotated[dict[str, str], BeforeValidator(_read_object), AfterVal
 Notify = Annotated[tuple[Literal["success", "failure", "delay", "never"], ...], AfterValidator(_check_notify)]
 """When a relay is asked to report."""
 Resolver = Annotated[str, AfterValidator(_check_resolver)]
-"""Whom to ask the DNS: nobody, `system`, or an address."""
+"""Which DNS to ask: none, `system`, or an address."""

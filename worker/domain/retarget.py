@@ -27,7 +27,7 @@ class Who(StrEnum):
     SOFT = "soft"
     """Those with a soft bounce."""
     UNKNOWN = "unknown"
-    """Those for whom nobody knows whether the message went out."""
+    """Those of whose message nobody knows whether it went out."""
     NOT_OPENED = "not-opened"
     """Those who got it and did not open it."""
     NOT_CLICKED = "not-clicked"

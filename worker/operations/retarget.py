@@ -40,7 +40,7 @@ async def write_audience(db: Database, source: Source, path: Path) -> int:
 
     Args:
         db: The database.
-        source: Whom to write.
+        source: The recipients to write.
         path: The file, which is made.
 
     Returns:

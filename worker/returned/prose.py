@@ -92,7 +92,7 @@ def split_returned(text: str) -> tuple[str, str]:
 
 @dataclass(slots=True)
 class _Reader:
-    """What was read so far, and of whom the lines speak."""
+    """What was read so far, and which recipient the lines speak of."""
 
     told: dict[str | None, Told] = field(default_factory=dict)
     address: str | None = None
@@ -109,7 +109,7 @@ class _Reader:
 
     def close(self) -> None:
         """Keeps what was said of a recipient without a reply."""
-        words = self.words or self.before[-_LINES_BEFORE:]  # some servers say why, and then of whom
+        words = self.words or self.before[-_LINES_BEFORE:]  # some servers say why, and then which recipient
         if self.address is not None and words:
             self.keep(Told(self.address, None, " ".join(words)[:LONGEST]))
         self.words = []

@@ -108,7 +108,7 @@ class WebServer:
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                # Whom to believe about the client's address is the application's to decide.
+                # The application decides which proxy it believes about the client's address.
                 proxy_headers=False,
                 limit_concurrency=limits.connections,
                 timeout_keep_alive=round(limits.idle),

@@ -1,4 +1,4 @@
-"""Delivery status notifications (RFC 3461): what a server is asked to report, and to whom it belongs."""
+"""Delivery status notifications (RFC 3461): what a server is asked to report, and about which recipient."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class SmtpUrl:
 
     - `smtp://` uses no TLS, port 25 if none is given: for a relay on the same machine or network.
     - `smtp://…?starttls=offered` uses STARTTLS (RFC 3207) if the server offers it, and takes any certificate:
-      whoever can forge one can as well hide the offer (RFC 7435).
+      a forger of one can as well hide the offer (RFC 7435).
     - `smtp+starttls://` requires STARTTLS first, port 587.
     - `smtps://` uses TLS from the first byte (RFC 8314), port 465.
 

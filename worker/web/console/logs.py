@@ -34,7 +34,7 @@ STATUSES: Final = (
     *("sent", "bounced", "error", "unknown", "retrying", "sending", "pending", "excluded", "cancelled"),
 )
 KINDS: Final = ("open", "click", "mirror", "optout", "complaint")
-_HIDDEN: Final = "You may not see to whom it goes: SENDOFF_CONSOLE_HIDE_PERSONAL_DATA is set."
+_HIDDEN: Final = "You may not see the recipients: SENDOFF_CONSOLE_HIDE_PERSONAL_DATA is set."
 _EVENTS: Final = 100
 _LAST: Final = 2**31 - 1
 

@@ -2,8 +2,8 @@
 
 Each process appends to a file of its own, which it holds locked. A line is a routing key and a body for the
 broker. A line counts when it is written, synchronised to the disk and ended: a process that is killed in the
-middle of one has not answered for it. A file whose lock is free is nobody's any more, and whoever has the
-broker publishes it. That may happen twice: events count once.
+middle of one has not answered for it. A file whose lock is free is nobody's any more, and the process that
+has the broker publishes it. That may happen twice: events count once.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Spool:
             self._file = None
 
     def close(self) -> None:
-        """Lets go of the file. What is in it is published by whoever runs next."""
+        """Lets go of the file. What is in it is published by the process that runs next."""
         self._end()
 
     def look(self) -> list[Path]:
