@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 _LONGEST_HEADER: Final = 100_000
 _MOST_FILES: Final = 10_000
 _DELIVERED_TO: Final = ("Delivered-To", "X-Original-To", "Envelope-To", "X-Envelope-To", "To")
-"""The fields in which servers write the address of a mail that they delivered (the last is the author's word)."""
+"""The fields in which servers write the address of a delivered mail (the last is the author's word)."""
 
 
 class MaildirMissing(Exception):
