@@ -180,7 +180,7 @@ class Settings(BaseSettings):
     dkim_file: Path | None = None
     """A TOML file with the keys that sign emails (DKIM), by domain; empty where the relay signs."""
     dns_resolver: Resolver = ""
-    """The DNS that the preflight asks for SPF, DKIM, DMARC: `system`, or an IP address with its port."""
+    """The DNS that the preflight asks for SPF, DKIM, DMARC: `system`, or an IP address (and a port)."""
     preflight_blocks: Annotated[tuple[Check, ...], NoDecode] = ()
     """Checks of the preflight whose findings block a confirmation, written as `publishers`."""
     dsn_notify: Annotated[Notify, NoDecode] = ()
