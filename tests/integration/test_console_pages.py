@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx2
 
@@ -13,7 +13,7 @@ from contracts import routing
 from tests.support import tracking
 from tests.support.channels import Counting
 from tests.support.console import line, shown, visiting
-from tests.support.deliveries import SOON
+from tests.support.deliveries import SOON, sent
 from tests.support.results import bounced
 from tests.support.stack import until
 from worker.db import console as reads
@@ -36,14 +36,6 @@ subject = "Hello {{ first_name }}"
 text = "Dear {{ first_name }}"
 html = "<p onclick='x()'>Dear {{ first_name }}<img src='https://spy.example/p.gif'></p>"
 """
-
-
-async def sent(stack: Stack, recipients: Any, **more: Any) -> int:
-    number = await stack.prepare(recipients, **more)
-    async with stack.running():
-        await stack.confirm(number)
-        await stack.finished(number)
-    return number
 
 
 async def lived_through(stack: Stack) -> int:

@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from contracts import routing
 from tests.support import postfix
+from tests.support.deliveries import counts, sent
 from tests.support.processes import worker as process
 from tests.support.proxy import CutProxy
 from tests.support.returned_mail import complaint, failure_notice, mail, report
@@ -107,24 +108,6 @@ async def listening(port: int) -> bool:
     return True
 
 
-async def sent(stack: Stack, *addresses: str, columns: str = "address") -> int:
-    """A delivery that was sent to all."""
-    number = await stack.prepare(addresses, columns=columns)
-    async with stack.running():
-        await stack.confirm(number)
-        assert (await stack.finished(number))["sent"] == len(addresses)
-    return number
-
-
-async def counts(stack: Stack, number: int, **expected: int) -> dict[str, Any]:
-    async def reached() -> dict[str, Any] | None:
-        row = await stack.deployment(number)
-        return row if all(row[name] == value for name, value in expected.items()) else None
-
-    found: dict[str, Any] = await until(reached)
-    return found
-
-
 class Relay:
     """Takes mail, and returns it to its envelope sender, as a server does that found nobody."""
 
@@ -187,7 +170,7 @@ async def drained(stack: Stack) -> bool:
 
 
 async def test_a_complaint_is_counted_once_and_denylists_the_profile(stack: Stack) -> None:
-    number = await sent(stack, "ana@example.org,p1", columns="address,profile_id")
+    number = await sent(stack, ["ana@example.org,p1"], columns="address,profile_id")
     data = complaint(f"Feedback-Type: abuse\nOriginal-Mail-From: <{name_of(number, 1, 1)}>\n")
     async with intake(stack, "tracking") as here:
         for _ in range(2):
@@ -203,7 +186,7 @@ async def test_a_complaint_is_counted_once_and_denylists_the_profile(stack: Stac
 
 
 async def test_what_is_forged_unknown_or_about_nothing_changes_nothing(stack: Stack) -> None:
-    number = await sent(stack, "ana@example.org")
+    number = await sent(stack, ["ana@example.org"])
     ours = name_of(number, 1, 1)
     other = ReturnPath(read_keys(f"1:{'x' * 32}"), "returns.example.org").sender(Reference(number, 1, 1))
     failed = report(FAILED.format(address="ana@example.org"))
@@ -236,7 +219,7 @@ async def test_what_is_forged_unknown_or_about_nothing_changes_nothing(stack: St
 
 
 async def test_what_cannot_be_read_is_kept_for_a_person_and_blocks_nobody(stack: Stack) -> None:
-    number = await sent(stack, "ana@example.org")
+    number = await sent(stack, ["ana@example.org"])
     async with intake(stack, "results") as here:
         odd = failure_notice(f"Something went wrong.\n.\n..dots\n{'long' * 40_000}\n")
         assert await here.bring(odd, name_of(number, 1, 1)) == "2.0.0 Taken"
@@ -267,7 +250,7 @@ async def test_a_mail_that_is_too_large_is_refused_and_counted(stack: Stack) -> 
 
 
 async def test_lmtp_answers_once_for_each_recipient(stack: Stack) -> None:
-    number = await sent(stack, "ana@example.org")
+    number = await sent(stack, ["ana@example.org"])
 
     def talk(port: int) -> tuple[int, list[bytes]]:
         with smtplib.LMTP("127.0.0.1", port, timeout=20) as client:
@@ -298,7 +281,7 @@ async def test_a_client_too_many_is_sent_away_for_now(stack: Stack) -> None:
 
 
 async def test_while_the_broker_is_away_the_client_is_to_try_again(stack: Stack) -> None:
-    number = await sent(stack, "ana@example.org")
+    number = await sent(stack, ["ana@example.org"])
     data = report(FAILED.format(address="ana@example.org"))
     async with (
         CutProxy(stack.settings.amqp_url).running() as proxy,
@@ -325,7 +308,7 @@ async def test_while_the_broker_is_away_the_client_is_to_try_again(stack: Stack)
 
 async def test_behind_postfix_nothing_is_lost_and_nothing_forged_comes_in(stack: Stack) -> None:
     """With the lines that docs/returned-mail.md gives for main.cf."""
-    number = await sent(stack, "ana@example.org")
+    number = await sent(stack, ["ana@example.org"])
     async with (
         CutProxy(stack.settings.amqp_url).running() as proxy,
         intake(stack, amqp_url=proxy.url) as here,
@@ -370,7 +353,7 @@ def maildir(folder: Path) -> Path:
 
 
 async def test_a_maildir_is_read_and_its_mails_are_seen(stack: Stack) -> None:
-    number = await sent(stack, *(f"user{n}@example.org" for n in range(1, 31)))
+    number = await sent(stack, [f"user{n}@example.org" for n in range(1, 31)])
     folder = maildir(stack.folder / "mails")
 
     def put(name: str, recipient: int, data: bytes) -> None:
@@ -397,7 +380,7 @@ async def test_a_maildir_is_read_and_its_mails_are_seen(stack: Stack) -> None:
 
 
 async def test_mails_of_a_maildir_wait_for_the_broker(stack: Stack) -> None:
-    number = await sent(stack, "ana@example.org")
+    number = await sent(stack, ["ana@example.org"])
     folder = maildir(stack.folder / "mails")
     async with CutProxy(stack.settings.amqp_url).running() as proxy:
         changes = {"returned_port": 0, "returned_maildir": folder, "amqp_url": proxy.url}
@@ -417,7 +400,7 @@ async def test_mails_of_a_maildir_wait_for_the_broker(stack: Stack) -> None:
 
 
 async def test_the_command_takes_a_mail_and_stops_at_a_signal(stack: Stack) -> None:
-    number = await sent(stack, "ana@example.org")
+    number = await sent(stack, ["ana@example.org"])
     port = free_port()
     env = {"BOUNCE_KEYS": KEYS, "RETURNED_PORT": port, "RETURNED_FOLDER": stack.folder / "kept"}
     with process(stack.settings, "returned", **env) as running:

@@ -19,6 +19,7 @@ from pydantic import SecretStr
 
 from contracts import routing
 from tests.support import webhooks as given_by
+from tests.support.deliveries import counts, sent
 from tests.support.processes import worker as process
 from tests.support.proxy import CutProxy
 from tests.support.stack import until
@@ -110,23 +111,6 @@ async def listening(client: httpx2.AsyncClient) -> bool:
         return (await client.get("/")).status_code == 404
     except httpx2.ConnectError:
         return False
-
-
-async def sent(stack: Stack, recipients: int) -> int:
-    number = await stack.prepare(recipients)
-    async with stack.running():
-        await stack.confirm(number)
-        assert (await stack.finished(number))["sent"] == recipients
-    return number
-
-
-async def counts(stack: Stack, number: int, **expected: int) -> dict[str, Any]:
-    async def reached() -> dict[str, Any] | None:
-        row = await stack.deployment(number)
-        return row if all(row[name] == value for name, value in expected.items()) else None
-
-    found: dict[str, Any] = await until(reached)
-    return found
 
 
 async def drained(stack: Stack) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from contracts import routing
+from tests.support.stack import until
 
 if TYPE_CHECKING:
     from tests.support.stack import Stack
@@ -30,6 +31,22 @@ async def log(stack: Stack, number: int) -> dict[int, dict[str, Any]]:
 async def counted(stack: Stack, number: int, **expected: int | str) -> dict[str, Any] | None:
     row = await stack.deployment(number)
     return row if all(row[k] == v for k, v in expected.items()) else None
+
+
+async def counts(stack: Stack, number: int, **expected: int | str) -> dict[str, Any]:
+    """Waits until the deployment has these figures; returns it."""
+    found: dict[str, Any] = await until(lambda: counted(stack, number, **expected))
+    return found
+
+
+async def sent(stack: Stack, recipients: Any, **more: Any) -> int:
+    """Prepares a delivery, and sends it to all; returns its number."""
+    number = await stack.prepare(recipients, **more)
+    async with stack.running():
+        await stack.confirm(number)
+        row = await stack.finished(number)
+    assert row["sent"] == row["to_deliver"]
+    return number
 
 
 async def states(stack: Stack, number: int) -> list[str]:
