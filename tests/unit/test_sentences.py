@@ -90,6 +90,7 @@ def test_every_state_is_a_sentence_that_can_be_drawn(
          "Stopped: Wrong list! 7 recipients were not tried."),
         (State.FINISHED, {"to_deliver": 5_000, "unknown": 1},
          "Finished: all 5,000 recipients have an outcome. 1 is unknown: somebody must settle it."),
+        (State.FINISHED, {"to_deliver": 1}, "Finished: the recipient has an outcome."),
         (State.RETRY_PENDING, {"retrying": 12, "next_due_at": NOW + timedelta(minutes=5)},
          "Everybody was tried. 12 wait for another attempt, the next at 14:05."),
         (State.RETRY_PENDING, {"retrying": 12, "next_due_at": NOW},

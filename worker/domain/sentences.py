@@ -115,6 +115,8 @@ def _paused(row: Mapping[str, Any]) -> list[Part]:
 
 def _finished(row: Mapping[str, Any]) -> list[Part]:
     said: list[Part] = ["Finished: all ", int(row["to_deliver"]), " recipients have an outcome."]
+    if row["to_deliver"] == 1:
+        said = ["Finished: the recipient has an outcome."]
     if row["unknown"]:
         what = (
             " is unknown: somebody must settle it."

@@ -190,7 +190,7 @@ class Outlet:
                 if not await self._publish(part):
                     raise _Unpublished
                 self._replayed.inc(len(part))
-            if messages is not None:
+            if messages:
                 log.info("the spool's events are published", file=path.name, messages=len(messages))
 
 
