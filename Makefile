@@ -19,9 +19,13 @@ help: ## show this list
 demo: venv ## send a delivery of N recipients (N=1000) on servers of its own, which end with it (PAGE=1: with the console)
 	@$(SERVERS) run -- $(BIN)/python dev/demo.py --recipients $(or $(N),1000) $(if $(PAGE),--page)
 
+# All tests are shared out between processes, each on servers of its own. What is asked for by ARGS is one process's.
+JOBS := $(shell n=$$(nproc); echo $$((n < 2 ? 2 : n > 4 ? 4 : n)))
+SHARED_OUT := --dist worksteal --tx '$(JOBS)*popen//python=$(SERVERS) run -- $(BIN)/python'
+
 test: check ## check, then run every test on servers of its own (ARGS='-k name' goes to pytest)
 	@$(SERVERS) install browser
-	@$(SERVERS) run -- $(BIN)/pytest $(ARGS)
+	@$(if $(ARGS),$(SERVERS) run -- $(BIN)/pytest $(ARGS),$(BIN)/pytest $(SHARED_OUT))
 
 check: venv ## check format, style, types, layers and the generated contracts
 	$(BIN)/ruff format --check .

@@ -30,6 +30,7 @@ async def world(stack: Stack) -> Stack:
     (stack.folder / "odd").mkdir()
     (stack.folder / "odd/.env").write_bytes(b"SENDOFF_PAGE_SIZE=\xff")
     (stack.folder / "r.csv").write_text("address\nana@example.org\n")
+    (stack.folder / "import.csv").write_text("address,profile_id\nana@example.org,crm-1\n")
     return stack
 
 

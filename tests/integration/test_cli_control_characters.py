@@ -41,6 +41,7 @@ async def planted(stack: Stack) -> Stack:
             ),
         ):
             await session.connection.execute(statement, EVIL)
+    (stack.folder / "import.csv").write_text(f"address,profile_id\n{EVIL},{EVIL}\n", encoding="utf-8")
     target = await stack.channel.get_exchange(stack.names.exchange(routing.DEAD), ensure=False)
     headers = {routing.HEADER_REASON: EVIL, "other": EVIL}
     message = aio_pika.Message(EVIL.encode(), headers=headers, message_id=EVIL[:8], type=EVIL[:8])

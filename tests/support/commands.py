@@ -39,6 +39,9 @@ def arguments(name: str, folder: Path) -> list[str]:
     if name == "prepare":  # one of two audiences is required
         return [name, str(folder / "d.toml"), "--recipients", str(folder / "r.csv"), "--operator", "ana"]
     by_name = {"profile_id": "crm-1", "recipients": str(folder / "r.csv")}
+    by_name |= {"addresses": "zoe@example.org", "profiles": "crm-1", "to": "ana@example.org"}
+    if name.endswith("import"):
+        by_name["file"] = str(folder / "import.csv")
     by_type = {int: "1", float: "1", str: "ana", Path: str(folder / "d.toml")}
     found = name.split()
     for parameter in COMMANDS[name].params:
@@ -46,7 +49,9 @@ def arguments(name: str, folder: Path) -> list[str]:
             found.append("--yes")
         elif parameter.required or parameter.name == "timeout":
             kind = parameter.type_descriptor.annotation
-            value = next(iter(kind)).value if issubclass(kind, Enum) else by_type[kind]
             option = [o for o in parameter.opts if o.startswith("--")]
-            found += [*option, by_name.get(parameter.name, value)]
+            if parameter.name in by_name:
+                found += [*option, by_name[parameter.name]]
+            else:
+                found += [*option, next(iter(kind)).value if issubclass(kind, Enum) else by_type[kind]]
     return [*found, *MORE.get(name, [])]
