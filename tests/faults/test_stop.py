@@ -44,7 +44,7 @@ async def test_a_stop_does_not_wait_for_a_server_that_is_away(
             await until(lambda: _begun(stack, number))
             proxy.cut()
             await until(lambda: _says(log, said))
-            assert await _status_after_stop(process) == 0
+            assert await _status_after_stop(process) == 0, log.read_text()[-4_000:]
     assert not await _says(log, "service died")
     async with stack.running(claim_lease=3, result_lease=3, page_look_after=0.5, tick=0.1):
         row = await stack.finished(number, seconds=60)
@@ -61,7 +61,7 @@ async def test_a_stop_does_not_wait_for_a_relay_that_is_away(stack: Stack, tmp_p
             with worker(stack.settings, log=log, SHUTDOWN_GRACE=GRACE, **env) as process:
                 await stack.confirm(number)
                 await until(lambda: _says(log, "channel out of reach, waiting"))
-                assert await _status_after_stop(process) == 0
+                assert await _status_after_stop(process) == 0, log.read_text()[-4_000:]
     assert (await stack.deployment(number))["pending"] == 20
 
 

@@ -1,4 +1,4 @@
-"""The command line. A command is a function in a module of its own here, registered by one line below.
+"""The command line. A command is a function in a module of its own here, named by one line below.
 
 Exit status: 0 done, or nobody reads the output any more; 1 refused, or the output cannot be written; 2 bad
 usage or a wrong setting; 3 the broker or the database cannot be reached, or lacks the schema or the topology
@@ -13,69 +13,48 @@ import os
 import platform
 import sys
 import traceback
-from typing import TYPE_CHECKING, Annotated, Final
+from collections import UserDict
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from typer.core import TyperGroup
 
 from sql import migrations
-from worker.amqp.errors import BrokerForbids, BrokerUnreachable
-from worker.amqp.messages import Unroutable
-from worker.amqp.pika.client import NoAnswer
-from worker.amqp.topology import TopologyMismatch
-from worker.cli import (
-    alerts,
-    check,
-    control,
-    dead,
-    deliveries,
-    erase,
-    history,
-    log,
-    migrate,
-    operators,
-    preflight,
-    prepare,
-    proof,
-    retention,
-    run,
-    stats,
-    suppression,
-    unknown,
-    watch,
-)
-from worker.cli.common import CommandRefused
-from worker.cli.streams import OutputClosed, OutputLost, close_output, discard_output, open_streams
-from worker.db.pool import DatabaseUnreachable, SchemaMismatch
+from worker.cli.streams import close_output, discard_output, open_streams
 from worker.domain.text import plain
-from worker.lifecycle import ServiceDied
-from worker.operations.prepare import PreparationRefused
-from worker.settings import SettingsError
 from worker.version import VERSION
-from worker.web.server import AddressUnavailable
-from worker.web.tracker.spool import SpoolUnusable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_STATUS: Final[dict[type[Exception], int]] = {
-    OutputClosed: 0,
-    OutputLost: 1,
-    CommandRefused: 1,
-    PreparationRefused: 1,
-    BrokerForbids: 1,
-    SettingsError: 2,
-    AddressUnavailable: 2,
-    SpoolUnusable: 2,
-    BrokerUnreachable: 3,
-    DatabaseUnreachable: 3,
-    SchemaMismatch: 3,
-    TopologyMismatch: 3,
-    NoAnswer: 3,
-    Unroutable: 3,
-    ServiceDied: 1,
+_COMMANDS: Final = {
+    "migrate": "migrate:migrate",
+    "operator": "operators:app",
+    "prepare": "prepare:prepare",
+    "preflight": "preflight:preflight",
+    "proof": "proof:proof",
+    "run": "run:run",
+    "check": "check:check",
+    "dead": "dead:app",
+    "alert": "alerts:app",
+    "quarantine": "suppression:quarantine",
+    "denylist": "suppression:denylist",
+    "confirm": "control:confirm",
+    "pause": "control:pause",
+    "resume": "control:resume",
+    "stop": "control:stop",
+    "stats": "stats:stats",
+    "list": "deliveries:list_",
+    "watch": "watch:watch",
+    "log": "log:log",
+    "unknown": "unknown:unknown",
+    "retention": "retention:retention",
+    "history": "history:history",
+    "export": "history:export",
+    "erase": "erase:erase",
 }
-"""The exit status of each exception that a command may raise. Any other exception is a fault of the
-program."""
+"""Where each command is: a module here, and the function or the group of commands in it."""
 
 _FAULT: Final = 1
 _USAGE: Final = 2
@@ -87,9 +66,30 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
+class _Loaded(UserDict[str, Any]):
+    """The commands. One is loaded when it is looked up: to load all takes twice the time of most commands."""
+
+    def __getitem__(self, name: str) -> Any:  # noqa: ANN401 - Typer keeps its copy of Click's types to itself
+        module, _, attribute = self.data[name].partition(":")
+        part = getattr(import_module(f"worker.cli.{module}"), attribute)
+        parent = typer.Typer(rich_markup_mode=None)
+        if isinstance(part, typer.Typer):
+            parent.add_typer(part, name=name)
+        else:
+            parent.command(name)(part)
+        return typer.main.get_group(parent).commands[name]
+
+
+class _Commands(TyperGroup):
+    def __init__(self, **attributes: Any) -> None:  # noqa: ANN401 - the same
+        super().__init__(**attributes)
+        self.commands = _Loaded(_COMMANDS)
+
+
 app = typer.Typer(
     name="sendoff",
     help="Carries out the confirm send step of campaign messaging.",
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -104,32 +104,6 @@ def _options(
     ] = False,
 ) -> None:
     """Carry out the confirm send step of campaign messaging."""
-
-
-app.command("migrate")(migrate.migrate)
-app.add_typer(operators.app, name="operator")
-app.command("prepare")(prepare.prepare)
-app.command("preflight")(preflight.preflight)
-app.command("proof")(proof.proof)
-app.command("run")(run.run)
-app.command("check")(check.check)
-app.add_typer(dead.app, name="dead")
-app.add_typer(alerts.app, name="alert")
-app.add_typer(suppression.quarantine, name="quarantine")
-app.add_typer(suppression.denylist, name="denylist")
-app.command("confirm")(control.confirm)
-app.command("pause")(control.pause)
-app.command("resume")(control.resume)
-app.command("stop")(control.stop)
-app.command("stats")(stats.stats)
-app.command("list")(deliveries.list_)
-app.command("watch")(watch.watch)
-app.command("log")(log.log)
-app.command("unknown")(unknown.unknown)
-app.command("retention")(retention.retention)
-app.command("history")(history.history)
-app.command("export")(history.export)
-app.command("erase")(erase.erase)
 
 
 def main() -> None:
@@ -161,11 +135,14 @@ def _guarded(action: Callable[[], None]) -> int | None:
         action()
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else _FAULT if end.code else 0
-    except tuple(_STATUS) as error:
-        if str(error):
-            _say(str(error))
-        return next(status for kind, status in _STATUS.items() if isinstance(error, kind))
     except Exception as error:  # noqa: BLE001 - any error becomes a sentence
+        from worker.cli.statuses import STATUS  # noqa: PLC0415 - it takes a third of a second to load
+
+        for kind, status in STATUS.items():
+            if isinstance(error, kind):
+                if str(error):
+                    _say(str(error))
+                return status
         _say(f"This is a fault of Sendoff: {error!r}.")
         if os.environ.get("SENDOFF_LOG_LEVEL", "").lower() == "debug":
             traceback.print_exc()

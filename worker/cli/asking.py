@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from contracts.base import explain
 from contracts.commands import Reply, Status
-from worker.auth.tokens import TokenRefused, open_verifier
 from worker.cli.common import CommandRefused
 from worker.cli.show import console, to_json
 from worker.domain.authority import check_bearer
@@ -62,6 +61,8 @@ def read_bearer(settings: Settings, operator: str, token_file: Path | None) -> B
     Raises:
         CommandRefused: There is no token, it is not valid, or it belongs to another operator.
     """
+    from worker.auth.tokens import TokenRefused, open_verifier  # noqa: PLC0415 - 0.15 s to load, for few commands
+
     verifier = open_verifier(settings)
     if verifier is None:
         return None
