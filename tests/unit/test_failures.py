@@ -192,6 +192,7 @@ def delivery(kind: type[aiormq.DeliveryError], frame: Any) -> BaseException:
         (aiormq.MethodNotImplemented(), BROKEN),
         (MessageProcessError("ours"), BROKEN),
         (UnmarshalingException("Basic.Deliver", "nonsense"), BROKEN),
+        (Exception(), AWAY),  # aiormq's word to a call that waits when the connection is closed
         (RuntimeError("Connection was not opened"), AWAY),
         (RuntimeError("Connection is not ready"), AWAY),
         (RuntimeError("Can't initialize closed channel"), AWAY),

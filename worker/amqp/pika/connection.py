@@ -182,6 +182,6 @@ async def _connect(url: str, name: str, timeout: float) -> AbstractRobustConnect
         if "Connection.OpenOk" in str(error):
             raise BrokerUnreachable(no_virtual_host(url)) from error
         raise BrokerUnreachable(f"What answers at SENDOFF_AMQP_URL is no broker: {error}") from error
-    except (*ERRORS, ValueError) as error:
+    except ERRORS as error:
         reason = str(error) or type(error).__name__
         raise BrokerUnreachable(f"The broker is out of reach: {reason}") from error

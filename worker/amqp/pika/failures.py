@@ -8,16 +8,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import aiormq.exceptions as aiormq
-from aio_pika.exceptions import AMQPError
-from pamqp.exceptions import PAMQPException
 
 from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ERRORS: Final = (AMQPError, OSError, RuntimeError, PAMQPException)
-"""All errors that aio-pika raises. A TimeoutError is an OSError."""
+ERRORS: Final = (Exception,)
+"""All errors that aio-pika raises, for `classify`. The bare class is among them: a call that waits when the
+broker closes the connection without a word ends with it."""
 
 _CLOSED: Final = re.compile(
     # aio-pika has no class for these errors. It connects again, and restores channels, by itself.
@@ -58,7 +57,7 @@ def classify(error: BaseException) -> Failure:
     for kind, failure in _BY_CLASS:
         if isinstance(error, kind):
             return failure
-    closed = type(error) is RuntimeError and _CLOSED.search(str(error))
+    closed = type(error) is Exception or (type(error) is RuntimeError and _CLOSED.search(str(error)))
     return Failure.AWAY if closed else Failure.BROKEN
 
 
