@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -19,6 +18,7 @@ from worker.domain.mailbox import mailbox
 from worker.domain.preflight import Check
 from worker.domain.retention import read_age
 from worker.domain.servers import postgres_hosts
+from worker.domain.webhook_options import GatewayAddress, SigningSecrets
 
 Algorithm = Literal[
     "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512",
@@ -205,6 +205,24 @@ class Settings(BaseSettings):
     """The port that it listens on."""
     webhooks_max_age: Annotated[float, Field(gt=0, le=30 * 86_400)] = 86_400
     """How long ago a call may have been signed; providers try again for up to a day."""
+    webhook_url: GatewayAddress = ""
+    """The gateway that the channel `webhook` posts messages to."""
+    webhook_url_file: Path | None = None
+    """Or the file with the gateway's URL."""
+    webhook_secret: SigningSecrets = None
+    """The secret that signs these calls; with several, separated by commas, each of them signs."""
+    webhook_secret_file: Path | None = None
+    """Or the file with them, one a line."""
+    webhook_allow_private: bool = False
+    """Whether the gateway may be at this machine or in a private network, and be called without https."""
+    webhook_connections: Annotated[int, Field(ge=1, le=500)] = 20
+    """Connections to the gateway per process; a process that is killed leaves at most so many in doubt."""
+    webhook_connect_timeout: Annotated[float, Field(gt=0, le=600)] = 10
+    """How long connecting to it may take, and how long a message waits for a free connection."""
+    webhook_read_timeout: Annotated[float, Field(gt=0, le=3600)] = 30
+    """How long it may send nothing; after that the outcome is unknown."""
+    webhook_timeout: Annotated[float, Field(gt=0, le=3600)] = 60
+    """How long a call may take from its body to the end of the answer; after that likewise."""
     relay_provider: Literal["", "ses", "sendgrid", "mailgun", "postmark", "generic"] = ""
     """The provider behind the relay, whose webhooks name a recipient by a header of the message."""
     result_batch: Annotated[int, Field(ge=1, le=5_000)] = 1_000
@@ -267,7 +285,8 @@ class Settings(BaseSettings):
     @model_validator(mode="before")
     @classmethod
     def _from_files(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return fits.from_files(given)
+        unset = {name for name, field in cls.model_fields.items() if field.default is None}
+        return fits.from_files({k: v for k, v in given.items() if not (k in unset and v == "")})
 
     @field_validator("amqp_url")
     @classmethod
@@ -324,29 +343,7 @@ class Settings(BaseSettings):
     )
     @classmethod
     def _is_list(cls, value: object) -> object:
-        if not isinstance(value, str):
-            return value
-        if value.lstrip().startswith("["):
-            try:
-                items = json.loads(value)
-            except ValueError as error:
-                raise ValueError(f"it begins as a JSON list and is none ({error})") from error
-        else:
-            items = [item.strip() for item in value.split(",")] if value.strip() else []
-        if "" in items:
-            raise ValueError("one of its items is empty")
-        return items
-
-    @field_validator(
-        *("auth_key", "auth_key_file", "auth_jwks_file", "token", "fingerprint_key"),
-        *("machine_rules_file", "bounce_keys", "bounce_keys_file", "dkim_file", "returned_maildir"),
-        "webhooks_file",
-        *("console_key", "console_secret", "tracker_keys", "tracker_keys_file"),
-        mode="before",
-    )
-    @classmethod
-    def _is_set(cls, value: object) -> object:
-        return None if value == "" else value
+        return fits.read_list(value)
 
     @property
     def pinned_algorithms(self) -> tuple[Algorithm, ...]:

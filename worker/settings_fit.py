@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,16 +27,16 @@ def variable(field: str) -> str:
 
 
 def from_files(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts into each URL what its file says.
+    """Puts into each URL or secret what its file says.
 
     Args:
         given: The settings that were given, by their names.
 
     Raises:
-        ValueError: a URL and its file are both given, or the file cannot be read; the message says which.
+        ValueError: one and its file are both given, or the file cannot be read; the message says which.
     """
     read = dict(given)
-    for name in ("amqp_url", "database_url", "smtp_url"):
+    for name in ("amqp_url", "database_url", "smtp_url", "webhook_url", "webhook_secret"):
         file = read.get(f"{name}_file")
         if not file:
             read.pop(f"{name}_file", None)
@@ -50,6 +51,26 @@ def from_files(given: Mapping[str, Any]) -> dict[str, Any]:
         if not read[name]:
             raise ValueError(f"{variable(name)}_FILE: {file} is empty")
     return read
+
+
+def read_list(value: object) -> object:
+    """Returns the items of a setting that is written as a JSON list or separated by commas.
+
+    Raises:
+        ValueError: It begins as a JSON list and is none, or an item is empty.
+    """
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        try:
+            items = json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"it begins as a JSON list and is none ({error})") from error
+    else:
+        items = [item.strip() for item in value.split(",")] if value.strip() else []
+    if "" in items:
+        raise ValueError("one of its items is empty")
+    return items
 
 
 def misspelt(names: Iterable[str], fields: Collection[str]) -> Iterator[str]:
@@ -75,6 +96,11 @@ def conflicts(s: Settings) -> Iterator[str]:
             f"SENDOFF_RESULT_LEASE ({s.result_lease:g} s) is shorter than the {slowest:g} s that a"
             " relay may take for a mail (SENDOFF_SMTP_DATA_TIMEOUT, _BLOCK_TIMEOUT and _DOT_TIMEOUT"
             " together): mail that it accepts late becomes unknown"
+        )
+    if "webhook" in s.channels and s.result_lease < s.webhook_timeout:
+        yield (
+            f"SENDOFF_RESULT_LEASE ({s.result_lease:g} s) is shorter than SENDOFF_WEBHOOK_TIMEOUT"
+            f" ({s.webhook_timeout:g} s): a message that a gateway accepts late becomes unknown"
         )
     for name in ("claim_lease", "page_lease"):
         lease = getattr(s, name)

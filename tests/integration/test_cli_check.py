@@ -34,6 +34,7 @@ async def check(sendoff: Sendoff, **env: str) -> tuple[int, dict[str, tuple[str,
         "role",
         "durability",
         "relay",
+        "gateway",
     ]
     return ran.returncode, findings
 
@@ -44,7 +45,7 @@ def standings(findings: dict[str, tuple[str, str]]) -> str:
 
 async def test_a_whole_installation_is_ok(stack: Stack, sendoff: Sendoff) -> None:
     status, findings = await check(sendoff)
-    assert (status, standings(findings)) == (0, "ok ok ok ok ok ok ok ok ok")
+    assert (status, standings(findings)) == (0, "ok ok ok ok ok ok ok ok ok ok")
     ran = await asyncio.to_thread(sendoff, "check")
     assert [line.split()[:2] for line in ran.stdout.splitlines()] == [[part, "ok"] for part in findings]
     assert stack.names.prefix
@@ -55,19 +56,19 @@ async def test_a_whole_installation_is_ok(stack: Stack, sendoff: Sendoff) -> Non
     [
         (
             {"SENDOFF_AMQP_URL": f"amqp://{NOWHERE}/"},
-            "ok unreachable skipped ok ok ok ok ok ok",
+            "ok unreachable skipped ok ok ok ok ok ok ok",
             "broker",
             "The broker is out of reach",
         ),
         (
             {"SENDOFF_DATABASE_URL": f"postgresql://user:secret@{NOWHERE}/x"},
-            "ok ok ok unreachable skipped skipped skipped skipped ok",
+            "ok ok ok unreachable skipped skipped skipped skipped ok ok",
             "database",
             "The database is out of reach",
         ),
         (
             {"SENDOFF_SMTP_URL": f"smtp://{NOWHERE}"},
-            "ok ok ok ok ok ok ok ok unreachable",
+            "ok ok ok ok ok ok ok ok unreachable ok",
             "relay",
             "cannot be used",
         ),
@@ -87,7 +88,7 @@ async def test_a_missing_queue_is_named(stack: Stack, sendoff: Sendoff) -> None:
     queue = stack.names.queue(routing.STATS_QUEUE)
     await stack.channel.queue_delete(queue)
     status, findings = await check(sendoff)
-    assert (status, standings(findings)) == (1, "ok ok wrong ok ok ok ok ok ok")
+    assert (status, standings(findings)) == (1, "ok ok wrong ok ok ok ok ok ok ok")
     assert queue in findings["topology"][1]
     assert "sendoff migrate" in findings["topology"][1]
 
@@ -98,7 +99,7 @@ async def test_a_schema_of_another_version_is_named(stack: Stack, sendoff: Sendo
             "INSERT INTO sendoff.migration (number, name, works_from) VALUES (999, 'x', 999)"
         )
     status, findings = await check(sendoff)
-    assert (status, standings(findings)) == (1, "ok ok ok ok wrong skipped skipped skipped ok")
+    assert (status, standings(findings)) == (1, "ok ok ok ok wrong skipped skipped skipped ok ok")
     assert "upgrade Sendoff" in findings["schema"][1]
 
 
@@ -112,14 +113,14 @@ async def test_a_missing_partition_is_named_and_the_room_of_the_newest_set_is_sa
     async with stack.db.session() as session:
         await session.connection.execute("ALTER TABLE sendoff.outcome DETACH PARTITION sendoff.outcome_1")
     status, findings = await check(sendoff)
-    assert (status, standings(findings)) == (1, "ok ok ok ok ok wrong ok ok ok")
+    assert (status, standings(findings)) == (1, "ok ok ok ok ok wrong ok ok ok ok")
     assert "outcome_1" in findings["partitions"][1]
 
 
 @pytest.mark.usefixtures("stack")
 async def test_an_smtp_url_that_cannot_be_is_wrong(sendoff: Sendoff) -> None:
     status, findings = await check(sendoff, SENDOFF_SMTP_URL="smtp://u:secret@relay.example.org")
-    assert (status, standings(findings)) == (1, "ok ok ok ok ok ok ok ok wrong")
+    assert (status, standings(findings)) == (1, "ok ok ok ok ok ok ok ok wrong ok")
     assert "in the clear" in findings["relay"][1]
     assert "secret" not in str(findings)
 
@@ -148,7 +149,7 @@ async def test_a_key_for_signatures_that_is_not_there_is_wrong(sendoff: Sendoff,
 @pytest.mark.usefixtures("stack")
 async def test_without_the_channel_email_no_relay_is_needed(sendoff: Sendoff) -> None:
     status, findings = await check(sendoff, SENDOFF_CHANNELS='["null"]', SENDOFF_SMTP_URL=f"smtp://{NOWHERE}")
-    assert (status, standings(findings)) == (0, "ok ok ok ok ok ok ok ok ok")
+    assert (status, standings(findings)) == (0, "ok ok ok ok ok ok ok ok ok ok")
 
 
 @pytest.mark.usefixtures("stack")
@@ -156,7 +157,7 @@ async def test_wrong_settings_are_named_and_the_other_lines_are_there(sendoff: S
     status, findings = await check(sendoff, SENDOFF_PAGE_SIZE="many")
     assert (status, standings(findings)) == (
         1,
-        "wrong skipped skipped skipped skipped skipped skipped skipped skipped",
+        "wrong skipped skipped skipped skipped skipped skipped skipped skipped skipped",
     )
     assert "SENDOFF_PAGE_SIZE" in findings["configuration"][1]
 

@@ -69,7 +69,7 @@ async def test_a_tester_gets_what_a_recipient_would_get_marked(
     ("arguments", "words"),
     [
         (("--as", "3"), "has no recipient 3: they are numbered from 1 to 2"),
-        (("--to", "unknown-tester@example.net"), "The relay refused it: 550 5.1.1 No such user here"),
+        (("--to", "unknown-tester@example.net"), "It was refused: 550 5.1.1 No such user here"),
         (("--to", "not an address"), "'not an address' is not a mail address"),
     ],
 )

@@ -26,6 +26,10 @@ def test_the_defaults_fit_together() -> None:
         ({"smtp_dot_timeout": 601}, "SENDOFF_RESULT_LEASE (900 s)"),
         ({"claim_lease": 60}, "SENDOFF_CLAIM_LEASE (60 s)"),
         ({"command_timeout": 120}, "SENDOFF_PAGE_LEASE (120 s)"),
+        (
+            {"channels": ("webhook",), "result_lease": 59},
+            "SENDOFF_RESULT_LEASE (59 s) is shorter than SENDOFF_WEB",
+        ),
     ],
 )
 def test_a_lease_that_is_shorter_than_what_it_must_outlast_is_told(
@@ -165,3 +169,42 @@ def test_a_variable_that_is_no_setting_is_told_and_what_it_resembles(
         "there is no setting SENDOFF_DATABSE_URL; do you mean SENDOFF_DATABASE_URL?",
         "there is no setting SENDOFF_MOOD",
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"SECRET": "short"}, "SENDOFF_WEBHOOK_SECRET: secret 1 is too short: it needs 24 bytes or more"),
+        ({"SECRET": "whsec_short"}, "SENDOFF_WEBHOOK_SECRET: secret 1 is no base64 behind whsec_"),
+        ({"URL": "ftp://gateway.example.org"}, "SENDOFF_WEBHOOK_URL: it must be https:// or http://"),
+        (
+            {"URL": "https://x.example", "URL_FILE": "x"},
+            "SENDOFF_WEBHOOK_URL and SENDOFF_WEBHOOK_URL_FILE are both",
+        ),
+        ({"SECRET_FILE": "/nowhere"}, "SENDOFF_WEBHOOK_SECRET_FILE: /nowhere cannot be read: No such file"),
+        ({"CONNECTIONS": "0"}, "SENDOFF_WEBHOOK_CONNECTIONS: "),
+    ],
+)
+def test_a_wrong_setting_of_the_channel_webhook_is_named(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], words: str
+) -> None:
+    for name, value in values.items():
+        monkeypatch.setenv(f"SENDOFF_WEBHOOK_{name}", value)
+    with pytest.raises(SettingsError) as refused:
+        read_settings()
+    assert words in str(refused.value)
+
+
+def test_what_is_empty_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "WEBHOOK_URL",
+        "WEBHOOK_URL_FILE",
+        "WEBHOOK_SECRET",
+        "WEBHOOK_SECRET_FILE",
+        "AUTH_KEY",
+        "DKIM_FILE",
+    ):
+        monkeypatch.setenv(f"SENDOFF_{name}", "")
+    settings = read_settings()
+    assert (settings.webhook_url, settings.webhook_secret, settings.auth_key) == ("", None, None)
+    assert (settings.dkim_file, settings.misspelt) == (None, [])

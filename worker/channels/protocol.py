@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from contracts.sends import Send
     from worker.domain.delivery_file import ContentTable
+    from worker.domain.templates import Rendered
     from worker.domain.verdicts import Verdict
     from worker.settings import Settings
 
@@ -138,5 +139,8 @@ class Kind:
     """The content table of its delivery files."""
     open: Callable[[Settings], Channel]
     """Makes the channel."""
+    show: Callable[[Mapping[str, Any], dict[str, Any]], Rendered] | None = None
+    """Returns a message as a person reads it, of a stored content and a recipient's values, with links that
+    count nothing. Raises `worker.domain.templates.RenderFailed` or ValueError. None if nobody can see it."""
     probe: Probe | None = None
     """None if it needs no server."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from worker.channels.email.kind import EMAIL, EMAIL_CONTENT
 from worker.channels.null import NULL
+from worker.channels.webhook.kind import WEBHOOK
 from worker.domain.audience import any_address
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from worker.channels.protocol import Kind
     from worker.domain.delivery_file import ContentTable
 
-CHANNELS: Final[Mapping[str, Kind]] = {kind.name: kind for kind in (EMAIL, NULL)}
+CHANNELS: Final[Mapping[str, Kind]] = {kind.name: kind for kind in (EMAIL, NULL, WEBHOOK)}
 """The channels that we send over, by name. Any other channel in the settings has a foreign sender."""
 
 _FOREIGN_CONTENT: Final = replace(EMAIL_CONTENT, required=False)

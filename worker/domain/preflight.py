@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from worker.domain.content import EmailContent
+    from worker.domain.template_branches import Branch
     from worker.domain.templates import Rendered
 
 LONGEST_SUBJECT: Final = 78
@@ -137,14 +138,19 @@ def look(content: EmailContent, recipients: Sequence[tuple[int, Mapping[str, Any
     if size > LARGEST_HTML:
         words = f"The HTML has up to {size:,} octets; Gmail hides what is beyond {LARGEST_HTML:,}."
         found.append(Found(Check.TOO_LARGE, words))
-    found += _links(messages, f"{content.html or ''}{content.text or ''}")
-    for branch in untried(_authored(content), recipients):
+    found += look_at_links(messages, f"{content.html or ''}{content.text or ''}")
+    found += untried_branches(untried(_authored(content), recipients))
+    return found
+
+
+def untried_branches(branches: Iterable[Branch]) -> Iterator[Found]:
+    """Yields what is told of branches that no recipient of the sample takes."""
+    for branch in branches:
         words = (
             f"{branch.part}, line {branch.line}: no recipient of the sample takes “{branch.statement}”: "
             f"look at it with a proof."
         )
-        found.append(Found(Check.UNTRIED_BRANCH, words))
-    return found
+        yield Found(Check.UNTRIED_BRANCH, words)
 
 
 def _authored(content: EmailContent) -> EmailContent:
@@ -170,7 +176,13 @@ def _opt_out(content: EmailContent, messages: Sequence[Rendered]) -> Iterator[Fo
     yield Found(Check.NO_OPT_OUT, f"{where}: most countries ask for one in such mail.")
 
 
-def _links(messages: Iterable[Rendered], source: str) -> Iterator[Found]:
+def look_at_links(messages: Iterable[Rendered], source: str) -> Iterator[Found]:
+    """Yields what is found in the links and images of some messages.
+
+    Args:
+        messages: The messages.
+        source: The templates that they were made of.
+    """
     insecure: dict[str, None] = {}
     local: dict[str, None] = {}
     blind: dict[str, None] = {}

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from jinja2 import nodes
 
-from worker.domain.templates import Renderer, RenderFailed
+from worker.domain.templates import Renderer, RenderFailed, Templates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from worker.domain.content import EmailContent
 
@@ -30,7 +30,7 @@ class Branch(NamedTuple):
 
 
 def untried(content: EmailContent, recipients: Iterable[tuple[int, Mapping[str, Any]]]) -> list[Branch]:
-    """Returns the branches that none of the recipients takes.
+    """Returns the branches of an email that none of the recipients takes.
 
     The templates are rendered with a mark at the beginning of each branch.
 
@@ -38,29 +38,58 @@ def untried(content: EmailContent, recipients: Iterable[tuple[int, Mapping[str, 
         content: A content whose templates can be rendered.
         recipients: The number of each recipient, and the values by name.
     """
-    branches: list[Branch] = []
+    marking = _Marking(_PARTS)
+    renderer = Renderer(content, marking.mark)
 
-    def mark(part: str, tree: nodes.Template) -> None:
-        if part not in _PARTS:
+    def printed(values: dict[str, Any]) -> Iterable[str]:
+        message = renderer.render(values)
+        return message.subject, message.to_name, message.text or "", message.html or ""
+
+    return marking.untried(printed, renderer.links.examples(), recipients)
+
+
+def untried_texts(
+    parts: Mapping[str, str], recipients: Iterable[tuple[int, Mapping[str, Any]]]
+) -> list[Branch]:
+    """Returns the branches of texts, by part, that none of the recipients takes; see `untried`."""
+    marking = _Marking(parts)
+    templates = Templates(parts, marking.mark)
+    return marking.untried(
+        lambda values: templates.texts(values).values(), templates.links.examples(), recipients
+    )
+
+
+class _Marking:
+    """Puts a mark at the beginning of each branch, and looks for the marks in what is printed."""
+
+    def __init__(self, parts: Collection[str]) -> None:
+        self._parts = parts
+        self._branches: list[Branch] = []
+
+    def mark(self, part: str, tree: nodes.Template) -> None:
+        if part not in self._parts:
             return
         for statement, body, line in list(_bodies(tree)):
-            number = nodes.TemplateData(f"{_OPEN}{len(branches)}{_CLOSE}", lineno=line)
+            number = nodes.TemplateData(f"{_OPEN}{len(self._branches)}{_CLOSE}", lineno=line)
             body.insert(0, nodes.Output([number], lineno=line))
-            branches.append(Branch(part, line, statement))
+            self._branches.append(Branch(part, line, statement))
 
-    renderer = Renderer(content, mark)
-    links = renderer.links.examples()
-    left = set(range(len(branches)))
-    for number, values in recipients:
-        if not left:
-            break
-        try:
-            rendered = renderer.render({**values, **links, "recipient": number, "delivery_id": 1})
-        except RenderFailed:
-            continue
-        printed = (rendered.subject, rendered.to_name, rendered.text or "", rendered.html or "")
-        left -= {int(found) for text in printed for found in _MARK.findall(text)}
-    return [branch for number, branch in enumerate(branches) if number in left]
+    def untried(
+        self,
+        printed: Callable[[dict[str, Any]], Iterable[str]],
+        links: Mapping[str, str],
+        recipients: Iterable[tuple[int, Mapping[str, Any]]],
+    ) -> list[Branch]:
+        left = set(range(len(self._branches)))
+        for number, values in recipients:
+            if not left:
+                break
+            try:
+                texts = printed({**values, **links, "recipient": number, "delivery_id": 1})
+            except RenderFailed:
+                continue
+            left -= {int(found) for text in texts for found in _MARK.findall(text)}
+        return [branch for number, branch in enumerate(self._branches) if number in left]
 
 
 def _bodies(tree: nodes.Template) -> Iterable[tuple[str, list[nodes.Node], int]]:

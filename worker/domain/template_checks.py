@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from jinja2 import meta, nodes
 from pydantic import ValidationError
@@ -26,11 +26,32 @@ from worker.domain.templates import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
+    from worker.domain.link_names import LinkValues
+
 _MOST_PROBLEMS: Final = 5
 """The most problems found with recipients: more do not help."""
 
 
-def check(content: EmailContent, columns: Collection[str], *, tracker: bool = False) -> list[str]:
+class HasParts(Protocol):
+    """A content of any channel."""
+
+    @property
+    def parts(self) -> Mapping[str, str]:
+        """Every template by its name for people."""
+
+
+class Rendering(Protocol):
+    """The compiled templates of a content."""
+
+    @property
+    def links(self) -> LinkValues:
+        """The variables that stand for links to the tracker."""
+
+    def render(self, variables: dict[str, Any]) -> object:
+        """Renders them for one recipient, or raises RenderFailed."""
+
+
+def check(content: HasParts, columns: Collection[str], *, tracker: bool = False) -> list[str]:
     """Returns the faults of the templates that would fail for every recipient.
 
     A variable is known if it is a column, one of `BUILT_IN`, or set by the template itself. An unknown
@@ -91,19 +112,28 @@ def _problems(part: str, source: str, columns: Collection[str], *, tracker: bool
 
 
 def try_out(content: EmailContent, recipients: Iterable[tuple[int, Mapping[str, Any]]]) -> list[str]:
-    """Renders the templates for some recipients, as for a send.
+    """Renders the templates of an email for some recipients; see `try_rendering`.
+
+    Args:
+        content: A content in which `check` found nothing.
+        recipients: The line of each in the recipients file, and the values of its columns by name.
+    """
+    return try_rendering(Renderer(content), recipients)
+
+
+def try_rendering(renderer: Rendering, recipients: Iterable[tuple[int, Mapping[str, Any]]]) -> list[str]:
+    """Renders templates for some recipients, as for a send.
 
     A value that a header cannot carry is not a problem here: it affects one recipient, and the template has
     no fault.
 
     Args:
-        content: A content in which `check` found nothing.
+        renderer: The templates.
         recipients: The line of each in the recipients file, and the values of its columns by name.
 
     Returns:
         A sentence for each problem, with part, line and the first recipient; empty if there is none.
     """
-    renderer = Renderer(content)
     links = renderer.links.examples()
     found: dict[str, int] = {}
     for line, values in recipients:

@@ -22,7 +22,7 @@ from worker.domain.template_budget import MOST_STEPS, Budget, BudgetedContext
 from worker.domain.template_language import Refused, Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Mapping, Sequence
 
     from jinja2 import Environment, Template
 
@@ -94,16 +94,16 @@ def environment(part: str) -> Sandbox:
     return _PLAIN if name == part else _STRUCTURED.get(kind_of(name), _PLAIN)
 
 
-class Renderer:
-    """The compiled templates of one content."""
+class Templates:
+    """Compiled templates, by their parts. They are rendered together, within one budget."""
 
     def __init__(
-        self, content: EmailContent, change: Callable[[str, nodes.Template], None] | None = None
+        self, parts: Mapping[str, str], change: Callable[[str, nodes.Template], None] | None = None
     ) -> None:
         """Compiles the templates.
 
         Args:
-            content: A content in which `check` found nothing.
+            parts: Every template by its name for people. The name says how values are escaped.
             change: Changes the tree of each part before it is compiled; None for no change.
 
         Raises:
@@ -114,7 +114,7 @@ class Renderer:
         """The author's texts between the values, by part, for bodies only."""
         names: set[str] = set()
         needed: set[str] = set()
-        for part, source in content.parts.items():
+        for part, source in parts.items():
             try:
                 tree, self._templates[part] = environment(part).read(source)
             except Refused as refused:
@@ -127,8 +127,45 @@ class Renderer:
             needed |= found - guarded(tree)
             if part in _BODIES:
                 self.fixed[part] = [node.data for node in tree.find_all(nodes.TemplateData)]
+        self.names: Final = frozenset(names)
+        """The variables that they read or set."""
         self.links: Final = LinkValues(names, needed)
         """The variables that stand for links to the tracker."""
+
+    def texts(self, variables: dict[str, Any]) -> dict[str, str]:
+        """Renders all templates for one recipient, each as a text of its own.
+
+        Args:
+            variables: As for `Renderer.render`.
+
+        Raises:
+            RenderFailed: A template failed with these values, or exceeded a limit.
+        """
+        filling = _Filling(variables)
+        return {p: "".join(self._pieces(p, filling, LONGEST_MESSAGE) or ()) for p in self._templates}
+
+    def _pieces(self, part: str, filling: _Filling, longest: int) -> list[str] | None:
+        template = self._templates.get(part)
+        if template is None:
+            return None
+        try:
+            return filling.fill_in(template, longest)
+        except Exception as error:  # a template may raise any error
+            raise RenderFailed(f"{part}{_line_of(error)}: {sentence(words_of(error))}") from error
+
+
+class Renderer(Templates):
+    """The compiled templates of one email content."""
+
+    def __init__(
+        self, content: EmailContent, change: Callable[[str, nodes.Template], None] | None = None
+    ) -> None:
+        """Compiles the templates of a content in which `check` found nothing, as `Templates` does.
+
+        Raises:
+            RenderFailed: A template is refused; the message names its part and line.
+        """
+        super().__init__(content.parts, change)
         self._headers = {name: f"{_HEADERS}{name}" for name in content.headers}
         if content.unsubscribe:
             self._headers[_UNSUBSCRIBE] = "unsubscribe"
@@ -165,15 +202,6 @@ class Renderer:
             return shaped(name, self._line(part, filling))
         except HeaderInvalid as error:
             raise RenderFailed(f"{part}: {error}.") from error
-
-    def _pieces(self, part: str, filling: _Filling, longest: int) -> list[str] | None:
-        template = self._templates.get(part)
-        if template is None:
-            return None
-        try:
-            return filling.fill_in(template, longest)
-        except Exception as error:  # a template may raise any error
-            raise RenderFailed(f"{part}{_line_of(error)}: {sentence(words_of(error))}") from error
 
     def _line(self, part: str, filling: _Filling) -> str:
         pieces = self._pieces(part, filling, LONGEST_HEADER)

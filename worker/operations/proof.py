@@ -79,5 +79,5 @@ async def prove(settings: Settings, db: Database, delivery_id: int, tester: str,
     if isinstance(verdict, Accepted):
         return Proof(recipient, verdict.reply)
     if isinstance(verdict, Bounced):
-        raise ProofRefused(f"The relay refused it: {verdict.reply}")
+        raise ProofRefused(f"It was refused: {verdict.reply}")
     raise ProofRefused(verdict.detail if isinstance(verdict, Failed | Unsure) else "It was withheld.")

@@ -73,12 +73,19 @@ class Pace:
         """Whether no message went well since the last pause. Then one at a time is enough to find out."""
         return self._pause > 0
 
-    def slow_down(self, because: str, now: float) -> None:
-        """Notes a refusal for speed."""
+    def slow_down(self, because: str, now: float, asked: float = 0.0) -> None:
+        """Notes a refusal for speed.
+
+        Args:
+            because: The server's words.
+            now: The time.
+            asked: For how many seconds the server asks us to wait, if it says that.
+        """
         self.because = because
         if now >= self.until:  # else several were refused at the same time: one refusal in all
             self._pause = min(max(2 * self._pause, SHORTEST_PAUSE), LONGEST_PAUSE)
             self.until = now + self._pause
+        self.until = max(self.until, now + asked)
 
     def went_well(self, now: float) -> None:
         """Notes that the server took a message."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from worker.channels.email.channel import EmailChannel
 from worker.channels.email.dkim import Signing, read_signers
@@ -15,12 +15,16 @@ from worker.domain.audience import mail_address
 from worker.domain.completion import completed
 from worker.domain.content import EmailContent
 from worker.domain.delivery_file import ContentTable
+from worker.domain.templates import Renderer
 from worker.domain.tracked_content import track
 from worker.links import open_links
 from worker.settings import SettingsError
 from worker.signing import open_return_path
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from worker.domain.templates import Rendered
     from worker.settings import Settings
 
 
@@ -81,6 +85,16 @@ async def _look(settings: Settings) -> None:
         await pool.close()
 
 
+def _show(content: Mapping[str, Any], variables: dict[str, Any]) -> Rendered:
+    renderer = Renderer(EmailContent.model_validate(content))
+    return renderer.render({**variables, **renderer.links.examples()})
+
+
 EMAIL: Final = Kind(
-    "email", address_rule=mail_address, content=EMAIL_CONTENT, open=_open, probe=Probe("relay", _look)
+    "email",
+    address_rule=mail_address,
+    content=EMAIL_CONTENT,
+    open=_open,
+    show=_show,
+    probe=Probe("relay", _look),
 )

@@ -34,8 +34,13 @@ def blames_the_client(verdict: Verdict) -> bool:
 class Patience:
     """Puts messages off without an end while no other passes either, else a few times."""
 
-    def __init__(self) -> None:
-        """Begins with nobody put off."""
+    def __init__(self, *, rounds: int = ROUNDS) -> None:
+        """Begins with nobody put off.
+
+        Args:
+            rounds: How often a message is put off while others pass.
+        """
+        self._rounds = rounds
         self._passed = 0
         self._put_off: OrderedDict[str, tuple[int, int]] = OrderedDict()
         """By recipient: how often, and how many messages had passed by then."""
@@ -49,7 +54,7 @@ class Patience:
         """Whether to put a recipient's message off once more. Otherwise the refusal stands."""
         rounds, passed = self._put_off.pop(recipient, (0, -1))
         rounds += self._passed != passed
-        if rounds > ROUNDS:
+        if rounds > self._rounds:
             return False
         self._put_off[recipient] = (rounds, self._passed)
         if len(self._put_off) > _KEPT:

@@ -144,7 +144,7 @@ async def proof(console: Console, request: Request) -> Response:
     person: Person = request.state.person
     if person.cannot_start:
         raise forbidden(person.cannot_start)
-    tester = (await _form(request)).get("to", "").strip()[:320]
+    tester = (await _form(request)).get("to", "").strip()[:1_000]
     recipient = read_number(request.path_params["recipient"], 2**31 - 1)
     if not tester:
         return console.said(request, 400, "Name the address that the proof goes to.", back=number)

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import HTMLResponse, RedirectResponse, StreamingResponse
 
-from worker.channels.email.kind import EMAIL
+from worker.channels.registry import CHANNELS
 from worker.db import reading
 from worker.db.console import LogFilter
 from worker.db.deliveries import DeliveryContents
-from worker.domain.content import EmailContent
 from worker.domain.settlement import Settlement
-from worker.domain.templates import Renderer, RenderFailed
+from worker.domain.templates import RenderFailed
 from worker.domain.text import cell
 from worker.web.console.deliveries import read_delivery
 from worker.web.console.parts import absent, forbidden, number_of, read_number, text_of
@@ -175,13 +174,12 @@ async def _recipient(console: Console, request: Request) -> tuple[Row, Row]:
 async def _rendered(console: Console, number: int, one: Row) -> tuple[Rendered | None, str]:
     """Renders the message of a recipient; returns None and a sentence where there is none."""
     found = await DeliveryContents(console.db).content(number)
-    if found is None or found[0] != EMAIL.name:
+    kind = CHANNELS.get(found[0]) if found else None
+    if found is None or kind is None or kind.show is None:
         return None, "The channel has no message to look at."
     own = {"address": one["address"], "recipient": one["recipient"], "delivery_id": number}
     try:
-        renderer = Renderer(EmailContent.model_validate(found[1]))
-        links = renderer.links.examples()  # nobody shall count who looks at a message here
-        return renderer.render({**one["variables"], **links, **own}), ""
+        return kind.show(found[1], {**one["variables"], **own}), ""
     except (RenderFailed, ValueError) as error:
         return None, f"The message cannot be rendered: {error}"
 

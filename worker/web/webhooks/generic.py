@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-import base64
-import hmac
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from contracts.results import BounceKind, BounceReason, Fault
 from contracts.tracking import TrackingKind
+from worker.domain import standard_webhooks
 from worker.domain.bounces import Classified
 from worker.web.webhooks.notices import (
     Bounced,
@@ -73,13 +72,11 @@ class Generic:
 
     async def verify(self, call: Call) -> None:
         """Checks signature and age."""
-        timestamp = call.headers.get("webhook-timestamp", "")
-        signed = f"{call.headers.get('webhook-id', '')}.{timestamp}.".encode() + call.body
-        given = [
-            one[3:].encode() for one in call.headers.get("webhook-signature", "").split() if one[:3] == "v1,"
-        ]
-        right = [base64.b64encode(hmac.digest(secret, signed, "sha256")) for secret in self._secrets]
-        if not any(hmac.compare_digest(one, other) for one in given for other in right):
+        call_id, timestamp, given = (
+            call.headers.get(name, "")
+            for name in (standard_webhooks.ID, standard_webhooks.TIMESTAMP, standard_webhooks.SIGNATURE)
+        )
+        if not standard_webhooks.is_signed(self._secrets, call_id, timestamp, call.body, given):
             raise NotSigned("None of the secrets signed webhook-id, webhook-timestamp and the body.")
         if not timestamp.isascii() or not timestamp.isdigit():
             raise NotSigned("The webhook-timestamp is no number.")
@@ -117,9 +114,7 @@ def _verdict(event: _Event) -> Classified:
 
 
 def _octets(place: int, secret: str) -> bytes:
-    if not secret.startswith("whsec_"):
-        return secret.encode()
     try:
-        return base64.b64decode(secret.removeprefix("whsec_"), validate=True)
-    except ValueError:
-        raise ValueError(f"secret {place} is no base64 behind whsec_") from None
+        return standard_webhooks.key_of(secret)
+    except ValueError as error:
+        raise ValueError(f"secret {place} {error}") from None
