@@ -17,7 +17,6 @@ from collections import UserDict
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
-import structlog
 import typer
 from typer.core import TyperGroup
 
@@ -110,8 +109,6 @@ def _options(
 def main() -> None:
     """Runs the command of the arguments, and exits."""
     open_streams()
-    # What a command prints is for its reader. `run` sets up the log of services.
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     # The clients of the broker also log their errors. One sentence on stderr is enough.
     for library in ("aio_pika", "aiormq"):
         logging.getLogger(library).addHandler(logging.NullHandler())

@@ -71,7 +71,7 @@ _PARTS: Final = (
 
 
 def check(as_json: JsonOption = False) -> None:
-    """Say what is wrong with settings, broker, topology, database, schema and SMTP relay; change nothing."""
+    """Say what is wrong with settings, broker, topology, database, schema and channels; change nothing."""
     try:
         settings = read_settings()
         open_verifier(settings)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import Annotated
 
+import structlog
 import typer
 
 from worker.cli.asking import DeliveryArgument, JsonOption
@@ -28,6 +30,8 @@ def proof(
     as_json: JsonOption = False,
 ) -> None:
     """Send what a recipient would get to a tester, marked as a proof; it counts nowhere."""
+    # What this prints is for its reader; what the channel logs is not of it.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     sent = asyncio.run(_prove(read_settings(), delivery_id, to, recipient))
     if as_json:
         answer = {"delivery_id": delivery_id, "recipient": sent.recipient, "to": to, "reply": sent.reply}
