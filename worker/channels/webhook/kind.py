@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Final
 from worker.channels.protocol import Kind, Probe
 from worker.channels.webhook import checks
 from worker.channels.webhook.address import gateway_address
-from worker.channels.webhook.call import CallTimeouts
 from worker.channels.webhook.channel import WebhookChannel
 from worker.channels.webhook.content import WebhookContent
-from worker.channels.webhook.gateway import Gateway
 from worker.domain.delivery_file import ContentTable
 from worker.domain.webhook_options import GatewayUrl, signing_keys
 from worker.links import open_links
 from worker.settings import SettingsError
 
 if TYPE_CHECKING:
+    from worker.channels.webhook.gateway import Gateway
     from worker.settings import Settings
 
 
@@ -39,6 +38,9 @@ def _keys(settings: Settings) -> tuple[bytes, ...]:
 
 
 def _gateway(settings: Settings, size: int, connect_timeout: float) -> Gateway:
+    from worker.channels.webhook.call import CallTimeouts  # noqa: PLC0415 - its library takes long to load
+    from worker.channels.webhook.gateway import Gateway  # noqa: PLC0415 - the same
+
     if not settings.webhook_url:
         raise SettingsError(
             "The channel “webhook” needs a gateway: set SENDOFF_WEBHOOK_URL or SENDOFF_WEBHOOK_URL_FILE."
