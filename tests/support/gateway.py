@@ -36,9 +36,10 @@ KEYS = signing_keys(SECRET)
 BODY = b'{"to":"+41791234567","text":"Hello"}'
 
 Reply = str | bytes
-DROP_HEAD, DROP_BODY, HOLD, SILENT, TRICKLE = "drop head", "drop body", "hold", "silent", "trickle"
+DROP_HEAD, DROP_BODY, HOLD, SILENT = "drop head", "drop body", "hold", "silent"
+TRICKLE, FLOOD = "trickle", "flood"
 """Ends the connection behind the head, ends it behind the body, answers as soon as `release` is set, reads on
-and says nothing, says something for ever and never comes to an end."""
+and says nothing; answers with a head that never ends, answers with a body that never ends."""
 
 
 def answer(status: int, body: bytes = b"", *headers: str) -> bytes:
@@ -131,6 +132,12 @@ class Server:
                 writer.write(b"x")
                 await writer.drain()
                 await pause(self.release, 0.02)
+            return False
+        if reply == FLOOD:
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            while not self.release.is_set():
+                writer.write(b"y" * 65_536)
+                await writer.drain()
             return False
         if reply == HOLD:
             await self.release.wait()
