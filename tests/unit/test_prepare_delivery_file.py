@@ -198,7 +198,8 @@ def test_a_content_that_is_neither_needed_nor_given_is_none() -> None:
 
 def test_the_channels_of_the_installation_are_named_where_it_has_none_such() -> None:
     for text in ('label = "x"\nchannel = "sms"', 'label = "x"\nchannel = "sms"\n[email]\nx = 1'):
-        assert refusal(text) == "channel: “sms” is not a channel of this installation, which has email, null"
+        has = ", ".join(CHANNELS)
+        assert refusal(text) == f"channel: “sms” is not a channel of this installation, which has {has}"
 
 
 def test_a_delivery_file_does_not_change() -> None:
