@@ -49,11 +49,19 @@ WHERE r.delivery_id = :delivery_id AND r.recipient BETWEEN :first AND :last AND 
           WHEN 'unknown' THEN o.status = 'unknown'
           WHEN 'not-opened' THEN o.status = 'sent' AND t.opened_at IS NULL
           WHEN 'not-clicked' THEN o.status = 'sent' AND t.clicked_at IS NULL
-          WHEN 'clicked' THEN coalesce((
+          WHEN 'clicked' THEN coalesce(CASE WHEN :pattern::text IS NULL THEN (
               SELECT true
               FROM sendoff.tracking_event e
-              WHERE e.delivery_id = :delivery_id AND e.kind = 'click' AND e.link = md5(:url::text)::uuid
+              WHERE e.delivery_id = :delivery_id AND e.kind = 'click'
+                AND e.link = ANY (ARRAY(SELECT md5(u.url)::uuid FROM unnest(:urls::text[]) AS u (url)))
                 AND e.recipient = r.recipient AND (e.machine_rule IS NULL OR NOT :persons)
-              LIMIT 1), false)
+              LIMIT 1)
+          ELSE (  -- a link that is another one for each recipient
+              SELECT true
+              FROM sendoff.tracking_event e
+              WHERE e.delivery_id = :delivery_id AND e.recipient = r.recipient AND e.kind = 'click'
+                AND e.url LIKE :pattern AND (e.machine_rule IS NULL OR NOT :persons)
+              LIMIT 1)
+          END, false)
       END
 ORDER BY r.recipient;

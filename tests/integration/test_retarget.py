@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from contracts import routing
+from tests.support.claims import claim, expire
 from tests.support.deliveries import confirmed
 from tests.support.results import AT
 from tests.support.tracking import APPLE, event, publish, recorded
@@ -30,6 +31,7 @@ ROWS = [
     "optout@example.org,p8,Hal",
     "complained@example.org,,Ida",
     "erased@example.org,p10,Jan",
+    "doubt@example.org,p11,Kim",
 ]
 SHOP = "https://example.org/shop?a=b"
 
@@ -55,6 +57,8 @@ async def number(stack: Stack, sendoff: Sendoff) -> int:
         await stack.publish(routing.RESULTS, "bounce", json.dumps(bounces).encode())
         failed = result(number, 7, reason="template", retryable=False)
         await stack.publish(routing.RESULTS, "error", json.dumps([failed]).encode())
+        assert await claim(stack.db, number, {11: (1, "doubt@example.org")}) == {11}
+        await expire(stack.db, number)
         await stack.finished(number)
         await publish(
             stack,
@@ -64,8 +68,11 @@ async def number(stack: Stack, sendoff: Sendoff) -> int:
             event(number, 8, "optout", "e4"),
             event(number, 9, "complaint", "e5"),
             event(number, 10, "open", "e6"),
+            event(number, 4, "click", "e7", url="https://example.org/profile?of=4"),
+            event(number, 6, "click", "e8", url="https://example.org/profile?of=6"),
+            event(number, 4, "click", "e9", url="https://xn--bcher-kva.example/%C3%A9"),
         )
-        await recorded(stack, 6)
+        await recorded(stack, 9)
     await stack.operator("zoe", "administration")
     erased = await asyncio.to_thread(sendoff, "erase", "p10", "--operator", "zoe", "--yes")
     assert erased.returncode == 0, erased.stderr
@@ -100,6 +107,9 @@ def prepare(stack: Stack, sendoff: Sendoff) -> Callable[..., Any]:
         (["not-clicked", "--persons"], ["sent", "opened", "machine"]),
         ([f"clicked={SHOP}"], ["machine", "clicked"]),
         ([f"clicked={SHOP}", "--persons"], ["clicked"]),
+        (["clicked=https://example.org/profile?of={{ recipient }}"], ["clicked"]),
+        (["clicked=https://bücher.example/é"], ["clicked"]),
+        (["unknown"], ["doubt"]),
     ],
 )
 async def test_each_criterion_finds_its_own(
@@ -130,9 +140,9 @@ async def test_what_has_no_audience_is_a_sentence(stack: Stack, number: int, pre
         (["--from-delivery", 999, "--who", "failed"], 1, "There is no delivery 999."),
         (["--from-delivery", under_way, "--who", "failed"], 1, "its outcomes are known when it is over"),
         (
-            ["--from-delivery", number, "--who", "unknown"],
+            ["--from-delivery", number, "--who", "clicked=https://e.org/{{ a }}"],
             1,
-            f"Nobody of the delivery {number} fits “unknown”.",
+            f"Nobody of the delivery {number} fits “clicked=https://e.org/{{{{ a }}}}”.",
         ),
         (["--from-delivery", number, "--who", "clicked=https://e.org"], 1, "Nobody of the delivery"),
         (["--from-delivery", number, "--who", "opened"], 2, "“opened” is none of failed, soft,"),

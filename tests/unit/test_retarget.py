@@ -22,6 +22,37 @@ def test_a_link_keeps_its_own_equals_signs() -> None:
     assert str(criterion) == "clicked=https://e.example/?a=b"
 
 
+@pytest.mark.parametrize(
+    ("url", "urls", "pattern"),
+    [
+        ("https://e.example/?a=b", ("https://e.example/?a=b",), None),
+        (
+            "https://bücher.example/é",
+            ("https://bücher.example/é", "https://xn--bcher-kva.example/%C3%A9"),
+            None,
+        ),
+        ("anything", ("anything",), None),
+        (
+            "https://e.example/p?of={{ recipient }}&x=50%25_a",
+            (
+                "https://e.example/p?of={{ recipient }}&x=50%25_a",
+                "https://e.example/p?of=%7B%7B%20recipient%20%7D%7D&x=50%25_a",
+            ),
+            "https://e.example/p?of=%&x=50\\%25\\_a",
+        ),
+        ("{{ site }}", ("{{ site }}",), "%"),
+        ("{{ a }}/ö{{ b | upper }}", ("{{ a }}/ö{{ b | upper }}",), "%/ö%"),
+        ("https://{{ shop }}.e.example/ö", None, "https://%.e.example/\\%C3\\%B6"),
+    ],
+)
+def test_a_link_is_looked_for_as_clicks_name_it(
+    url: str, urls: tuple[str, ...] | None, pattern: str | None
+) -> None:
+    criterion = Criterion(Who.CLICKED, url)
+    assert urls is None or criterion.urls == urls
+    assert criterion.pattern == pattern
+
+
 @pytest.mark.parametrize("text", ["", "opened", "clicked", "clicked=", "failed=x", "clicked=" + "x" * 8_193])
 def test_anything_else_is_a_sentence(text: str) -> None:
     with pytest.raises(CriterionInvalid, match=r"is none of failed, soft, .*, not-clicked and clicked=URL"):

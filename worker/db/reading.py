@@ -117,7 +117,8 @@ async def retargeted(
             first=first,
             last=first + _RANGE - 1,
             who=criterion.who,
-            url=criterion.url,
+            urls=list(criterion.urls),
+            pattern=criterion.pattern,
             persons=criterion.persons,
         )
         for row in rows:

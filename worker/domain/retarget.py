@@ -5,17 +5,23 @@ Nobody comes along who bounced hard, opted out, complained or was erased, whatev
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from contracts.states import State
 from worker.domain.deliveries import left_by_retention, words
+from worker.domain.links import web_address
 
 if TYPE_CHECKING:
     from datetime import datetime
 
 _LONGEST_URL: Final = 8_192
+_EXPRESSION: Final = re.compile(r"\{\{.*?\}\}", re.DOTALL)
+_ANYTHING: Final = "zz7anything7zz"
+"""Stands for an expression while the rest of a link is written as a redirect writes it."""
+_LIKE: Final = str.maketrans({"\\": "\\\\", "%": "\\%", "_": "\\_"})
 _OVER: Final = (State.FINISHED, State.STOPPED, State.FAILED)
 
 
@@ -46,9 +52,23 @@ class Criterion:
 
     who: Who
     url: str | None = None
-    """The link, for `clicked`."""
+    """The link, for `clicked`, as the author wrote it: an expression of a template stands for anything."""
     persons: bool = False
     """Whether opens and clicks of machines do not count."""
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The link as clicks name it: as given, and as our tracker redirects to it."""
+        names = (self.url, web_address(self.url)) if self.url else ()
+        return tuple(dict.fromkeys(name for name in names if name is not None))
+
+    @property
+    def pattern(self) -> str | None:
+        """The link as a pattern of SQL's LIKE, if it has expressions."""
+        if self.url is None or _EXPRESSION.search(self.url) is None:
+            return None
+        link = _EXPRESSION.sub(_ANYTHING, self.url)
+        return (web_address(link) or link).translate(_LIKE).replace(_ANYTHING, "%")
 
     def __str__(self) -> str:
         """Returns it as the delivery names it."""
