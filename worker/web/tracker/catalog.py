@@ -151,7 +151,8 @@ class Catalog:
         if read is None:
             return None
         delivery = Delivery(read.confirmed, {link.number: Target(link) for link in read.links})
-        return _Found(delivery, 1 + len(read.links), _FINAL if read.confirmed else _UNCONFIRMED_SECONDS)
+        seconds = _FINAL if read.confirmed else _UNCONFIRMED_SECONDS
+        return _Found(delivery, 1 + len(read.links), seconds, not read.confirmed)
 
     async def _read_variables(self, key: tuple[int, int]) -> _Found[dict[str, Any]] | None:
         read = await self._read(lambda store: store.variables(*key))
@@ -169,7 +170,8 @@ class Catalog:
         except (ValidationError, RenderFailed) as error:
             log.warning("content not compiled", delivery_id=delivery_id, because=str(error))
             return None
-        return _Found(content, 1, _FINAL if delivery.confirmed else _UNCONFIRMED_SECONDS)
+        seconds = _FINAL if delivery.confirmed else _UNCONFIRMED_SECONDS
+        return _Found(content, 1, seconds, not delivery.confirmed)
 
     async def _read(self, ask: Callable[[Store], Awaitable[V]]) -> V:
         store = self._store()
@@ -189,6 +191,8 @@ class _Found(NamedTuple, Generic[V]):
     value: V
     weight: int
     seconds: float
+    changing: bool = False
+    """Whether it may be another one by now. Then it is of no use if it is too old and cannot be read."""
 
 
 class _Shelf(Generic[K, V]):
@@ -201,13 +205,13 @@ class _Shelf(Generic[K, V]):
         self._reading: dict[K, asyncio.Future[_Found[V] | None]] = {}
 
     async def get(self, key: K, read: Callable[[K], Awaitable[_Found[V] | None]]) -> V | None:
-        """Returns what is kept, or what is read; what is too old still counts if nothing can be read."""
+        """Returns what is kept, or what is read; if nothing can be read, also what is too old and fixed."""
         found, until = self._items.get(key, (None, 0.0))
         if found is None or asyncio.get_running_loop().time() >= until:
             try:
                 found = await self._fresh(key, read)
             except Unknown:
-                if found is None:
+                if found is None or found.changing:
                     raise
         else:
             self._items.move_to_end(key)
