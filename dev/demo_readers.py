@@ -1,4 +1,4 @@
-"""The readers of the demo: they open, click, look at their copy on the web and opt out.
+"""The readers of the demo: they open, click, look at their copy on the web, opt out and complain.
 
 They know what any reader knows: the message that the SMTP sink received. What one does follows from the place
 of the message among the others, so that it can be compared with the KPIs.
@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from email.message import EmailMessage
+
+    from demo_returns import Listener
 
 READ_AT_MOST = 150
 BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
@@ -37,11 +39,16 @@ class Deeds:
         self.optout: set[str] = set()
         self.opened: set[str] = set()
         """All of them too: a click is an open, with or without a pixel."""
+        self.complained: set[str] = set()
+        """A complaint is no open: who complains has perhaps seen the subject and no more."""
+        self.returned: set[str] = set()
+        """Not read at all: their servers took the message and returned it later."""
 
     @property
     def kpis(self) -> dict[str, int]:
         """The KPIs that must come of it, by their names."""
-        return {name: len(getattr(self, name)) for name in ("opened", "clicked", "mirror", "optout")}
+        kinds = ("opened", "clicked", "mirror", "optout", "complained")
+        return {name: len(getattr(self, name)) for name in kinds}
 
     def note(self, kind: str, recipient: str) -> None:
         """Notes a deed."""
@@ -49,11 +56,12 @@ class Deeds:
         self.opened.add(recipient)
 
 
-def read_all(messages: Iterable[tuple[str, bytes]]) -> Deeds:
-    """Lets the readers of some messages, given by recipient, do what they do.
+def read_all(messages: Iterable[tuple[str, bytes]], listener: Listener) -> Deeds:
+    """Lets the readers of some messages, given by recipient, do what they do, and their servers too.
 
     Raises:
         ReaderError: The tracker answered otherwise than it should.
+        ListenerError: The listener for returned mail did not take a mail.
     """
     deeds = Deeds()
     for place, (recipient, raw) in enumerate(sorted(messages)[:READ_AT_MOST]):
@@ -79,6 +87,12 @@ def read_all(messages: Iterable[tuple[str, bytes]]) -> Deeds:
         if _turn(place, 10, 4):
             # Programs that look at every link ahead of the reader opt nobody out.
             _ask(_find(html, r'href="(http[^"]+/u/[^"]+)"'), 200)
+        if _turn(place, 50, 7):
+            listener.complain(raw)
+            deeds.complained.add(recipient)
+        if _turn(place, 30, 13):
+            listener.bounce(recipient, raw)
+            deeds.returned.add(recipient)
     return deeds
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DEMO = Path(__file__).parents[2] / "dev" / "demo.py"
+FIGURE = re.compile(r"^(\w+(?: \w+)*) {2,}(\d+)\b", re.MULTILINE)
 
 
 @pytest.fixture
@@ -61,13 +62,32 @@ def test_the_demo_sends_a_delivery_and_finds_every_message(
 ) -> None:
     done = run(environment, "--recipients", "200")
     assert (done.returncode, done.stderr) == (0, "")
-    sent = re.search(r"^sent +(\d+) ", done.stdout, re.MULTILINE)
-    assert sent
-    assert f"exactly one for each of the {sent[1]} recipients" in done.stdout
-    assert "The KPIs say what the readers did" in done.stdout
+    told = re.search(
+        r"The KPIs say what the readers did: (\d+) opened, (\d+) clicked, (\d+) mirror, (\d+) optout,"
+        r" (\d+) complained. Returned later and no longer sent: (\d+)\.",
+        done.stdout,
+    )
+    assert told
+    assert all(int(number) > 0 for number in told.groups())
+    shown = {name: int(number) for name, number in FIGURE.findall(done.stdout)}  # the last of each
+    assert [shown[name] for name in ("opened", "clicked", "mirror page", "opted out", "complained")] == [
+        int(number) for number in told.groups()[:5]
+    ]
+    held = shown["sent"] + int(told[6])
+    assert f"{held} messages: exactly one for each of the {held} recipients" in done.stdout
     assert "Subject: こんにちは さくら: what is new in November" in done.stdout
     assert "550 5.1.1 No such user here" in done.stdout
-    for command in ("migrate", "operator add", "prepare", "run", "run tracker", "confirm", "watch", "stats"):
+    for command in (
+        "migrate",
+        "operator add",
+        "prepare",
+        "run",
+        "run tracker",
+        "run returned",
+        "confirm",
+        "watch",
+        "stats",
+    ):
         assert f"$ sendoff {command}" in done.stdout
     assert not list(left_behind(tmp_path))
 
