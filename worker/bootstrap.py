@@ -43,15 +43,12 @@ from worker.domain.breaker import BreakerLimits
 from worker.domain.retry import Retries
 from worker.duties import suppression_duties
 from worker.lifecycle import Watching
-from worker.returned.keeping import Kept
-from worker.returned.opening import open_references, open_sources
 from worker.services.claims import PREFETCH as CLAIMS_PREFETCH
 from worker.services.claims import ClaimsLimits, ClaimsParts, ClaimsService
 from worker.services.commands import PREFETCH, ConfirmLimits, ConfirmParts, ConfirmService
 from worker.services.events import EventsLimits, EventsParts, EventsService
 from worker.services.fanout import FanoutLimits, FanoutParts, FanoutService
 from worker.services.results import ResultsLimits, ResultsParts, ResultsService
-from worker.services.returned import ReturnedLimits, ReturnedParts, ReturnedService
 from worker.services.schedule import ScheduleLimits, ScheduleParts, ScheduleService
 from worker.services.send import SendLimits, SendParts, SendService
 from worker.services.stats import StatsLimits, StatsParts, StatsService
@@ -59,7 +56,6 @@ from worker.services.tracking import TrackingLimits, TrackingParts, TrackingServ
 from worker.telemetry.loop import LoopLag
 from worker.telemetry.metrics import Metrics
 from worker.web.console.service import ConsoleService
-from worker.web.webhooks.service import WebhookService
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -87,8 +83,8 @@ SERVICES: Final = (
     "events",
 )
 """The services by name, as `sendoff run` takes them."""
-ON_REQUEST: Final = ("returned", "console", "webhooks")
-"""Those that run only where they are named: they listen for others, or read their files."""
+ON_REQUEST: Final = ("console",)
+"""Those that run only where they are named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +120,7 @@ class Worker:
             "stats": lambda: [self._stats()],
             "schedule": lambda: [self._schedule()],
             "events": lambda: [self._events()],
-            "returned": lambda: [self._returned()],
             "console": lambda: [ConsoleService(self.settings, self.db)],
-            "webhooks": lambda: [
-                WebhookService(self.settings, self.bulk_publisher, self.names, self.metrics)
-            ],
         }
         return builders[name]()
 
@@ -325,20 +317,6 @@ class Worker:
             metrics=self.metrics,
         )
         return EventsService(parts, EventsLimits(idle=s.tick, lease=s.event_lease))
-
-    def _returned(self) -> Service:
-        s = self.settings
-        references = open_references(s)
-        count = self.metrics.returned_mails
-        parts = ReturnedParts(
-            sources=open_sources(s, references, lambda outcome: count.labels(outcome).inc()),
-            references=references,
-            kept=Kept(s.returned_folder),
-            publisher=self._keeping(self.bulk_publisher),
-            names=self.names,
-            metrics=self.metrics,
-        )
-        return ReturnedService(parts, ReturnedLimits(confirm_seconds=s.connect_timeout))
 
     def _schedule(self) -> Service:
         s = self.settings

@@ -14,20 +14,16 @@ import structlog
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from contracts import routing
-from worker.amqp.bulk.errors import ConnectionLost
-from worker.amqp.bulk.failures import classify as classify_broker
 from worker.amqp.bulk.publisher import BulkPublisher
-from worker.amqp.errors import BrokerUnreachable
 from worker.db.failures import ERRORS, classify
 from worker.db.links import LinkStore
 from worker.db.pool import DatabaseUnreachable, open_database
 from worker.domain.failures import Failure
 from worker.domain.links import Links
-from worker.lifecycle import pause, run_services, stop_on_signals, unless_stopped
+from worker.lifecycle import Watching, pause, unless_stopped
 from worker.links import open_keys
 from worker.settings import SettingsError
 from worker.telemetry.metrics import Metrics
-from worker.web.health import serving
 from worker.web.server import WebLimits, WebServer, listen
 from worker.web.tracker.app import TrackerApp
 from worker.web.tracker.catalog import Catalog
@@ -45,7 +41,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-_NAMED: Final = "SENDOFF_TRACKER_HOST and SENDOFF_TRACKER_PORT"
 _AGAIN_SECONDS: Final = 2.0
 _PATIENCE: Final = 0.1
 """Seconds in which the broker must confirm an event. A person waits for the answer."""
@@ -79,43 +74,27 @@ class Tracker:
         return {"process": process, "events": events}
 
 
-class _Reaching:
-    """Connects to broker and database, and tries again as long as one of them is away."""
+class _Database:
+    """Connects to the database, and tries again as long as it is away."""
 
-    name = "connections"
+    name = "the connection to the database"
 
-    def __init__(self, settings: Settings, publisher: BulkPublisher, metrics: Metrics, name: str) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, name: str) -> None:
         self._settings = settings
-        self._publisher = publisher
         self._metrics = metrics
         self._name = name
-        self.database: Database | None = None
+        self._opened: Database | None = None
 
     def store(self) -> LinkStore | None:
-        return LinkStore(self.database) if self.database is not None else None
+        return LinkStore(self._opened) if self._opened is not None else None
 
-    async def try_both(self) -> bool:
-        """Connects to what is not connected yet; returns whether nothing is left.
+    async def look(self) -> bool:
+        """Connects if it is not connected yet; returns whether it is.
 
         Raises:
-            BrokerUnreachable, DatabaseUnreachable, SchemaMismatch: trying again would not help.
+            DatabaseUnreachable, SchemaMismatch: trying again would not help.
         """
-        both = await asyncio.gather(self._broker(), self._connected())
-        return all(both)
-
-    async def _broker(self) -> bool:
-        if self._publisher.connected:
-            return True
-        try:
-            await self._publisher.start()
-        except (BrokerUnreachable, ConnectionLost) as error:
-            if classify_broker(error) is Failure.BROKEN:
-                raise
-            log.warning("the tracker starts without the broker", because=str(error))
-        return self._publisher.connected
-
-    async def _connected(self) -> bool:
-        if self.database is not None:
+        if self._opened is not None:
             return True
         s = self._settings
         try:
@@ -141,23 +120,19 @@ class _Reaching:
         except BaseException:
             await database.close()
             raise
-        self.database = database
+        self._opened = database
         return True
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Tries until both are connected, and then watches the connection to the broker."""
-        while not await unless_stopped(stop, self.try_both()):
+        """Tries until it is connected, and then waits for the stop."""
+        while not await unless_stopped(stop, self.look()):
             if await pause(stop, _AGAIN_SECONDS):
                 return
-        async with asyncio.TaskGroup() as group:
-            watching = group.create_task(self._publisher.watch())
-            await stop.wait()
-            watching.cancel()
+        await stop.wait()
 
     async def close(self) -> None:
-        await self._publisher.close()
-        if self.database is not None:
-            await self.database.close()
+        if self._opened is not None:
+            await self._opened.close()
 
 
 @asynccontextmanager
@@ -190,17 +165,19 @@ async def open_tracker(settings: Settings, stop: asyncio.Event) -> AsyncIterator
     metrics.broker_connected.set_function(lambda: publisher.connected)
     async with AsyncExitStack() as stack:
         stack.callback(spool.close)
-        reaching = _Reaching(settings, publisher, metrics, name)
-        stack.push_async_callback(reaching.close)
-        await reaching.try_both()
+        database = _Database(settings, metrics, name)
+        stack.push_async_callback(database.close)
+        stack.push_async_callback(publisher.close)
+        await asyncio.gather(publisher.start(patient=True), database.look())
         listening = await listen(
             settings.tracker_host,
             settings.tracker_port,
             named="SENDOFF_TRACKER_HOST and SENDOFF_TRACKER_PORT",
+            shared=True,
         )
         exchange = routing.Names(settings.queue_prefix).exchange(routing.TRACKING)
         outlet = Outlet(publisher, exchange, spool, metrics, patience=_PATIENCE)
-        app = TrackerApp(links, keys, settings.tracker_url, Catalog(reaching.store), outlet, metrics)
+        app = TrackerApp(links, keys, settings.tracker_url, Catalog(database.store), outlet, metrics)
         limits = WebLimits(
             body=_BODY_BYTES,
             connections=_CONNECTIONS,
@@ -208,22 +185,6 @@ async def open_tracker(settings: Settings, stop: asyncio.Event) -> AsyncIterator
             grace=settings.shutdown_grace / 2,
         )
         server = WebServer("tracker", app, listening, limits)
-        yield Tracker(server, [TrackerService(server, outlet), reaching], spool, registry, outlet)
-
-
-async def run_tracker(settings: Settings, stop: asyncio.Event | None = None) -> None:
-    """Runs a tracker until a signal, or until `stop` is set.
-
-    Raises:
-        What `open_tracker` raises, AddressUnavailable, and ServiceDied.
-    """
-    stop = stop or asyncio.Event()
-    stop_on_signals(stop)
-    async with AsyncExitStack() as stack:
-        tracker = await stack.enter_async_context(open_tracker(settings, stop))
-        if settings.http_port:
-            served = serving(settings.http_host, settings.http_port, tracker.registry, tracker.probes(stop))
-            await stack.enter_async_context(served)
-        log.info("running", services=["tracker"], host=settings.tracker_host, port=tracker.server.port)
-        await run_services(tracker.services, stop, grace=settings.shutdown_grace)
-    log.info("stopped")
+        watching = Watching("the connection that publishes", publisher.watch)
+        services: list[Service] = [TrackerService(server, outlet), database, watching]
+        yield Tracker(server, services, spool, registry, outlet)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
 import smtplib
-import socket
 from contextlib import asynccontextmanager
 from email import message_from_bytes
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import aiosmtplib
 import pytest
@@ -18,10 +16,9 @@ from aiosmtpd.smtp import SMTP
 from pydantic import SecretStr
 
 from contracts import routing
-from tests.support import postfix
 from tests.support.deliveries import counts, sent
+from tests.support.intake import FAILED, KEYS, free_port, intake, listening, maildir, name_of
 from tests.support.processes import worker as process
-from tests.support.proxy import CutProxy
 from tests.support.returned_mail import complaint, failure_notice, mail, report
 from tests.support.stack import until
 from worker.domain.keys import read_keys
@@ -34,78 +31,8 @@ if TYPE_CHECKING:
 
     from tests.support.processes import Sendoff
     from tests.support.stack import Stack
-    from worker.bootstrap import Worker
 
 DOC = Path(__file__).parents[2] / "docs/returned-mail.md"
-KEYS = f"1:{'k' * 32}"
-RETURNS = ReturnPath(read_keys(KEYS), "returns.example.org")
-FAILED = """Final-Recipient: rfc822; {address}
-Action: failed
-Status: 5.1.1
-Diagnostic-Code: smtp; 550 5.1.1 <{address}>: no such user
-"""
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
-
-
-def name_of(*reference: int) -> str:
-    sender = RETURNS.sender(Reference(*reference))
-    assert sender is not None
-    return sender
-
-
-class Intake:
-    """A running intake, and clients that bring mail to it."""
-
-    def __init__(self, port: int, worker: Worker, folder: Path) -> None:
-        self.port = port
-        self.worker = worker
-        self.folder = folder
-
-    async def bring(self, data: bytes, *recipients: str) -> str:
-        """Brings a mail over SMTP; returns the reply to the final dot."""
-        client = aiosmtplib.SMTP(hostname="127.0.0.1", port=self.port, start_tls=False, timeout=20)
-        async with client:
-            _, reply = await client.sendmail("", list(recipients), data)
-        return reply
-
-    def counted(self, outcome: str) -> float:
-        labels = {"outcome": outcome}
-        return self.worker.registry.get_sample_value("sendoff_returned_mails_total", labels) or 0
-
-    def kept(self) -> list[bytes]:
-        return [file.read_bytes() for file in sorted(self.folder.glob("*.eml"))]
-
-
-@asynccontextmanager
-async def intake(stack: Stack, *services: str, **changes: Any) -> AsyncIterator[Intake]:
-    port = free_port()
-    folder = stack.folder / "kept"
-    settings = {
-        "bounce_keys": SecretStr(KEYS),
-        "returned_port": port,
-        "returned_folder": folder,
-        "tick": 0.05,
-    }
-    async with stack.running("returned", *services, **(settings | changes)) as worker:
-        if port == (settings | changes)["returned_port"]:
-            await until(lambda: listening(port))
-        yield Intake(port, worker, folder)
-
-
-async def listening(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except ConnectionRefusedError:
-        return False
-    writer.close()
-    await writer.wait_closed()
-    return True
 
 
 class Relay:
@@ -280,78 +207,6 @@ async def test_a_client_too_many_is_sent_away_for_now(stack: Stack) -> None:
             one.close()
 
 
-async def test_while_the_broker_is_away_the_client_is_to_try_again(stack: Stack) -> None:
-    number = await sent(stack, ["ana@example.org"])
-    data = report(FAILED.format(address="ana@example.org"))
-    async with (
-        CutProxy(stack.settings.amqp_url).running() as proxy,
-        intake(stack, amqp_url=proxy.url) as here,
-        stack.running("results"),
-    ):
-        proxy.cut()
-        await until(lambda: away(here))
-        with pytest.raises(aiosmtplib.SMTPDataError, match="451") as refused:
-            await here.bring(data, name_of(number, 1, 1))
-        assert "try again later" in str(refused.value)
-        assert (await stack.deployment(number))["bounced"] == 0
-        proxy.mend()
-
-        async def taken() -> bool:
-            try:
-                return await here.bring(data, name_of(number, 1, 1)) == "2.0.0 Taken"
-            except aiosmtplib.SMTPDataError:
-                return False
-
-        await until(taken)
-        await counts(stack, number, bounced_hard=1)
-
-
-async def test_behind_postfix_nothing_is_lost_and_nothing_forged_comes_in(stack: Stack) -> None:
-    """With the lines that docs/returned-mail.md gives for main.cf."""
-    number = await sent(stack, ["ana@example.org"])
-    async with (
-        CutProxy(stack.settings.amqp_url).running() as proxy,
-        intake(stack, amqp_url=proxy.url) as here,
-        stack.running("results"),
-    ):
-        given = re.search(r"in `main.cf`:\n\n *```\n(.*?)```", DOC.read_text(), re.DOTALL)
-        assert given is not None
-        lines = dict(line.strip().split(" = ", 1) for line in given[1].strip().splitlines())
-        lines["transport_maps"] = lines["transport_maps"].replace("8024", str(here.port))
-        soon = dict.fromkeys(("queue_run_delay", "minimal_backoff_time", "maximal_backoff_time"), "1s")
-        with postfix.running(**lines, **soon) as relay:
-
-            async def logged(what: str) -> None:
-                async def there() -> bool:
-                    return relay.logged(what) > 0
-
-                await until(there)
-
-            outside = Intake(relay.port, here.worker, here.folder)
-            proxy.cut()
-            await until(lambda: away(here))
-            await outside.bring(report(FAILED.format(address="ana@example.org")), name_of(number, 1, 1))
-            await logged(r"status=deferred \(.*451 4\.3\.0")
-            proxy.mend()
-            await counts(stack, number, bounced_hard=1)
-            await logged(r"status=sent \(250 2\.0\.0 Taken\)")
-            await outside.bring(mail("Subject: x", "x\n"), f"bounces+{'a' * 28}@returns.example.org")
-            await logged(r"status=bounced \(.*550 5\.1\.1 There is no such address")
-            with pytest.raises(aiosmtplib.SMTPRecipientsRefused):
-                await outside.bring(mail("Subject: x", "x\n"), "someone@returns.example.org")
-        assert here.counted("forged") == 1
-
-
-async def away(here: Intake) -> bool:
-    return not here.worker.bulk_publisher.connected
-
-
-def maildir(folder: Path) -> Path:
-    for name in ("new", "cur", "tmp"):
-        (folder / name).mkdir(parents=True)
-    return folder
-
-
 async def test_a_maildir_is_read_and_its_mails_are_seen(stack: Stack) -> None:
     number = await sent(stack, [f"user{n}@example.org" for n in range(1, 31)])
     folder = maildir(stack.folder / "mails")
@@ -379,32 +234,18 @@ async def test_a_maildir_is_read_and_its_mails_are_seen(stack: Stack) -> None:
     assert all(file.name.endswith(":2,S") for file in (folder / "cur").iterdir())
 
 
-async def test_mails_of_a_maildir_wait_for_the_broker(stack: Stack) -> None:
-    number = await sent(stack, ["ana@example.org"])
-    folder = maildir(stack.folder / "mails")
-    async with CutProxy(stack.settings.amqp_url).running() as proxy:
-        changes = {"returned_port": 0, "returned_maildir": folder, "amqp_url": proxy.url}
-        async with intake(stack, **changes) as here, stack.running("results"):
-            proxy.cut()
-            await until(lambda: away(here))
-            data = report(FAILED.format(address="ana@example.org"))
-            (folder / "new" / "1").write_bytes(f"X-Original-To: {name_of(number, 1, 1)}\n".encode() + data)
-
-            async def put_off() -> bool:
-                return here.counted("later") > 1
-
-            await until(put_off)
-            assert [file.name for file in (folder / "new").iterdir()] == ["1"]
-            proxy.mend()
-            await counts(stack, number, bounced_hard=1)
-
-
 async def test_the_command_takes_a_mail_and_stops_at_a_signal(stack: Stack) -> None:
     number = await sent(stack, ["ana@example.org"])
     port = free_port()
-    env = {"BOUNCE_KEYS": KEYS, "RETURNED_PORT": port, "RETURNED_FOLDER": stack.folder / "kept"}
+    env = {
+        "BOUNCE_KEYS": KEYS,
+        "RETURNED_PORT": port,
+        "RETURNED_FOLDER": stack.folder / "kept",
+        "DATABASE_URL": "postgresql://127.0.0.1:1/none",
+    }
     with process(stack.settings, "returned", **env) as running:
         await until(lambda: listening(port))
+        # It has no use for a database, and so no need of a user there.
         client = aiosmtplib.SMTP(hostname="127.0.0.1", port=port, start_tls=False, timeout=20)
         async with client:
             data = report(FAILED.format(address="ana@example.org"))

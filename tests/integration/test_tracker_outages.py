@@ -12,6 +12,7 @@ from tests.support.proxy import CutProxy
 from tests.support.stack import until
 from tests.support.tracker import prepare_tracked, tracked, tracking
 from tests.support.tracking import recorded
+from worker.web.tracker import catalog
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,6 +163,27 @@ async def test_without_the_database_known_links_and_all_opens_and_opt_outs_go_on
         await until(back)
 
 
+async def test_what_was_read_before_the_confirm_hides_no_event_after_it(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proof was looked at; then the delivery is confirmed, and the database goes away."""
+    monkeypatch.setattr(catalog, "_UNCONFIRMED_SECONDS", 0)
+    number = await prepare_tracked(stack)
+    async with (
+        CutProxy(stack.settings.database_url).running() as proxy,
+        tracking(stack.settings, database_url=proxy.url) as site,
+    ):
+        assert (await site.ask(site.links.of_proofs().clicks(number, ANA, [FIXED])[0])).status == 302
+        async with stack.running("confirm"):
+            assert (await stack.confirm(number))["status"] == "accepted"
+        proxy.cut()
+        # Where the link leads now is not known: it may have been prepared again.
+        assert (await site.click(number, ANA, FIXED)).status == 503
+        assert (await site.ask(site.links.pixel(number, ANA))).status == 200
+        assert (await site.ask(site.links.optout(number, ANA), "POST", ONE_CLICK)).status == 200
+        assert kept(site, "broker") == 2
+
+
 async def test_many_clicks_on_a_link_that_is_not_known_yet_read_it_once(stack: Stack, number: int) -> None:
     async with (
         CutProxy(stack.settings.database_url).running() as proxy,
@@ -194,6 +216,16 @@ async def test_it_starts_without_both_and_finds_them_later(stack: Stack, number:
             await until(back)
             await until(lambda: empty(spool))
     assert await stack.depth(routing.TRACKING_QUEUE) >= 2
+
+
+async def test_two_processes_share_a_port_and_a_spool(stack: Stack, number: int) -> None:
+    async with tracking(stack.settings) as one, tracking(stack.settings, tracker_port=one.port) as other:
+
+        async def both() -> bool:
+            assert (await one.click(number, ANA, FIXED)).status == 302
+            return min(kept(one, "broker"), kept(other, "broker")) > 0
+
+        await until(both)
 
 
 async def test_the_spool_of_a_process_that_died_is_published_by_another(

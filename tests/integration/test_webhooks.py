@@ -7,9 +7,10 @@ import contextlib
 import json
 import signal
 import socket
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from email import message_from_bytes
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import httpx2
@@ -20,12 +21,14 @@ from pydantic import SecretStr
 from contracts import routing
 from tests.support import webhooks as given_by
 from tests.support.deliveries import counts, sent
+from tests.support.intake import taking
 from tests.support.processes import worker as process
 from tests.support.proxy import CutProxy
 from tests.support.stack import until
 from tests.support.webhooks import SECRET, SENDGRID_PUBLIC, TOPIC, Request
 from worker.domain.keys import read_keys
 from worker.domain.return_path import Reference, ReturnPath
+from worker.web.webhooks import service
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
     from tests.support.processes import Sendoff
     from tests.support.stack import Stack
-    from worker.bootstrap import Worker
+    from worker.bootstrap_intake import Intake
 
 KEYS = f"1:{'k' * 32}"
 RETURNS = ReturnPath(read_keys(KEYS))
@@ -56,10 +59,10 @@ secrets = ["{SECRET}"]
 class Hooks:
     """A running service, and providers that call it."""
 
-    def __init__(self, client: httpx2.AsyncClient, port: int, worker: Worker) -> None:
+    def __init__(self, client: httpx2.AsyncClient, port: int, parts: Intake) -> None:
         self.client = client
         self.port = port
-        self.worker = worker
+        self.parts = parts
 
     async def post(self, provider: str, request: Request) -> httpx2.Response:
         return await self.client.post(f"/{provider}", content=request.body, headers=request.headers)
@@ -69,7 +72,7 @@ class Hooks:
 
     def counted(self, provider: str, outcome: str) -> float:
         labels = {"provider": provider, "outcome": outcome}
-        return self.worker.registry.get_sample_value("sendoff_webhook_calls_total", labels) or 0
+        return self.parts.registry.get_sample_value("sendoff_webhook_calls_total", labels) or 0
 
 
 def now() -> datetime:
@@ -98,12 +101,15 @@ async def hooks(stack: Stack, *services: str, **changes: Any) -> AsyncIterator[H
         "webhooks_port": port,
         "tick": 0.05,
     }
-    async with (
-        stack.running("webhooks", *services, **(settings | changes)) as worker,
-        httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client,
-    ):
+    async with AsyncExitStack() as opened:
+        parts = await opened.enter_async_context(taking(stack.settings, "webhooks", **(settings | changes)))
+        if services:
+            await opened.enter_async_context(stack.running(*services, tick=0.05))
+        port = (settings | changes)["webhooks_port"]
+        client = httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30)
+        await opened.enter_async_context(client)
         await until(lambda: listening(client))
-        yield Hooks(client, port, worker)
+        yield Hooks(client, port, parts)
 
 
 async def listening(client: httpx2.AsyncClient) -> bool:
@@ -191,17 +197,37 @@ RECORDED = {
         f"mailgun-{kind}" for kind in ("failed", "opened", "clicked", "complained", "unsubscribed")
     ),
     "postmark": tuple(f"postmark-{kind}" for kind in ("bounce", "open", "click", "complaint", "optout")),
+    "generic": ("generic",),
+    "ses": tuple(f"ses-{kind}" for kind in ("bounce", "open", "click", "complaint")),
 }
 
 
+def signed(provider: str, place: int, body: str) -> Request:
+    """A call as the provider signs it; SNS numbers its messages."""
+    if provider == "ses":
+        return given_by.sns(body, now(), MessageId=f"m-{place}")
+    return given_by.SIGN[provider](body, now())
+
+
+async def certificate(url: str) -> bytes:
+    assert url == given_by.CERTIFICATE_URL
+    return given_by.certificate()
+
+
 @pytest.mark.parametrize("provider", RECORDED)
-async def test_replayed_and_reordered_calls_change_nothing_twice(stack: Stack, provider: str) -> None:
+async def test_replayed_and_reordered_calls_change_nothing_twice(
+    stack: Stack, provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "read_providers", partial(service.read_providers, fetch=certificate))
     number = await sent(stack, 2)
-    bodies = [given_by.recorded(name, Reference(number, 2, 1), RETURNS) for name in RECORDED[provider]]
+    names = RECORDED[provider]
+    bodies = [given_by.recorded(name, Reference(number, 2, 1), RETURNS) for name in names]
     expected = {"bounced_hard": 1, "opened": 1, "clicked": 1, "optout": 1, "complained": 1, "sent": 1}
+    expected["optout"] = int(provider != "ses")  # it has none
     async with hooks(stack, "results", "tracking") as here:
-        for turn in (bodies, bodies[::-1], bodies):
-            requests = [given_by.SIGN[provider](body, now()) for body in turn]
+        calls = list(enumerate(bodies))
+        for turn in (calls, calls[::-1], calls):
+            requests = [signed(provider, place, body) for place, body in turn]
             answers = [await here.post(provider, request) for request in requests]
             assert {answer.status_code for answer in answers} == {200}
         await counts(stack, number, **expected)
@@ -210,7 +236,7 @@ async def test_replayed_and_reordered_calls_change_nothing_twice(stack: Stack, p
     assert row["bounced"] == 1
     events = await stack.rows("SELECT kind FROM sendoff.tracking_log")
     # SendGrid tells of an opt-out from all and of one from a group.
-    assert len(events) == (5 if provider == "sendgrid" else 4)
+    assert len(events) == {"sendgrid": 5, "ses": 3}.get(provider, 4)
 
 
 async def test_a_wrong_signature_a_huge_body_and_a_wrong_type_change_nothing(stack: Stack) -> None:
@@ -287,14 +313,44 @@ async def test_while_the_broker_is_away_the_provider_is_to_try_again(stack: Stac
         await counts(stack, number, opened=1)
 
 
+async def test_it_starts_while_the_broker_is_away_and_takes_calls_when_it_is_there(stack: Stack) -> None:
+    number = await sent(stack, 1)
+    async with CutProxy(stack.settings.amqp_url).running() as proxy:
+        proxy.cut()
+        async with hooks(stack, amqp_url=proxy.url, connect_timeout=2) as here, stack.running("tracking"):
+            assert (await here.told(*opened(number, [1]))).status_code == 503
+            assert await here.parts.probes(asyncio.Event())["broker"]() != ""
+            proxy.mend()
+
+            async def taken() -> bool:
+                return (await here.told(*opened(number, [1]))).status_code == 200
+
+            await until(taken)
+            assert await here.parts.probes(asyncio.Event())["broker"]() == ""
+            await counts(stack, number, opened=1)
+
+
+async def test_two_processes_share_a_port(stack: Stack) -> None:
+    async with hooks(stack) as one, hooks(stack, webhooks_port=one.port) as other:
+
+        async def both() -> bool:
+            async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{one.port}") as client:
+                await client.post("/generic", content=b"[]")  # not signed
+            return min(one.counted("generic", "forged"), other.counted("generic", "forged")) > 0
+
+        await until(both)
+
+
 async def away(here: Hooks) -> bool:
-    return not here.worker.bulk_publisher.connected
+    return not here.parts.publisher.takes
 
 
 async def test_the_command_takes_calls_and_stops_at_a_signal(stack: Stack) -> None:
     number = await sent(stack, 1)
     port = free_port()
-    env = {"BOUNCE_KEYS": KEYS, "WEBHOOKS_FILE": file_of(stack), "WEBHOOKS_PORT": port}
+    # It has no use for a database, and so no need of a user there.
+    nowhere = {"DATABASE_URL": "postgresql://127.0.0.1:1/none"}
+    env = {"BOUNCE_KEYS": KEYS, "WEBHOOKS_FILE": file_of(stack), "WEBHOOKS_PORT": port, **nowhere}
     with process(stack.settings, "webhooks", **env) as running:
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             await until(lambda: listening(client))

@@ -18,6 +18,7 @@ from contracts import routing
 from tests.support import webhooks as given_by
 from tests.support.fakes import FakePublisher, SilentPublisher, counts, metrics
 from tests.support.webhooks import DAY, OURS, RETURNS, SECRET, SENDGRID_PUBLIC, Request, recorded
+from worker.amqp.prompt import PromptPublisher
 from worker.domain.failures import Stopped
 from worker.settings import SettingsError
 from worker.web.server import WebServer, listen
@@ -56,7 +57,7 @@ class Site:
     def __init__(self, publisher: FakePublisher | None = None) -> None:
         self.publisher = publisher or FakePublisher()
         self.metrics = metrics()
-        self.outlet = Outlet(self.publisher, routing.Names("blue"), confirm_seconds=0.05)
+        self.outlet = Outlet(PromptPublisher(self.publisher, seconds=0.05), routing.Names("blue"))
         providers = [
             SendGrid([SENDGRID_PUBLIC], DAY),
             Mailgun([SECRET], DAY),
@@ -221,7 +222,7 @@ class SlowPublisher(FakePublisher):
 async def test_a_burst_lands_in_few_batches_of_bounded_size() -> None:
     publisher = SlowPublisher()
     site = Site(publisher)
-    site.outlet = Outlet(publisher, routing.Names(), confirm_seconds=30)
+    site.outlet = Outlet(PromptPublisher(publisher, seconds=30), routing.Names())
     ended = asyncio.Event()
     facts = [event_of(n) for n in range(2_500)]
     async with asyncio.TaskGroup() as group:
@@ -247,7 +248,7 @@ def event_of(number: int) -> Any:
 
 async def test_more_than_can_wait_is_to_come_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("worker.web.webhooks.outlet._MOST_WAITING", 3)
-    outlet = Outlet(FakePublisher(), routing.Names(), confirm_seconds=30)
+    outlet = Outlet(PromptPublisher(FakePublisher(), seconds=30), routing.Names())
     waiting = [asyncio.create_task(outlet.put([event_of(n)])) for n in range(3)]
     await asyncio.sleep(0)
     assert not await outlet.put([event_of(4)])

@@ -6,6 +6,7 @@ A mail is answered with 250 only after it is safe, otherwise with 451, so that t
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -75,7 +76,12 @@ class Listener:
         """
         loop = asyncio.get_running_loop()
         try:
-            server = await loop.create_server(lambda: self._protocol(take), self._host, self._port)
+            server = await loop.create_server(
+                lambda: self._protocol(take),
+                self._host,
+                self._port,
+                reuse_port=hasattr(socket, "SO_REUSEPORT") or None,  # any number of processes
+            )
         except OSError as error:
             raise ListenerUnavailable(
                 f"Nothing can listen for returned mail on {self._host}:{self._port}: {error.strerror}."

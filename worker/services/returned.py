@@ -16,7 +16,6 @@ import structlog
 from contracts import results, routing, tracking
 from contracts.tracking import TrackingEvent, TrackingKind
 from worker.amqp.messages import Outgoing
-from worker.domain.failures import Stopped
 from worker.returned.reading import (
     AutomaticAnswer,
     Bounce,
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from contracts.routing import Names
-    from worker.amqp.messages import Publisher
+    from worker.amqp.prompt import PromptPublisher
     from worker.domain.return_path import Reference
     from worker.returned.reading import Reading, Returned
     from worker.returned.sources import Source
@@ -66,8 +65,8 @@ class ReturnedParts:
     """Says which attempt a mail is about."""
     kept: Keeping
     """Keeps what cannot be read."""
-    publisher: Publisher
-    """Publishes with confirms."""
+    publisher: PromptPublisher
+    """Publishes with confirms, or says that it cannot now."""
     names: Names
     """The exchanges of this installation."""
     metrics: Metrics
@@ -76,23 +75,14 @@ class ReturnedParts:
     """Reads a mail."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReturnedLimits:
-    """The limits of the service."""
-
-    confirm_seconds: float
-    """How long a confirm may take. Then the mail is to be offered again."""
-
-
 class ReturnedService:
     """Takes returned mail from its sources."""
 
     name = "returned"
 
-    def __init__(self, parts: ReturnedParts, limits: ReturnedLimits) -> None:
-        """Takes its parts and its limits."""
+    def __init__(self, parts: ReturnedParts) -> None:
+        """Takes its parts."""
         self._parts = parts
-        self._limits = limits
         for outcome in ("kept", "lost"):  # what calls for a person: there from the start, at 0
             parts.metrics.returned_mails.labels(outcome)
 
@@ -161,15 +151,10 @@ class ReturnedService:
         return await self._publish(routing.TRACKING, routing.COMPLAINT, tracking.encode([event]), "complaint")
 
     async def _publish(self, exchange: str, key: str, body: bytes, outcome: str) -> Answer:
-        publisher = self._parts.publisher
-        if not publisher.connected or publisher.blocked:
-            return self._done("later", Answer.LATER)
-        try:
-            async with asyncio.timeout(self._limits.confirm_seconds):
-                await publisher.publish(self._parts.names.exchange(exchange), key, [Outgoing(body, key)])
-        except (TimeoutError, Stopped):
-            return self._done("later", Answer.LATER)
-        return self._done(outcome)
+        whole = self._parts.names.exchange(exchange)
+        if await self._parts.publisher.publish(whole, key, [Outgoing(body, key)]):
+            return self._done(outcome)
+        return self._done("later", Answer.LATER)
 
     async def _keep(self, mail: bytes, because: str) -> Answer:
         """Keeps a mail for a person. If that is not possible it is lost, since it must not block others."""

@@ -56,13 +56,15 @@ class WebLimits:
     grace: float = 5
 
 
-async def listen(host: str, port: int, *, named: str) -> socket.socket:
+async def listen(host: str, port: int, *, named: str, shared: bool = False) -> socket.socket:
     """Opens a socket to listen on. Connections wait in it until a server takes them.
 
     Args:
         host: The address, or a name of this machine; one with a colon is IPv6.
         port: 0 picks a free one.
         named: The settings that the address comes from, for the message.
+        shared: Whether further processes of this user may listen there too. The system shares the connections
+            out between them (SO_REUSEPORT).
 
     Raises:
         AddressUnavailable: the address is in use, or is not this machine's.
@@ -74,12 +76,38 @@ async def listen(host: str, port: int, *, named: str) -> socket.socket:
             (host, port),
             family=socket.AF_INET6 if ":" in host else socket.AF_INET,
             backlog=2_048,
+            reuse_port=shared and hasattr(socket, "SO_REUSEPORT"),
         )
     except OSError as error:
-        # The error of a bind tells the address once more; one of a name has no number of the system's.
-        known = error.errno is not None and error.errno > 0
-        why = os.strerror(error.errno) if known else error.strerror  # type: ignore[arg-type]
-        raise AddressUnavailable(f"{named}: {host}:{port} cannot be listened on: {why}.") from error
+        raise _unavailable(named, host, port, error) from error
+
+
+async def check_address(host: str, port: int, *, named: str) -> None:
+    """Checks that a process could listen at an address, alone or beside others of this user; takes nothing.
+
+    Raises:
+        AddressUnavailable: the address is in use by another user or program, or is not this machine's.
+    """
+
+    def bind() -> None:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if hasattr(socket, "SO_REUSEPORT"):
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            # Without listening: a process that runs there must lose no connection to us.
+            tried.bind((host, port))
+
+    try:
+        await asyncio.to_thread(bind)
+    except OSError as error:
+        raise _unavailable(named, host, port, error) from error
+
+
+def _unavailable(named: str, host: str, port: int, error: OSError) -> AddressUnavailable:
+    # The error of a bind tells the address once more; one of a name has no number of the system's.
+    known = error.errno is not None and error.errno > 0
+    why = os.strerror(error.errno) if known else error.strerror  # type: ignore[arg-type]
+    return AddressUnavailable(f"{named}: {host}:{port} cannot be listened on: {why}.")
 
 
 class WebServer:

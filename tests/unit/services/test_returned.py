@@ -11,12 +11,13 @@ from structlog.testing import capture_logs
 from contracts import routing
 from tests.support.fakes import FakePublisher, SilentPublisher, counts, metrics
 from tests.support.returned_mail import failure_notice, report
+from worker.amqp.prompt import PromptPublisher
 from worker.domain.keys import Key
 from worker.domain.return_path import Reference, ReturnPath
 from worker.returned import keeping
 from worker.returned.keeping import Kept
 from worker.returned.sources import Answer
-from worker.services.returned import ReturnedLimits, ReturnedParts, ReturnedService
+from worker.services.returned import ReturnedParts, ReturnedService
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,12 +43,11 @@ class Setup:
                 sources=[],
                 references=RETURNS,
                 kept=parts.pop("kept", Kept(folder)),
-                publisher=self.publisher,
+                publisher=PromptPublisher(self.publisher, seconds=0.01),
                 names=routing.Names("blue"),
                 metrics=self.metrics,
                 **parts,
-            ),
-            ReturnedLimits(confirm_seconds=0.01),
+            )
         )
 
     def counted(self) -> dict[tuple[str, ...], float]:

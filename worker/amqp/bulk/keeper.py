@@ -42,9 +42,21 @@ class Keeper(Generic[C]):
         self._attempted = 0.0
         self.current: C | None = None
 
-    async def start(self) -> None:
-        """Opens the first channel, or raises what `open_channel` raises."""
-        self.current = await self._attempt()
+    async def start(self, *, patient: bool = False) -> None:
+        """Opens the first channel.
+
+        Args:
+            patient: Whether a broker that is away is no error: then it is tried again and again.
+
+        Raises:
+            BrokerUnreachable, ConnectionLost: there is no broker, or it refuses us.
+        """
+        try:
+            self.current = await self._attempt()
+        except (BrokerUnreachable, ConnectionLost) as error:
+            if not patient or classify(error) is Failure.BROKEN:
+                raise
+            log.warning("started without the broker", connection=self._name, because=str(error))
         self._keeping = Background(self._keep(self.current), f"keep {self._name}")
 
     async def watch(self) -> None:
@@ -68,11 +80,12 @@ class Keeper(Generic[C]):
         self._attempted = asyncio.get_running_loop().time()
         return await self._open_channel()
 
-    async def _keep(self, current: C) -> None:
+    async def _keep(self, current: C | None) -> None:
         while True:
-            error = await asyncio.shield(current.connection.lost)
-            self.current = None
-            log.warning("connection to the broker lost", connection=self._name, because=str(error))
+            if current is not None:
+                error = await asyncio.shield(current.connection.lost)
+                self.current = None
+                log.warning("connection to the broker lost", connection=self._name, because=str(error))
             current = await self._again()
             self.current = current
             log.info("connection to the broker is back", connection=self._name)

@@ -76,13 +76,16 @@ class BulkPublisher:
         """Whether the broker takes no publishes at this moment; it says so at the first of them."""
         return self._keeper.current is not None and self._keeper.current.connection.blocked
 
-    async def start(self) -> None:
+    async def start(self, *, patient: bool = False) -> None:
         """Connects.
+
+        Args:
+            patient: Whether it also starts while the broker is away, and connects when it is there.
 
         Raises:
             BrokerUnreachable: there is no broker at the address, or it refuses our login.
         """
-        await self._keeper.start()
+        await self._keeper.start(patient=patient)
 
     async def watch(self) -> None:
         """Returns when the publisher is closed; raises the error that ended its connection task."""

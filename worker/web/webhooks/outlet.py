@@ -10,11 +10,8 @@ import asyncio
 from collections import defaultdict
 from typing import TYPE_CHECKING, Final, TypeVar
 
-import structlog
-
 from contracts import results, routing, tracking
 from worker.amqp.messages import Outgoing
-from worker.domain.failures import Stopped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -22,9 +19,7 @@ if TYPE_CHECKING:
     from contracts.results import Bounce
     from contracts.routing import Names
     from contracts.tracking import TrackingEvent
-    from worker.amqp.messages import Publisher
-
-log = structlog.get_logger(__name__)
+    from worker.amqp.prompt import PromptPublisher
 
 T = TypeVar("T")
 
@@ -37,11 +32,10 @@ _MOST_WAITING: Final = 50_000
 class Outlet:
     """Makes facts safe."""
 
-    def __init__(self, publisher: Publisher, names: Names, *, confirm_seconds: float) -> None:
-        """Takes what publishes with confirms, the exchanges, and how long confirms may take."""
+    def __init__(self, publisher: PromptPublisher, names: Names) -> None:
+        """Takes what publishes with confirms, and the exchanges."""
         self._publisher = publisher
         self._names = names
-        self._seconds = confirm_seconds
         self._waiting: list[tuple[Sequence[Bounce | TrackingEvent], asyncio.Future[bool]]] = []
         self._facts = 0
         self._woken = asyncio.Event()
@@ -50,8 +44,7 @@ class Outlet:
         """Returns whether the broker has confirmed the facts; if not, they are to come again."""
         if not facts:
             return True
-        publisher = self._publisher
-        if not publisher.connected or publisher.blocked or self._facts >= _MOST_WAITING:
+        if not self._publisher.takes or self._facts >= _MOST_WAITING:
             return False
         safe: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append((facts, safe))
@@ -92,20 +85,14 @@ class Outlet:
                 bounces.append(fact)
             else:
                 events[fact.kind].append(fact)
-        try:
-            async with asyncio.timeout(self._seconds):
-                await self._send(routing.RESULTS, routing.BOUNCE, map(results.encode, _parts(bounces)))
-                for key, some in events.items():
-                    await self._send(routing.TRACKING, key, map(tracking.encode, _parts(some)))
-        except (TimeoutError, Stopped) as error:
-            log.warning("webhooks are to come again", because=repr(error))
-            return False
-        return True
+        sent = [self._send(routing.RESULTS, routing.BOUNCE, map(results.encode, _parts(bounces)))]
+        for key, some in events.items():
+            sent.append(self._send(routing.TRACKING, key, map(tracking.encode, _parts(some))))
+        return all(await asyncio.gather(*sent))
 
-    async def _send(self, exchange: str, key: str, bodies: Iterable[bytes]) -> None:
+    async def _send(self, exchange: str, key: str, bodies: Iterable[bytes]) -> bool:
         messages = [Outgoing(body, key) for body in bodies]
-        if messages:
-            await self._publisher.publish(self._names.exchange(exchange), key, messages)
+        return not messages or await self._publisher.publish(self._names.exchange(exchange), key, messages)
 
 
 def _parts(facts: Sequence[T]) -> Iterator[Sequence[T]]:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from contracts.routing import Names
-    from worker.amqp.messages import Publisher
+    from worker.amqp.prompt import PromptPublisher
     from worker.settings import Settings
     from worker.telemetry.metrics import Metrics
     from worker.web.webhooks.fetching import Fetch
@@ -109,7 +109,7 @@ class WebhookService:
     def __init__(
         self,
         settings: Settings,
-        publisher: Publisher,
+        publisher: PromptPublisher,
         names: Names,
         metrics: Metrics,
     ) -> None:
@@ -122,7 +122,7 @@ class WebhookService:
         age = timedelta(seconds=settings.webhooks_max_age)
         providers = read_providers(settings.webhooks_file, age)
         self._settings = settings
-        self._outlet = Outlet(publisher, names, confirm_seconds=settings.connect_timeout)
+        self._outlet = Outlet(publisher, names)
         self._app = webhook_app(WebhookParts(providers, references, self._outlet, metrics))
         self.address: tuple[str, int] | None = None
         """Where it listens; None before."""
@@ -135,7 +135,7 @@ class WebhookService:
         """
         s = self._settings
         named = "SENDOFF_WEBHOOKS_HOST and SENDOFF_WEBHOOKS_PORT"
-        listening = await listen(s.webhooks_host, s.webhooks_port, named=named)
+        listening = await listen(s.webhooks_host, s.webhooks_port, named=named, shared=True)
         limits = WebLimits(body=_BODY_OCTETS, idle=_IDLE_SECONDS, grace=s.shutdown_grace / 2)
         server = WebServer(self.name, self._app, listening, limits)
         self.address = (s.webhooks_host, server.port)
