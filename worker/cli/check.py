@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +17,9 @@ from worker.amqp.pika.connection import close_soon, open_connection, try_publish
 from worker.auth.tokens import open_verifier
 from worker.channels.protocol import ChannelUnreachable
 from worker.channels.registry import CHANNELS
+from worker.cli import check_intake
 from worker.cli.asking import JsonOption
+from worker.cli.findings import Finding, PartStatus
 from worker.cli.show import to_json
 from worker.db import partitions, server
 from worker.db.failures import ERRORS, classify
@@ -38,28 +39,6 @@ if TYPE_CHECKING:
     from worker.channels.protocol import Probe
 
 
-class PartStatus(StrEnum):
-    """The status of a part."""
-
-    OK = "ok"
-    """It fits this Sendoff."""
-    WRONG = "wrong"
-    """It is there, but it is not as it must be."""
-    UNREACHABLE = "unreachable"
-    """It cannot be reached, or it refuses our login."""
-    SKIPPED = "skipped"
-    """It could not be checked because of another part."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """The result of checking one part, in a sentence."""
-
-    part: str
-    standing: PartStatus
-    message: str
-
-
 _ROLES: Final = "deploy/postgres/roles.sql makes the roles."
 _PROBES: Final = {name: kind.probe for name, kind in CHANNELS.items() if kind.probe is not None}
 _WITHIN: Final = ("schema", "partitions", "role", "durability")
@@ -67,11 +46,12 @@ _WITHIN: Final = ("schema", "partitions", "role", "durability")
 _PARTS: Final = (
     *("configuration", "broker", "topology", "database", *_WITHIN),
     *(probe.part for probe in _PROBES.values()),
+    *check_intake.PARTS,
 )
 
 
 def check(as_json: JsonOption = False) -> None:
-    """Say what is wrong with settings, broker, topology, database, schema and channels; change nothing."""
+    """Say what is wrong with settings, servers, channels, and what takes mail and calls; change nothing."""
     try:
         settings = read_settings()
         open_verifier(settings)
@@ -103,6 +83,7 @@ async def _look(settings: Settings) -> list[Finding]:
         (("broker", "topology"), _broker),
         (("database", *_WITHIN), _database),
         *(((probe.part,), partial(_probe, channel=name, probe=probe)) for name, probe in _PROBES.items()),
+        *(((part,), look) for part, look in check_intake.PARTS.items()),
     )
     found = await asyncio.gather(*(_look_or_report(parts, look, settings) for parts, look in looks))
     return [finding for findings in found for finding in findings]
