@@ -24,12 +24,13 @@ RUN python -m pip --python /opt/sendoff/bin/python install --no-deps --no-index 
 FROM python:3.12-slim
 COPY --from=environment /opt/sendoff /opt/sendoff
 # A volume that is mounted here takes its owner.
-RUN install --directory --owner=10001 --group=10001 /var/lib/sendoff/tracker-spool
+RUN install --directory --owner=10001 --group=10001 /var/lib/sendoff/tracker-spool /var/lib/sendoff/returned-mail
 ENV PATH=/opt/sendoff/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     SENDOFF_HTTP_HOST=0.0.0.0 \
     SENDOFF_HTTP_PORT=8080 \
     SENDOFF_LOG_FORMAT=json \
+    SENDOFF_RETURNED_FOLDER=/var/lib/sendoff/returned-mail \
     SENDOFF_TRACKER_SPOOL=/var/lib/sendoff/tracker-spool
 WORKDIR /app
 USER 10001:10001

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 import yaml
+from cryptography.hazmat.primitives.asymmetric import rsa
+from jwt.algorithms import RSAAlgorithm
 
 from tests.support.processes import received, sink
 from tests.support.stack import until
@@ -51,17 +53,27 @@ class Composed:
         self._deploy = deploy
         self._servers = servers
         self._programs = programs
+        self._ports: dict[str, int] = {}
         self.services: dict[str, Any] = yaml.safe_load((deploy / "compose.yaml").read_text())["services"]
         secrets = dict(line.split("=", 1) for line in (deploy / ".env").read_text().splitlines())
         # The superuser is that of the servers, whose password the script cannot know.
         self.secrets = secrets | {"DATABASE_SUPERUSER": servers.secret, "SENDOFF_SMTP_URL": relay[0]}
         self.secrets["SENDOFF_TRACKER_URL"] = "https://track.example.org"
+        self.secrets["SENDOFF_BOUNCE_DOMAIN"] = "returns.example.org"
+        self.secrets["SENDOFF_RELAY_PROVIDER"] = "generic"
+        self.secrets["SENDOFF_AUTH_ISSUER"] = self.secrets["SENDOFF_AUTH_AUDIENCE"] = "issuer"
+        (deploy / "webhooks.toml").write_text(f"[generic]\nsecrets = ['{'s' * 32}']\n")
+        (deploy / "jwks.json").write_text(json.dumps(jwks()))
         self.index = relay[1]
         dockerfile = (ROOT / "Dockerfile").read_text()
         self._image = dict(re.findall(r"(SENDOFF_\w+)=(\S+)", dockerfile))
-        # Not in a folder of this machine's.
-        assert self._image["SENDOFF_TRACKER_SPOOL"] in self.services["tracker"]["volumes"][0]
-        self._image["SENDOFF_TRACKER_SPOOL"] = str(deploy / "tracker-spool")
+        # Not in folders of this machine's.
+        for service, setting in (
+            ("tracker", "SENDOFF_TRACKER_SPOOL"),
+            ("returned", "SENDOFF_RETURNED_FOLDER"),
+        ):
+            assert self.services[service]["volumes"][0].endswith(f":{self._image[setting]}")
+            self._image[setting] = str(deploy / service)
         self.probe: list[str] = json.loads(re.findall(r'CMD (\["python", .*\])', dockerfile)[0])
 
     def environment(self, name: str, **changes: str) -> dict[str, str]:
@@ -122,13 +134,22 @@ class Composed:
         return done.stdout
 
     def start(self, name: str, port: int, log: Path) -> subprocess.Popen[bytes]:
-        env = self.environment(name, SENDOFF_HTTP_PORT=str(port), SENDOFF_TRACKER_PORT=str(free_port()))
+        listens = name in {"tracker", "returned", "webhooks", "console"}
+        own = {f"SENDOFF_{name.upper()}_PORT": str(self.port_of(name))} if listens else {}
+        env = self.environment(name, SENDOFF_HTTP_PORT=str(port), **own)
         with log.open("wb") as out:
             command = [str(SENDOFF), *self.services[name]["command"]]
             return subprocess.Popen(command, env=env, cwd="/", stdout=out, stderr=out)
 
+    def port_of(self, name: str) -> int:
+        """The port that a service listens on here, in place of that of the file."""
+        if name not in self._ports:
+            self._ports[name] = free_port()
+        return self._ports[name]
+
     def _filled(self, value: str) -> str:
         said = re.sub(r"\$\{(\w+):[?-]\}", lambda match: self.secrets[match[1]], value)
+        said = said.replace("/etc/sendoff/", f"{self._deploy}/")
         said = said.replace("@rabbitmq:5672/", f"@127.0.0.1:{self._servers.amqp}/")
         return said.replace("@postgres:5432/", f"@127.0.0.1:{self._servers.postgres}/")
 
@@ -189,6 +210,9 @@ async def test_an_installation_of_the_compose_file_sends_a_delivery(
         (tmp_path / "recipients.csv").write_text("\n".join(["address", *addresses]))
         composed.once("confirm", "operator", "add", "ana", "--role", "start_deliveries")
         composed.once("confirm", "operator", "grant", "ana", "prepare_deliveries")
+        assert await answers(composed, "returned") == "220"
+        assert await answers(composed, "webhooks") == "HTTP/1.1 401 Unauthorized"
+        assert await answers(composed, "console") == "HTTP/1.1 401 Unauthorized"
         prepare = ("prepare", f"{tmp_path}/delivery.toml", "--recipients", f"{tmp_path}/recipients.csv")
         made = json.loads(composed.once("confirm", *prepare, "--operator", "ana", "--json"))
         number = str(made["delivery_id"])
@@ -212,6 +236,23 @@ async def test_an_installation_of_the_compose_file_sends_a_delivery(
             process.terminate()
         ended = {name: process.wait(SECONDS) for name, (process, _) in running.items()}
     assert ended == dict.fromkeys(running, 0)
+
+
+def jwks() -> dict[str, Any]:
+    """The keys of an issuer, as it publishes them."""
+    public = rsa.generate_private_key(65537, 2048).public_key()
+    return {"keys": [{**json.loads(RSAAlgorithm.to_jwk(public)), "kid": "k1", "use": "sig", "alg": "RS256"}]}
+
+
+async def answers(composed: Composed, name: str) -> str:
+    """The beginning of what a service answers a stranger."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", composed.port_of(name))
+    request = b"POST /generic HTTP/1.1" if name == "webhooks" else b"GET / HTTP/1.1"
+    writer.write(request + b"\r\nhost: a\r\ncontent-length: 0\r\n\r\n")
+    async with asyncio.timeout(SECONDS):
+        line = (await reader.readline()).decode()
+    writer.close()
+    return line[:3] if name == "returned" else line.strip()
 
 
 async def healthy(composed: Composed, port: int) -> bool:

@@ -70,6 +70,7 @@ MAY: dict[str, tuple[set[str], set[str]]] = {
     "sendoff-events": ({routing.EVENTS}, set()),
     "sendoff-returned": ({routing.RESULTS, routing.TRACKING}, set()),
     "sendoff-webhooks": ({routing.RESULTS, routing.TRACKING}, set()),
+    "sendoff-console": ({routing.COMMANDS}, {routing.DEAD_QUEUE}),
     "sendoff-ops": (set(EXCHANGES) - {DEFAULT}, set(QUEUES)),
 }
 """The exchanges that a user may publish to, and the queues of ours that they may read."""

@@ -14,12 +14,14 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from worker.bootstrap import SERVICES
+from worker.bootstrap import ON_REQUEST, SERVICES
+from worker.bootstrap_intake import INTAKES
+from worker.settings import Settings
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 TEXT = (DEPLOY / "compose.yaml").read_text()
 COMPOSED: dict[str, Any] = yaml.safe_load(TEXT)["services"]
-OURS = ("migrate", *SERVICES, "tracker")
+OURS = ("migrate", *SERVICES, *ON_REQUEST, *INTAKES, "tracker")
 
 
 @pytest.mark.parametrize("name", COMPOSED)
@@ -47,15 +49,27 @@ def user(name: str, variable: str) -> str | None:
 
 def test_each_service_is_a_user_of_its_own_at_the_broker_and_the_worker_at_the_database() -> None:
     known = {u["name"] for u in json.loads((DEPLOY / "rabbitmq/definitions.json").read_text())["users"]}
-    for name in SERVICES:
+    for name in (*SERVICES, *ON_REQUEST, *INTAKES):
         assert user(name, "SENDOFF_AMQP_URL") == f"sendoff-{name}"
-        assert user(name, "SENDOFF_DATABASE_URL") == "sendoff_worker"
+        if name in INTAKES:  # strangers talk to them, and they have no access
+            assert "DATABASE" not in str(COMPOSED[name]["environment"])
+        else:
+            assert user(name, "SENDOFF_DATABASE_URL") == "sendoff_worker"
         assert f"sendoff-{name}" in known
         assert f"BROKER_SENDOFF_{name.upper()}:?" in COMPOSED[name]["environment"]["SENDOFF_AMQP_URL"]
     assert user("tracker", "SENDOFF_AMQP_URL") == "tracker"
     assert "BROKER_TRACKER:?" in COMPOSED["tracker"]["environment"]["SENDOFF_AMQP_URL"]
     assert user("migrate", "SENDOFF_AMQP_URL") == "sendoff-ops"
     assert user("migrate", "SENDOFF_DATABASE_URL") == "sendoff_owner"
+
+
+@pytest.mark.parametrize("name", ["tracker", *INTAKES, *ON_REQUEST])
+def test_what_listens_is_reached_from_this_machine_alone_and_only_where_it_is_asked_for(name: str) -> None:
+    assert COMPOSED[name]["profiles"] == [name]
+    (published,) = COMPOSED[name]["ports"]
+    port = Settings.model_fields[f"{name}_port"].default
+    assert published == f"127.0.0.1:{port}:{port}"
+    assert COMPOSED[name]["environment"][f"SENDOFF_{name.upper()}_HOST"] == "0.0.0.0"  # noqa: S104
 
 
 def test_the_script_makes_every_secret_that_is_asked_for_and_none_twice(tmp_path: Path) -> None:

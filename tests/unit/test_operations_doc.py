@@ -10,7 +10,8 @@ from pathlib import Path
 import yaml
 from prometheus_client import CollectorRegistry
 
-from worker.bootstrap import SERVICES
+from worker.bootstrap import ON_REQUEST, SERVICES
+from worker.bootstrap_intake import INTAKES
 from worker.settings import Settings
 from worker.telemetry.metrics import Metrics
 
@@ -74,7 +75,7 @@ def test_the_services_are_all_there_and_each_can_be_scaled_by_itself() -> None:
     assert [row.split("`")[1] for row in rows("Services")] == list(SERVICES)
     composed = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]
     run = [c["command"][1] for c in composed.values() if c.get("command", [""])[0] == "run"]
-    assert run == [*SERVICES, "tracker"]
+    assert run == [*SERVICES, "tracker", *INTAKES, *ON_REQUEST]
 
 
 def test_the_settings_are_all_there_with_their_defaults_and_meaning() -> None:
