@@ -73,6 +73,7 @@ PHRASES = {
     (HARD, R.INVALID_DOMAIN, RECIPIENT): (
         *("domain not found", "domain name not found", "host not found", "host unknown"),
         *("domain does not exist", "domain doesn't exist", "no such domain", "nxdomain"),
+        "not sent, since the domain is not reachable. Please check the domain",
     ),
     (HARD, R.ACCOUNT_DISABLED, RECIPIENT): (
         *("account disabled", "mailbox suspended", "user is inactive", "recipient deactivated"),
