@@ -11,7 +11,7 @@ SERVERS := $(PYTHON) dev/servers.py
 SOURCES := contracts worker sql tests dev
 UV_COMPILE = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
-.PHONY: help up down venv test check format lock schemas tables demo bench bench-tables corpus clean
+.PHONY: help up down venv test check format lock schemas tables demo bench bench-tables bench-console corpus clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ bench: venv ## measure against other frameworks doing the same job (ARGS='--quic
 bench-tables: venv ## measure what dashboards ask of ten million recipients (ARGS='--rows 1000000')
 	@SENDOFF_DEV_SHARED_MEGABYTES=$$(awk '/^MemTotal/ {print int($$2 / 4096)}' /proc/meminfo) \
 	    $(SERVERS) run -- $(BIN)/python -m tests.bench.tables $(ARGS)
+
+bench-console: venv ## measure first paints of a delivery of a million and what 500 open pages cost (ARGS='--rows 100000')
+	@$(SERVERS) install browser
+	@$(SERVERS) run -- $(BIN)/python -m tests.bench.console $(ARGS)
 
 corpus: venv ## read a corpus of replies with the rules, and compare (DIR=/path, which holds expected.csv)
 	@$(BIN)/python dev/corpus.py "$(DIR)"

@@ -15,3 +15,8 @@ SELECT command, publisher, body, reply::text AS reply FROM sendoff.command WHERE
 -- name: record_answer
 INSERT INTO sendoff.command (command_id, command, delivery_id, operator, publisher, body, status, reason, reply)
 VALUES (:command_id, :command, :delivery_id, :operator, :publisher, :body, :status, :reason, :reply::json);
+
+-- name: conclude_answer
+-- Of a command that waits for somebody outside, such as a relay: it is recorded when it begins, so that it is not
+-- carried out twice, and gets its answer when that is known.
+UPDATE sendoff.command SET status = :status, reason = :reason, reply = :reply::json WHERE command_id = :command_id;

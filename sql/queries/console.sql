@@ -77,7 +77,7 @@ FROM sendoff.command_log
 WHERE command_id = :command_id;
 
 -- name: read_waves_page
-SELECT wave, recipients, due_at, due_after
+SELECT wave, recipients, first, due_at, due_after
 FROM sendoff.wave
 WHERE delivery_id = :delivery_id AND wave > :after
 ORDER BY wave
@@ -129,6 +129,7 @@ WHERE delivery_id = :delivery_id AND recipient > :after AND recipient <= :last
   AND (:status::text IS NULL OR status = :status) AND (:bounce_kind::text IS NULL OR bounce_kind = :bounce_kind)
   AND (:reason::text IS NULL OR reason = :reason) AND (:code::text IS NULL OR code = :code)
   AND (:domain::text IS NULL OR lower(split_part(address, '@', 2)) = lower(:domain))
+  AND (:minute::timestamptz IS NULL OR date_bin('1 minute', coalesce(sent_at, bounced_at, error_at), :minute) = :minute)
   AND (:text::text IS NULL OR position(lower(:text) IN lower(address)) > 0 OR profile_id = :text)
 ORDER BY recipient
 LIMIT :rows;
@@ -142,6 +143,7 @@ WHERE delivery_id = :delivery_id AND recipient > :after
   AND status = :status AND (:bounce_kind::text IS NULL OR bounce_kind = :bounce_kind)
   AND (:reason::text IS NULL OR reason = :reason) AND (:code::text IS NULL OR code = :code)
   AND (:domain::text IS NULL OR lower(split_part(address, '@', 2)) = lower(:domain))
+  AND (:minute::timestamptz IS NULL OR date_bin('1 minute', coalesce(sent_at, bounced_at, error_at), :minute) = :minute)
   AND (:text::text IS NULL OR position(lower(:text) IN lower(address)) > 0 OR profile_id = :text)
 ORDER BY recipient
 LIMIT :rows;
@@ -150,9 +152,10 @@ LIMIT :rows;
 SELECT *
 FROM sendoff.tracking_log
 WHERE delivery_id = :delivery_id AND (recipient, event_id) > (:after, :after_event) AND recipient <= :last
-  AND (:kind::text IS NULL OR kind = :kind)
+  AND (:kind::text IS NULL OR kind = :kind OR :kind = 'opened' AND kind <> 'complaint')
   AND (:human::boolean IS NULL OR (machine_rule IS NULL) = :human)
   AND (:url::text IS NULL OR url = :url)
+  AND (:text::text IS NULL OR position(lower(:text) IN lower(address)) > 0 OR profile_id = :text)
 ORDER BY recipient, event_id
 LIMIT :rows;
 
@@ -161,6 +164,7 @@ LIMIT :rows;
 SELECT *
 FROM sendoff.exclusion_log
 WHERE delivery_id = :delivery_id AND NOT late AND line > :after AND (:cause::text IS NULL OR cause = :cause)
+  AND (:text::text IS NULL OR position(lower(:text) IN lower(address)) > 0 OR profile_id = :text)
 ORDER BY line
 LIMIT :rows;
 
@@ -179,15 +183,15 @@ LIMIT :rows;
 
 -- name: read_quarantine_page
 -- By the key, which the view does not have.
-SELECT channel, address, address_key AS key, cause, since
+SELECT channel, address, address_key AS key, cause, since, expires_at, delivery_id, added_by
 FROM sendoff.quarantined_address
-WHERE (channel, address_key) > (:channel, :key)
+WHERE (channel, address_key) > (:channel, :key) AND (:only::text IS NULL OR address_key = :only)
 ORDER BY channel, address_key
 LIMIT :rows;
 
 -- name: read_denylist_page
-SELECT channel, profile_id, profile_id AS key, cause, since
+SELECT channel, profile_id, profile_id AS key, cause, since, expires_at, delivery_id, added_by
 FROM sendoff.denylist
-WHERE (channel, profile_id) > (:channel, :key)
+WHERE (channel, profile_id) > (:channel, :key) AND (:only::text IS NULL OR profile_id = :only)
 ORDER BY channel, profile_id
 LIMIT :rows;

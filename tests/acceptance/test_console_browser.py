@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
+import subprocess
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +15,14 @@ from playwright.async_api import async_playwright, expect
 
 from tests.support.channels import Counting
 from tests.support.console import visiting
-from tests.support.deliveries import SOON
+from tests.support.deliveries import SOON, sent
 from tests.support.proxy import CutProxy
 from tests.support.stack import until
+from worker.operations.prepare import PreparationRequest, prepare
+from worker.web.console import deliveries
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from playwright.async_api import Page
 
@@ -32,7 +36,10 @@ FLAGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
+BROWSER: dict[str, str] = {}
+"""Where the browser of this file listens."""
 QUICK = SOON | {"page_look_after": 0.05, "claim_lease": 0.3, "result_lease": 0.3}
+ARABIC = "رسالة الشتاء"
 LONG = "Ένα πολύ μεγάλο όνομα " * 6 + "עם שם מימין לשמאל"
 
 expect.set_options(timeout=15_000)  # a busy machine draws slowly
@@ -50,13 +57,33 @@ class Unclean(AssertionError):
     """The page said something in the browser's console."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One browser for all tests of this file: it takes longer to start than most of them. See `browsing`."""
+    profile = tmp_path_factory.mktemp("chromium")
+    command = [str(CHROMIUM), *FLAGS, "--remote-debugging-port=0", f"--user-data-dir={profile}"]
+    listening = profile / "DevToolsActivePort"
+
+    async def port() -> str:
+        return listening.read_text().partition("\n")[0] if listening.exists() else ""
+
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            BROWSER["address"] = f"http://127.0.0.1:{asyncio.run(until(port))}"
+            yield
+        finally:
+            process.terminate()
+
+
 @asynccontextmanager
 async def browsing(visitor: Visitor, *, cut: bool = False, **options: Any) -> AsyncIterator[Page]:
-    """Opens a browser; what the page complains about fails the test, unless its connection is cut."""
+    """Opens a window that shares nothing with others; what the page complains about fails the test, unless
+    its connection is cut.
+    """
     said: list[str] = []
     settings = {"locale": "de-DE", "timezone_id": "Europe/Berlin", "viewport": {"width": 1200, "height": 900}}
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        browser = await playwright.chromium.connect_over_cdp(BROWSER["address"])
         context = await browser.new_context(**{**settings, **options}, base_url=visitor.service.address)
         context.set_default_timeout(15_000)
         page = await context.new_page()
@@ -65,6 +92,7 @@ async def browsing(visitor: Visitor, *, cut: bool = False, **options: Any) -> As
         try:
             yield page
         finally:
+            await context.close()
             await browser.close()
     if said and not cut:
         raise Unclean(said)
@@ -153,9 +181,11 @@ async def test_an_operator_pauses_resumes_stops_and_settles(stack: Stack) -> Non
         await page.goto(f"deliveries/{number}")
         await page.get_by_role("link", name="Settle 2 unknown").click()
         await page.get_by_label("They become").select_option("error")
-        await page.get_by_role("button", name="Settle").click()
-        await expect(page.locator(".answer")).to_contain_text("2 outcomes were settled: error.")
+        await page.get_by_role("button", name="Settle").dblclick()
+        await expect(page.locator("main")).to_contain_text("This was done before: 2 unknown outcomes: error.")
     assert (await stack.deployment(number))["errors"] == 2
+    settled = "SELECT FROM sendoff.command_log WHERE command = 'delivery.settle-unknown'"
+    assert len(await stack.rows(settled)) == 1
 
 
 async def press(page: Page, name: str) -> None:
@@ -199,7 +229,32 @@ async def test_axe_finds_nothing_serious_and_nothing_is_wider_than_a_phone(stack
         assert await faults(page) == []
 
 
-async def test_without_scripts_all_works_but_what_is_live(stack: Stack) -> None:
+async def test_what_takes_long_comes_after_its_page(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deliveries, "_LARGE", 2)
+    number = await sent(stack, 3)
+    go, read = asyncio.Event(), deliveries._panel  # noqa: SLF001 - it is held up here
+
+    async def held_up(*asked: Any) -> dict[str, Any]:
+        await go.wait()
+        return await read(*asked)
+
+    monkeypatch.setattr(deliveries, "_panel", held_up)
+    async with visiting(stack, None) as visitor, browsing(visitor) as page:
+        await sign_in(page, visitor)
+        await page.goto(f"deliveries/{number}")
+        await expect(page.locator("#live")).to_contain_text("Finished: all 3 recipients")
+        await expect(page.locator(".reading")).to_have_count(2)
+        go.set()
+        await expect(page.locator("svg.curve")).to_be_visible()
+        await expect(page.locator(".reading")).to_have_count(0)
+        await page.goto(f"deliveries/{number}/domains")
+        await expect(page.locator("tbody")).to_contain_text("example.org")
+
+
+async def test_without_scripts_all_works_but_what_is_live(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deliveries, "_LARGE", 2)
     number = await stack.prepare(3)
     off = {"java_script_enabled": False}
     async with visiting(stack, None) as visitor, browsing(visitor, **off) as page, stack.running():
@@ -211,7 +266,7 @@ async def test_without_scripts_all_works_but_what_is_live(stack: Stack) -> None:
         await page.goto(f"deliveries/{number}")
         await expect(page.locator("#live")).to_contain_text("Finished: all 3 recipients")
         await expect(page.locator("footer")).to_contain_text("Times are in UTC.")
-        await page.get_by_role("link", name="Show the curve").click()
+        await page.get_by_role("link", name="Show it").first.click()
         await expect(page.locator("svg.curve")).to_be_visible()
 
 
@@ -234,10 +289,78 @@ async def test_a_dead_stream_is_said_and_comes_back_and_a_hidden_tab_asks_for_no
             await expect(page.locator("#live-note")).to_be_hidden(timeout=20_000)
 
 
+async def test_a_list_in_a_hidden_tab_asks_for_nothing(stack: Stack) -> None:
+    await stack.prepare(3)
+    asked: list[str] = []
+    async with visiting(stack, None) as visitor, browsing(visitor) as page:
+        page.on("request", lambda request: asked.append(request.url))
+        await page.clock.install()
+        await sign_in(page, visitor)
+        await page.evaluate(HIDDEN, True)
+        asked.clear()
+        await page.clock.run_for(30_000)
+        assert asked == []
+        await page.evaluate(HIDDEN, False)
+        async with page.expect_request("**/rows?*"):
+            await page.clock.run_for(4_000)
+
+
+async def test_a_message_is_seen_in_its_frame_and_loads_nothing(stack: Stack) -> None:
+    number = await a_letter(stack)
+    asked: list[str] = []
+    async with visiting(stack, None) as visitor, browsing(visitor, cut=True) as page:
+        page.on("request", lambda request: asked.append(request.url))
+        await sign_in(page, visitor)
+        await page.goto(f"deliveries/{number}/recipients/2")
+        framed = page.frame_locator("iframe.message").locator("p")
+        await expect(framed).to_contain_text("Dear ليلى")
+        await expect(framed).to_have_css("color", "rgb(255, 0, 0)")
+        names = page.locator("dd bdi", has_text="Hello ليلى")
+        await expect(names).to_have_css("direction", "ltr")
+        assert not [url for url in asked if "spy.example" in url]
+
+
+async def test_names_from_right_to_left_leave_the_page_as_it_is_and_print_shows_what_matters(
+    stack: Stack,
+) -> None:
+    number = await stack.prepare(2)
+    await stack.rows("UPDATE sendoff.delivery_record SET label = $1 WHERE delivery_id = $2", ARABIC, number)
+    async with visiting(stack, None) as visitor, browsing(visitor) as page:
+        await sign_in(page, visitor)
+        await expect(page.get_by_role("link", name=ARABIC).locator("bdi")).to_have_css("direction", "rtl")
+        await page.goto(f"deliveries/{number}")
+        await expect(page.locator("h1 bdi")).to_have_css("direction", "rtl")
+        await expect(page.locator("h1")).to_have_css("direction", "ltr")
+        await page.emulate_media(media="print")
+        for gone in (".top nav", ".acts", ".tabs", "footer"):
+            await expect(page.locator(gone).first).to_be_hidden()
+        for kept in ("h1", ".headline", ".tiles", "#story"):
+            await expect(page.locator(kept)).to_be_visible()
+
+
 HIDDEN = """(hidden) => {
     Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
     document.dispatchEvent(new Event("visibilitychange"));
 }"""
+
+
+LETTER = """
+label = "A letter"
+channel = "email"
+[email]
+from = "News <news@example.org>"
+subject = "Hello {{ first_name }}"
+text = "Dear {{ first_name }}"
+html = "<style>p { color: red }</style><p>Dear {{ first_name }}<img src='https://spy.example/p.gif'></p>"
+"""
+
+
+async def a_letter(stack: Stack) -> int:
+    file, people = stack.folder / "letter.toml", stack.folder / "people.csv"
+    file.write_text(LETTER)
+    people.write_text("address,first_name\nana@example.org,Ana\nlayla@example.org,ليلى\n")
+    request = PreparationRequest(file, people, "ana", None, stack.settings.channels)
+    return (await prepare(stack.db, request)).delivery_id
 
 
 async def viewers(live: Live, wanted: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from pydantic import SecretStr
 from tests.support.channels import Counting
 from tests.support.console import forms, line, shown, visiting
 from tests.support.deliveries import SOON, states
+from tests.support.processes import received, sink
 from tests.support.proxy import CutProxy
 from tests.support.tokens import SECRET, TOKENS, token
 from worker.db.pool import open_database
@@ -19,6 +21,8 @@ from worker.web.console import acts
 from worker.web.console.service import ConsoleService
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support.stack import Stack
 
 QUICK = SOON | {"page_look_after": 0.05, "claim_lease": 0.3, "result_lease": 0.3}
@@ -93,14 +97,15 @@ async def test_a_proof_goes_to_a_tester_and_counts_nowhere(stack: Stack) -> None
     base = f"/deliveries/{number}/recipients/2"
     async with visiting(stack) as visitor:
         page = await visitor.press(await visitor.get(base), f"{base}/proof", to="tester@example.org")
-        assert "Sent to tester@example.org what recipient 2 would get: 250 " in shown(page)
+        assert "Sent what recipient 2 would get, as a proof: 250 " in shown(page)
         await visitor.press(await visitor.get(base), f"{base}/proof", 400, to=" ")
-        assert "no recipient 3" in shown(
-            await visitor.post(f"/deliveries/{number}/recipients/3/proof", 409, to="tester@example.org")
-        )
+        asked = {"command": str(uuid.uuid4()), "to": "tester@example.org"}
+        absent = await visitor.post(f"/deliveries/{number}/recipients/3/proof", 409, **asked)
+        assert "no recipient 3" in shown(absent)
     async with visiting(stack, "bob", console_hide_personal_data=False) as visitor:
         assert f"{base}/proof" not in await visitor.get(base)
-        await visitor.post(f"{base}/proof", 403, to="tester@example.org")
+        refused = await visitor.post(f"{base}/proof", 409, command=str(uuid.uuid4()), to="tester@example.org")
+        assert "role can send a proof" in shown(refused)
     assert (await stack.deployment(number))["pending"] == 2
 
 
@@ -121,6 +126,59 @@ async def test_a_form_that_is_sent_twice_is_one_command(stack: Stack) -> None:
         ("delivery.confirm", "accepted", None, "ana"),
         ("delivery.pause", "accepted", None, "ana"),
     ]
+
+
+async def test_a_proof_that_is_asked_for_twice_is_sent_once(stack: Stack, tmp_path: Path) -> None:
+    number = await stack.prepare(2, "email")
+    base = f"/deliveries/{number}/recipients/1"
+    with sink(tmp_path / "sink") as (url, index):
+        async with visiting(stack, smtp_url=url) as visitor:
+            page = await visitor.get(base)
+            form = forms(page)[f"{base}/proof"] | {"to": "tester@example.org"}
+            both = await asyncio.gather(*(visitor.client.post(f"{base}/proof", data=form) for _ in range(2)))
+            assert {answer.status_code for answer in both} == {200}
+            again = shown(await visitor.post(f"{base}/proof", **form))
+            assert "Sent what recipient 1 would get, as a proof: 250 " in again
+            other = await visitor.post(f"{base}/proof", 400, **{**form, "to": "another@example.org"})
+            assert "Another command was sent with this message_id." in shown(other)
+        assert received(index) == {"tester@example.org": 1}
+    assert await commands(stack) == [("delivery.proof", "accepted", None, "ana")]
+    (kept,) = await stack.rows("SELECT c::text AS whole FROM sendoff.command_log c")
+    assert "tester@" not in kept["whole"]
+
+
+async def test_a_proof_that_the_relay_refuses_is_recorded_with_the_reason(stack: Stack) -> None:
+    number = await stack.prepare(1, "null")
+    base = f"/deliveries/{number}/recipients/1/proof"
+    asked = {"command": str(uuid.uuid4()), "to": "tester@example.org"}
+    async with visiting(stack) as visitor:
+        for _ in range(2):
+            assert "sends no proofs" in shown(await visitor.post(base, 409, **asked))
+    assert await commands(stack) == [("delivery.proof", "refused", None, "ana")]
+
+
+async def test_a_settlement_that_is_asked_for_twice_settles_once(stack: Stack) -> None:
+    number = await stack.prepare(6)
+    base = f"/deliveries/{number}"
+    async with stack.running(channel=Counting(frozenset({2, 3, 5})), **QUICK):
+        await stack.confirm(number)
+        await stack.finished(number)
+    async with visiting(stack) as visitor:
+        page = await visitor.get(f"{base}/log?status=unknown")
+        form = forms(page)[f"{base}/settle"] | {"how": "sent", "recipients": "2"}
+        both = await asyncio.gather(*(visitor.client.post(f"{base}/settle", data=form) for _ in range(2)))
+        assert sorted(answer.status_code for answer in both) == [200, 303]
+        again = shown(await visitor.post(f"{base}/settle", **form))
+        assert "This was done before: 1 unknown outcome: sent." in again
+        other = await visitor.post(f"{base}/settle", 409, **{**form, "recipients": ""})
+        assert "Another command was sent with this message_id." in shown(other)
+        nobody = {"command": str(uuid.uuid4()), "how": "error", "recipients": "1"}
+        assert "0 outcomes were settled" in shown(await visitor.post(f"{base}/settle", **nobody))
+        assert "This was done before: 0 unknown" in shown(await visitor.post(f"{base}/settle", **nobody))
+    row = await stack.deployment(number)
+    assert (row["sent"], row["unknown"]) == (4, 2)
+    settled = [each for each in await commands(stack) if each[0] == "delivery.settle-unknown"]
+    assert settled == [("delivery.settle-unknown", "accepted", None, "ana")] * 2
 
 
 async def test_a_delivery_that_was_prepared_again_meanwhile_is_not_sent(stack: Stack) -> None:
@@ -251,7 +309,7 @@ async def test_a_broker_that_is_away_is_said_and_the_same_form_tries_again(stack
         again = forms(answer)[f"{base}/control/stop"]
         assert again == {"command": forms(page)[f"{base}/control/stop"]["command"], "reason": "wrong list"}
         assert "broker" in await visitor.get("/dead", 503)
-        await visitor.post(f"{base}/stats", 503)
+        await visitor.press(page, f"{base}/stats", 503)
 
 
 async def test_stats_are_recounted_and_their_drift_is_shown(stack: Stack) -> None:
@@ -259,13 +317,15 @@ async def test_stats_are_recounted_and_their_drift_is_shown(stack: Stack) -> Non
     async with visiting(stack) as visitor, stack.running():
         await stack.confirm(number)
         await stack.finished(number)
-        page = shown(await visitor.post(f"/deliveries/{number}/stats"))
+        before, base = await visitor.get(f"/deliveries/{number}"), f"/deliveries/{number}/stats"
+        page = shown(await visitor.press(before, base))
         assert "Recounted from the logs, as of" in page
         assert "no drift" in page
         await stack.rows(
             "UPDATE sendoff.delivery_counter SET opened = opened + 3 WHERE delivery_id = $1", number
         )
-        page = shown(await visitor.post(f"/deliveries/{number}/stats"))
+        assert shown(await visitor.press(before, base)) == page, "the same form has the same answer"
+        page = shown(await visitor.press(await visitor.get(f"/deliveries/{number}"), base))
         assert "had drifted, and were repaired: opened -3" in page
 
 
@@ -278,10 +338,12 @@ async def test_unknown_outcomes_are_settled_some_or_all(stack: Stack) -> None:
     async with visiting(stack) as visitor:
         page = await visitor.get(f"{base}/log?status=unknown")
         assert "for all 3 or for some" in shown(page)
-        await visitor.post(f"{base}/settle", 400, how="sent", recipients="2 x")
-        await visitor.post(f"{base}/settle", 400, how="nothing")
+        await visitor.press(page, f"{base}/settle", 400, how="sent", recipients="2 x")
+        await visitor.press(page, f"{base}/settle", 400, how="nothing")
+        assert "no number of its own" in await visitor.post(f"{base}/settle", 400, how="sent")
         page = await visitor.press(page, f"{base}/settle", how="sent", recipients="2 1")
         assert "1 outcome was settled: sent" in shown(page)
+        assert "for all 2 or for some" in shown(page)
         page = await visitor.press(page, f"{base}/settle", how="error", recipients="")
         assert "2 outcomes were settled: error" in shown(page)
     row = await stack.deployment(number)
@@ -294,8 +356,11 @@ async def test_a_settlement_that_is_refused_says_why(stack: Stack) -> None:
     await stack.operator("bob", "prepare_deliveries")
     number = await stack.prepare(2)
     async with visiting(stack, "bob") as visitor:
-        page = await visitor.post(f"/deliveries/{number}/settle", 409, how="sent")
-        assert "can settle unknown outcomes" in shown(page)
+        asked = {"command": str(uuid.uuid4()), "how": "sent"}
+        for _ in range(2):
+            page = await visitor.post(f"/deliveries/{number}/settle", 409, **asked)
+            assert "can settle unknown outcomes" in shown(page)
+    assert len(await commands(stack)) == 1
 
 
 async def test_behind_a_proxy_the_token_of_the_person_goes_with_the_command(stack: Stack) -> None:

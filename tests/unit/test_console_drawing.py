@@ -6,9 +6,11 @@ import itertools
 import re
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from worker.web.console.deliveries import time_line
 from worker.web.console.drawing import (
     BAR_WIDTH,
     PARTS,
@@ -20,6 +22,7 @@ from worker.web.console.drawing import (
     rounded_up,
     widths,
 )
+from worker.web.console.rendering import span
 
 START = datetime(2026, 11, 27, 9, 0, tzinfo=UTC)
 COUNTS = st.integers(0, 10_000_000)
@@ -85,3 +88,47 @@ def test_an_account_says_its_parts_to_those_who_do_not_see_it() -> None:
     row = dict.fromkeys((name for name, _ in PARTS), 0) | {"sent": 1_200, "unknown": 1}
     assert 'aria-label="1,200 sent, 1 unknown"' in account(row)
     assert 'aria-label="Nobody."' in account(dict.fromkeys((name for name, _ in PARTS), 0))
+
+
+def test_the_time_line_is_in_the_order_of_time_with_waves_where_they_belong() -> None:
+    def at(hours: int) -> datetime:
+        return START + timedelta(hours=hours)
+
+    row = {
+        "prepared_at": at(0),
+        "contact_date": at(3),
+        "confirmed_at": at(1),
+        "started_at": at(3),
+        "cancelled_at": None,
+        "finished_at": None,
+        "valid_until": at(9),
+        "purged_at": None,
+        "as_of": at(4),
+    }
+    waves = [{"wave": 1, "due_at": at(2)}, {"wave": 2, "due_at": at(6)}, {"wave": 3, "due_at": None}]
+    line = [(title, wave and wave["wave"]) for _, title, wave in time_line(row, waves)]
+    assert line == [
+        ("Prepared", None),
+        ("Confirmed", None),
+        ("Wave", 1),
+        ("Contact date", None),
+        ("Started", None),
+        ("Wave", 2),
+        ("May be sent until", None),
+        ("Wave", 3),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "written"),
+    [
+        (0.2, "1 s"),
+        (59.6, "1 min"),
+        (125, "2 min 5 s"),
+        (7_500, "2 h 5 min"),
+        (90_061, "1 d 1 h"),
+        (3_600, "1 h"),
+    ],
+)
+def test_how_long_something_takes_is_written_in_its_two_largest_units(seconds: float, written: str) -> None:
+    assert span(timedelta(seconds=seconds)) == written

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import structlog.testing
 
+from worker.domain.operators import Operator
 from worker.lifecycle import wait_any
 from worker.web.console.live import Live
-from worker.web.console.parts import Shared
+from worker.web.console.parts import Directory, Shared
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -210,3 +211,35 @@ async def test_an_answer_that_fails_is_not_kept() -> None:
             continue
         raise AssertionError
     assert await shared.get("key", work, seconds=60) == 1
+
+
+async def test_all_viewers_cost_one_look_at_the_operators_and_who_acts_is_looked_up_anew() -> None:
+    reads, known = 0, [Operator("ana", active=True, roles=frozenset())]
+
+    async def read() -> list[Operator]:
+        nonlocal reads
+        reads += 1
+        return list(known)
+
+    directory = Directory(read)
+    found = await asyncio.gather(*(directory.find("ana") for _ in range(500)))
+    assert {one.name for one in found if one} == {"ana"}
+    assert reads == 1
+    assert await directory.find("bob") is None
+    known.append(Operator("bob", active=True, roles=frozenset()))
+    assert await directory.find("bob") is None, "a second has not passed"
+    directory.forget()
+    assert await directory.find("bob") is not None
+
+
+async def test_the_latest_look_is_there_while_somebody_looks() -> None:
+    board = Board()
+    async with running(board) as (live, _):
+        assert live.latest(1) is None
+        stream = live.stream(1, "in_progress")
+        await take(stream, b"<b>")
+        latest = live.latest(1)
+        assert latest is not None
+        assert latest["delivery_id"] == 1
+        await stream.aclose()
+        assert live.latest(1) is None

@@ -11,9 +11,6 @@ from worker.domain.operators import Operator, Role
 if TYPE_CHECKING:
     from worker.db.pool import Transaction
 
-else:
-    from dataclasses import dataclass
-
 
 @dataclass(frozen=True, slots=True)
 class RecordedCommand:
@@ -48,6 +45,17 @@ async def record(
         operator=operator,
         publisher=publisher,
         body=body,
+        status=reply.status.value,
+        reason=reply.reason and reply.reason.value,
+        reply=reply.model_dump_json(),
+    )
+
+
+async def conclude(tx: Transaction, reply: Reply) -> None:
+    """Records how a command ended that was recorded when it began."""
+    await tx.execute(
+        "conclude_answer",
+        command_id=reply.command_id,
         status=reply.status.value,
         reason=reply.reason and reply.reason.value,
         reply=reply.model_dump_json(),

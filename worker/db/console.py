@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
+    from datetime import datetime
 
     from worker.db.pool import Database
 
@@ -44,6 +45,19 @@ class LogFilter(NamedTuple):
     reason: str | None = None
     code: str | None = None
     domain: str | None = None
+    minute: datetime | None = None
+    """The beginning of the minute in which the message was taken, refused or failed."""
+    text: str | None = None
+    """A part of the address, or the profile."""
+
+
+class TrackingFilter(NamedTuple):
+    """Filters of the tracking log; None does not filter."""
+
+    kind: str | None = None
+    """A kind of event, or `opened` for all that count as opened."""
+    human: bool | None = None
+    url: str | None = None
     text: str | None = None
     """A part of the address, or the profile."""
 
@@ -84,53 +98,85 @@ class ConsoleReads:
         """Returns the rows of a query that reads few."""
         return [dict(row) for row in await self._db.fetch(query, **values)]
 
-    async def log(self, delivery_id: int, recipients: int, after: int, only: LogFilter) -> Page:
+    async def whole(self, query: str, *, large: bool, **values: object) -> list[Row]:
+        """Returns the rows of a query that counts all of a delivery; of a large one with parallel workers."""
+        if not large:
+            return await self.rows(query, **values)
+        async with self._db.transaction(readonly=True) as tx:
+            await tx.execute("plan_recount", parallel=True)
+            return [dict(row) for row in await tx.fetch(query, **values)]
+
+    async def log(
+        self, delivery_id: int, recipients: int, after: int, only: LogFilter, rows: int | None = None
+    ) -> Page:
         """Returns a page of the sending log, by recipient."""
-        values = {"delivery_id": delivery_id, **only._asdict()}
+        values, size = {"delivery_id": delivery_id, **only._asdict()}, rows or PAGE
         if only.status in _EXCEPTIONS:
-            rows = await self._db.fetch("read_exceptions_page", after=after, rows=PAGE + 1, **values)
-            return _page(rows, lambda row: str(row["recipient"]))
+            exceptions = await self._db.fetch("read_exceptions_page", after=after, rows=size + 1, **values)
+            return _page(exceptions, lambda row: str(row["recipient"]), size)
         found: list[Row] = []
         for _ in range(_RANGES):
             last = after + _RANGE
-            rows = await self._db.fetch(
-                "read_log_page", after=after, last=last, rows=PAGE + 1 - len(found), **values
+            read = await self._db.fetch(
+                "read_log_page", after=after, last=last, rows=size + 1 - len(found), **values
             )
-            found += map(dict, rows)
-            if len(found) > PAGE or last >= recipients:
-                return _page(found, lambda row: str(row["recipient"]))
+            found += map(dict, read)
+            if len(found) > size or last >= recipients:
+                return _page(found, lambda row: str(row["recipient"]), size)
             after = last
         return Page(found, str(after), after)
 
     async def tracking(
-        self, delivery_id: int, recipients: int, after: tuple[int, str], only: Mapping[str, object]
+        self,
+        delivery_id: int,
+        recipients: int,
+        after: str,
+        only: TrackingFilter,
+        rows: int | None = None,
     ) -> Page:
-        """Returns a page of the tracking log, by recipient and event."""
+        """Returns a page of the tracking log, by recipient and event.
+
+        Args:
+            delivery_id: The delivery.
+            recipients: The number of its recipients.
+            after: Where the page begins, as the page before says; empty for the first.
+            only: The filters.
+            rows: The rows of the page; None for those of a page that people look at.
+        """
         found: list[Row] = []
-        number, event = after
+        begin, _, event = after.partition("-")
+        number, size = int(begin or 0), rows or PAGE
         for _ in range(_RANGES):
             last = number + _RANGE
-            rows = await self._db.fetch(
+            read = await self._db.fetch(
                 "read_tracking_page",
                 delivery_id=delivery_id,
                 after=number,
                 after_event=event,
                 last=last,
-                rows=PAGE + 1 - len(found),
-                **only,
+                rows=size + 1 - len(found),
+                **only._asdict(),
             )
-            found += map(dict, rows)
-            if len(found) > PAGE or last >= recipients:
-                return _page(found, lambda row: f"{row['recipient']}-{row['event_id']}")
+            found += map(dict, read)
+            if len(found) > size or last >= recipients:
+                return _page(found, lambda row: f"{row['recipient']}-{row['event_id']}", size)
             number, event = last, ""
         return Page(found, f"{number + 1}-", number)
 
-    async def exclusions(self, delivery_id: int, after: int, cause: str | None) -> Page:
+    async def exclusions(
+        self, delivery_id: int, after: int, cause: str | None, text: str | None, rows: int | None = None
+    ) -> Page:
         """Returns a page of what the preparation left out, by line of the recipients file."""
-        rows = await self._db.fetch(
-            "read_exclusions_page", delivery_id=delivery_id, after=after, cause=cause, rows=PAGE + 1
+        size = rows or PAGE
+        found = await self._db.fetch(
+            "read_exclusions_page",
+            delivery_id=delivery_id,
+            after=after,
+            cause=cause,
+            text=text,
+            rows=size + 1,
         )
-        return _page(rows, lambda row: str(row["line"]))
+        return _page(found, lambda row: str(row["line"]), size)
 
     async def history(self, profile_id: str, after: tuple[int, int] | None) -> Page:
         """Returns a page of what a profile got, the newest first."""
@@ -144,10 +190,10 @@ class ConsoleReads:
         )
         return _page(rows, lambda row: f"{row['delivery_id']}-{row['recipient']}")
 
-    async def kept_out(self, query: str, after: tuple[str, str]) -> Page:
-        """Returns a page of the quarantine or of the denylist, by channel."""
+    async def kept_out(self, query: str, after: tuple[str, str], only: str | None) -> Page:
+        """Returns a page of the quarantine or of the denylist, by channel; `only` one key if it is given."""
         channel, key = after
-        rows = await self._db.fetch(query, channel=channel, key=key, rows=PAGE + 1)
+        rows = await self._db.fetch(query, channel=channel, key=key, only=only, rows=PAGE + 1)
         return _page(rows, lambda row: f"{row['channel']} {row['key']}")
 
     async def command(self, command_id: str) -> Row | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from contracts.commands import Reason, Reply, Status
 
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from contracts.states import State
     from worker.domain.deliveries import Delivery
     from worker.domain.refusals import Refused
+
+OTHER_COMMAND: Final = "Another command was sent with this message_id. Give each its own."
 
 
 def accepted(command_id: str, delivery: Delivery, sentence: str, state: State | None) -> Reply:

@@ -23,7 +23,7 @@ from contracts.states import State
 from worker.amqp.octets import storable
 from worker.amqp.requests import reply_to, take_each
 from worker.db.retrying import Idempotent
-from worker.domain.answers import accepted, finalize, malformed, refusal
+from worker.domain.answers import OTHER_COMMAND, accepted, finalize, malformed, refusal
 from worker.domain.approval import Approval, ask, decide, lapsed, shown_approval
 from worker.domain.authority import acting_operator
 from worker.domain.confirmation import check_confirm, summary
@@ -395,6 +395,4 @@ def _read(command_id: str, message: Incoming) -> tuple[Confirm | Control | None,
 def _again(known: RecordedCommand, message: Incoming, name: str, body: str) -> Reply:
     if (known.command, known.publisher, known.body) == (name, message.user_id, body):
         return known.reply
-    return malformed(
-        known.reply.command_id, "Another command was sent with this message_id. Give each its own."
-    )
+    return malformed(known.reply.command_id, OTHER_COMMAND)

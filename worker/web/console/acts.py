@@ -21,7 +21,7 @@ from worker.amqp.messages import Unroutable
 from worker.amqp.pika.client import NoAnswer
 from worker.domain.settlement import Settlement
 from worker.operations import settle as settling
-from worker.operations.proof import ProofRefused
+from worker.operations.proof import ProofRequest
 from worker.web.console.deliveries import read_delivery
 from worker.web.console.parts import absent, forbidden, read_number, text_of
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 _SECONDS: Final = 5.0
 """How long an answer is waited for before the page says that it waits."""
 _STATS_SECONDS: Final = 30.0
+_STATS_KEPT: Final = 600
+"""How long a form of *compute stats* gets the same answer again."""
+_NO_NUMBER: Final = "The form has no number of its own. Load the page again."
 
 _CONTROL: Final = {"pause": routing.PAUSE, "resume": routing.RESUME, "stop": routing.STOP}
 _ANSWER: Final[TypeAdapter[Stats | Reply]] = TypeAdapter(Stats | Reply)
@@ -99,16 +102,24 @@ async def stats(console: Console, request: Request) -> Response:
     row = await read_delivery(console, request)
     if request.state.person.read_only:
         raise forbidden(request.state.person.cannot_start)
-    body = ComputeStats(delivery_id=row["delivery_id"])
-    try:
-        told = await console.ask(
-            routing.COMPUTE_STATS, body, seconds=_STATS_SECONDS, token=None, command_id=None
+    number = row["delivery_id"]
+    command_id = _command_id(await _form(request))
+    if command_id is None:
+        return console.said(request, 400, _NO_NUMBER, back=number)
+
+    async def ask() -> bytes:
+        body = ComputeStats(delivery_id=number)
+        return await console.ask(
+            routing.COMPUTE_STATS, body, seconds=_STATS_SECONDS, token=None, command_id=command_id
         )
+
+    try:
+        told = await console.recounts.get((number, command_id), ask, seconds=_STATS_KEPT)
     except (BrokerUnreachable, BrokerForbids, Unroutable, NoAnswer) as error:
-        return console.said(request, 503, str(error), back=row["delivery_id"])
+        return console.said(request, 503, str(error), back=number)
     answer = _ANSWER.validate_json(told)
     if isinstance(answer, Reply):
-        return console.said(request, 409, answer.message, back=row["delivery_id"])
+        return console.said(request, 409, answer.message, back=number)
     return console.draw(request, "stats.html", row=row, stats=answer.model_dump(), panel="stats")
 
 
@@ -117,6 +128,9 @@ async def settle(console: Console, request: Request) -> Response:
     number = await _may_act(console, request)
     form = await _form(request)
     person: Person = request.state.person
+    command_id = _command_id(form)
+    if command_id is None:
+        return console.said(request, 400, _NO_NUMBER, back=number)
     try:
         how = Settlement(form.get("how", ""))
     except ValueError:
@@ -126,8 +140,10 @@ async def settle(console: Console, request: Request) -> Response:
         return console.said(
             request, 400, "Name recipients by their numbers, with spaces between.", back=number
         )
-    asked = settling.SettlementRequest(number, how, person.name, named, person.bearer)
+    asked = settling.SettlementRequest(number, how, person.name, named, person.bearer, command_id)
     done = await settling.settle(console.db, asked)
+    if done.before:
+        return console.said(request, 200, f"This was done before: {done.before}", back=number)
     if done.refused is not None:
         said = (
             f"After {done.settled:,} outcomes: {done.refused.message}"
@@ -139,21 +155,21 @@ async def settle(console: Console, request: Request) -> Response:
 
 
 async def proof(console: Console, request: Request) -> Response:
-    """Sends what a recipient would get to a tester."""
+    """Sends what a recipient would get to a tester, once for each form."""
     number = await _may_act(console, request)
+    form = await _form(request)
     person: Person = request.state.person
-    if person.cannot_start:
-        raise forbidden(person.cannot_start)
-    tester = (await _form(request)).get("to", "").strip()[:1_000]
+    command_id, tester = _command_id(form), form.get("to", "").strip()[:1_000]
     recipient = read_number(request.path_params["recipient"], 2**31 - 1)
+    if command_id is None:
+        return console.said(request, 400, _NO_NUMBER, back=number)
     if not tester:
         return console.said(request, 400, "Name the address that the proof goes to.", back=number)
-    try:
-        sent = await console.prove(number, tester, recipient)
-    except ProofRefused as error:
-        return console.said(request, 409, str(error), back=number)
-    said = f"Sent to {tester} what recipient {recipient} would get: {sent.reply}"
-    return console.said(request, 200, said, back=number)
+    reply = await console.prove(
+        ProofRequest(command_id, number, tester, recipient, person.name, person.bearer)
+    )
+    status = {Status.ACCEPTED: 200, Status.INVALID: 400}.get(reply.status, 409)
+    return console.said(request, status, reply.message, back=number)
 
 
 async def _may_act(console: Console, request: Request) -> int:
@@ -168,6 +184,14 @@ async def _may_act(console: Console, request: Request) -> int:
         raise forbidden(person.cannot_start)
     number: int = row["delivery_id"]
     return number
+
+
+def _command_id(form: dict[str, str]) -> str | None:
+    """Returns the number that a form got when it was drawn; None if it has none."""
+    try:
+        return str(uuid.UUID(form.get("command", "")))
+    except ValueError:
+        return None
 
 
 async def _form(request: Request) -> dict[str, str]:
@@ -189,12 +213,9 @@ async def _publish(
     """
     person: Person = request.state.person
     number = read_number(request.path_params["delivery"], 2**63 - 1)
-    try:
-        command_id = str(uuid.UUID(form.get("command", "")))
-    except ValueError:
-        return console.said(
-            request, 400, "The form has no number of its own. Load the page again.", back=number
-        )
+    command_id = _command_id(form)
+    if command_id is None:
+        return console.said(request, 400, _NO_NUMBER, back=number)
     model = Confirm if routing_key == routing.CONFIRM else Control
     try:
         body: Message = model(delivery_id=number, operator=person.name, **fields)

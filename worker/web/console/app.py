@@ -14,6 +14,7 @@ from starlette.routing import Route
 from worker.db.failures import ERRORS, classify
 from worker.domain.failures import Failure
 from worker.web.console import acts, deliveries, elsewhere, logs
+from worker.web.console.parts import is_part
 from worker.web.console.people import NotSignedIn
 from worker.web.console.protection import Protection
 
@@ -41,9 +42,11 @@ _READS: Final[tuple[tuple[str, Handler], ...]] = (
     ("/deliveries/{delivery}/story", deliveries.story),
     ("/deliveries/{delivery}/confirm", acts.dialog),
     ("/deliveries/{delivery}/log", logs.log),
-    ("/deliveries/{delivery}/log.csv", logs.export),
+    ("/deliveries/{delivery}/log.csv", logs.log_csv),
     ("/deliveries/{delivery}/tracking", logs.tracking),
+    ("/deliveries/{delivery}/tracking.csv", logs.tracking_csv),
     ("/deliveries/{delivery}/exclusions", logs.exclusions),
+    ("/deliveries/{delivery}/exclusions.csv", logs.exclusions_csv),
     ("/deliveries/{delivery}/recipients/{recipient}", logs.recipient),
     ("/deliveries/{delivery}/recipients/{recipient}/html", logs.preview),
     ("/deliveries/{delivery}/{panel}", deliveries.panel),
@@ -69,6 +72,8 @@ def console_app(console: Console, hosts: frozenset[str] = frozenset()) -> ASGIAp
 
     def inside(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
+            if not is_part(request):
+                console.directory.forget()
             request.state.person = await console.gate.identify(request.headers, request.cookies)
             return await handler(console, request)
 
@@ -101,6 +106,8 @@ def console_app(console: Console, hosts: frozenset[str] = frozenset()) -> ASGIAp
 def _keep_out(console: Console) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def answer(request: Request, error: Exception) -> Response:
         begin = error.begin if isinstance(error, NotSignedIn) else ""
+        if is_part(request):
+            return HTMLResponse(console.pages.render("_lost.html", sentence=str(error)), 401)
         if begin and request.method == "GET":
             begin += "?" + urlencode({"next": request.url.path})
         return HTMLResponse(console.pages.render("outside.html", sentence=str(error), begin=begin), 401)
@@ -118,12 +125,14 @@ def _refuse(console: Console) -> Callable[[Request, HTTPException], Awaitable[Re
 
 
 def _away(console: Console) -> Callable[[Request, Exception], Awaitable[Response]]:
-    async def answer(_: Request, error: Exception) -> Response:
+    async def answer(request: Request, error: Exception) -> Response:
         failure = classify(error)
         if failure is Failure.BROKEN:
             raise error
         what = "is out of reach" if failure is Failure.AWAY else "is too busy"
         sentence = f"The database {what}. Deliveries are not affected by this page. Load it again soon."
+        if is_part(request):
+            return HTMLResponse(console.pages.render("_lost.html", sentence=sentence), 503)
         return HTMLResponse(console.pages.render("outside.html", sentence=sentence), 503)
 
     return answer
@@ -133,6 +142,8 @@ def _apologise(console: Console) -> Callable[[Request, Exception], Awaitable[Res
     async def answer(request: Request, error: Exception) -> Response:
         log.error("page failed", path=request.url.path, exc_info=error)
         sentence = "This page has a fault. The log of the console says more."
+        if is_part(request):
+            return HTMLResponse(console.pages.render("_lost.html", sentence=sentence), 500)
         return HTMLResponse(console.pages.render("outside.html", sentence=sentence), 500)
 
     return answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -14,9 +15,11 @@ from worker.db.console import MORE
 from worker.domain.sentences import Speed, headline, settled
 from worker.domain.states import OVER, RUNNING, Move, sources
 from worker.web.console.drawing import Minute, curve
-from worker.web.console.parts import absent, number_of, read_number, text_of
+from worker.web.console.parts import absent, is_part, number_of, read_number, text_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from starlette.requests import Request
     from starlette.responses import Response
 
@@ -32,11 +35,17 @@ FILTERS: Final = {
 }
 """The filters of the list, with the states that each lets through."""
 
+NO_DOMAIN: Final = "-"
+"""Stands for no domain in the address of a page: an empty value is no filter."""
+
 _LIST_SECONDS: Final = 2
 _PANEL_SECONDS: Final = 5
 _DONE_SECONDS: Final = 60
 """How old a panel may be, of a delivery under way and of one that is over."""
 _FEW: Final = 20
+_LARGE: Final = 20_000
+"""Recipients of a delivery whose heavy panels are loaded after their page: they take up to a second a
+million."""
 
 
 async def home(console: Console, request: Request) -> Response:
@@ -91,6 +100,9 @@ async def read_delivery(console: Console, request: Request) -> Row:
         HTTPException: There is none.
     """
     number = read_number(request.path_params["delivery"], 2**63 - 1)
+    looked = console.live.latest(number) if is_part(request) else None
+    if looked is not None:
+        return looked
     rows = await console.reads.shown([number]) if number else {}
     if number not in rows:
         raise absent(f"There is no delivery {request.path_params['delivery'][:20]}.")
@@ -112,6 +124,8 @@ async def delivery(console: Console, request: Request) -> Response:
         **_shown(row, console.live.paces.speed(row)),
         **_acts(console, request, row),
         **await _story(console, row),
+        **await _at_once(console, row),
+        most=MORE,
         command=command,
         answered=answered,
     )
@@ -127,15 +141,33 @@ async def _story(console: Console, row: Row) -> dict[str, Any]:
     number = row["delivery_id"]
 
     async def read() -> dict[str, Any]:
+        waves = await console.reads.rows("read_waves_page", delivery_id=number, after=0, rows=_FEW + 1)
         return {
             "alerts": await console.reads.rows("read_alerts_of", delivery_id=number),
-            "waves": await console.reads.rows("read_waves_page", delivery_id=number, after=0, rows=_FEW + 1),
+            "happenings": time_line(row, waves[:_FEW]),
+            "more_waves": len(waves) > _FEW,
             "moves": await console.reads.rows("read_transitions", delivery_id=number, rows=_FEW),
-            "few": _FEW,
         }
 
     # Another state is another story: who has seen the state change must see why.
     return await console.shared.get(("story", number, row["updated_at"]), read, seconds=_LIST_SECONDS)
+
+
+def time_line(row: Row, waves: Sequence[Row]) -> list[tuple[datetime | None, str, Row | None]]:
+    """Returns what happened and what is planned, in the order of time; a wave with its row."""
+    named = (
+        ("Prepared", row["prepared_at"]),
+        ("Confirmed", row["confirmed_at"]),
+        ("Contact date", row["contact_date"]),
+        ("Started", row["started_at"]),
+        ("Cancelled what was left", row["cancelled_at"]),
+        ("Ended", row["finished_at"]),
+        ("May be sent until", row["valid_until"] if row["finished_at"] is None else None),
+        ("Recipients removed by retention", row["purged_at"]),
+    )
+    found: list[tuple[datetime | None, str, Row | None]] = [(at, name, None) for name, at in named if at]
+    found += [(wave["due_at"], "Wave", wave) for wave in waves]
+    return sorted(found, key=lambda one: (one[0] is None, one[0] or row["as_of"]))
 
 
 def draw_live(pages: Pages, row: Row, speed: Speed) -> str:
@@ -178,26 +210,53 @@ async def stream(console: Console, request: Request) -> Response:
 
 
 async def panel(console: Console, request: Request) -> Response:
-    """Shows one panel of a delivery: what takes a look at each of its outcomes."""
+    """Shows one panel of a delivery, or the panel alone.
+
+    Of a large delivery, a page that a person asks for comes without its panel, and asks for that itself.
+    """
     row = await read_delivery(console, request)
-    name, number = request.path_params["panel"], row["delivery_id"]
+    name = request.path_params["panel"]
     if name not in _PANELS:
         raise absent(f"There is no page “{name}” of a delivery.")
-    seconds = _DONE_SECONDS if State(row["state"]) in OVER else _PANEL_SECONDS
+    if is_part(request):
+        return console.draw(request, f"_{name}.html", row=row, most=MORE, **await _panel(console, row, name))
+    whole = text_of(request, "whole") is not None or not _waits(console, row, name)
+    found = await _panel(console, row, name) if whole else {}
+    return console.draw(request, "panel.html", row=row, panel=name, most=MORE, whole=whole, **found)
+
+
+async def _panel(console: Console, row: Row, name: str) -> dict[str, Any]:
+    number = row["delivery_id"]
 
     async def read() -> dict[str, Any]:
-        return await _PANELS[name](console, number)
+        return await _PANELS[name](console, row)
 
-    found = await console.shared.get((name, number, row["state"]), read, seconds=seconds)
-    whole = request.headers.get("hx-request") != "true"
-    if not whole:
-        return console.draw(request, f"_{name}.html", row=row, most=MORE, **found)
-    return console.draw(request, "panel.html", row=row, panel=name, most=MORE, **found)
+    seconds = _DONE_SECONDS if State(row["state"]) in OVER else _PANEL_SECONDS
+    reader = console.heavy if name in _HEAVY else console.shared
+    return await reader.get((name, number, row["state"]), read, seconds=seconds)
 
 
-async def _curve(console: Console, number: int) -> dict[str, Any]:
-    minutes = {r["minute"]: r for r in await console.reads.rows("read_curve", delivery_id=number)}
-    opens = {r["minute"]: r["opened"] for r in await console.reads.rows("read_opens", delivery_id=number)}
+def _waits(console: Console, row: Row, name: str) -> bool:
+    """Says whether a panel takes longer to read than a person waits for a page."""
+    known = (name, row["delivery_id"], row["state"])
+    return name in _HEAVY and row["to_deliver"] > _LARGE and not console.heavy.held(known)
+
+
+async def _at_once(console: Console, row: Row) -> dict[str, Any]:
+    """Reads the panels of the overview that need not be waited for."""
+    names = [name for name in ("curve", "bounces") if not _waits(console, row, name)]
+    found: dict[str, Any] = {"panels": names}
+    for name in names:
+        found |= await _panel(console, row, name)
+    return found
+
+
+async def _curve(console: Console, row: Row) -> dict[str, Any]:
+    outcomes, opened = await asyncio.gather(
+        _counted(console, row, "read_curve"), _counted(console, row, "read_opens")
+    )
+    minutes = {r["minute"]: r for r in outcomes}
+    opens = {r["minute"]: r["opened"] for r in opened}
     none = {"sent": 0, "bounced": 0}
     points = [
         Minute(at, minutes.get(at, none)["sent"], minutes.get(at, none)["bounced"], opens.get(at, 0))
@@ -206,28 +265,34 @@ async def _curve(console: Console, number: int) -> dict[str, Any]:
     return {"curve": curve(points), "busiest": max(points, key=lambda p: p.sent, default=None)}
 
 
-async def _bounces(console: Console, number: int) -> dict[str, Any]:
-    return {"reasons": await console.reads.rows("read_bounce_reasons", delivery_id=number, rows=MORE + 1)}
+async def _bounces(console: Console, row: Row) -> dict[str, Any]:
+    return {"reasons": await _counted(console, row, "read_bounce_reasons", rows=MORE + 1)}
 
 
-async def _domains(console: Console, number: int) -> dict[str, Any]:
-    return {"domains": await console.reads.rows("read_domains", delivery_id=number, rows=MORE + 1)}
+async def _domains(console: Console, row: Row) -> dict[str, Any]:
+    return {"domains": await _counted(console, row, "read_domains", rows=MORE + 1), "no_domain": NO_DOMAIN}
 
 
-async def _links(console: Console, number: int) -> dict[str, Any]:
-    return {"urls": await console.reads.rows("read_urls", delivery_id=number, rows=MORE + 1)}
+async def _links(console: Console, row: Row) -> dict[str, Any]:
+    return {"urls": await _counted(console, row, "read_urls", rows=MORE + 1)}
 
 
-async def _causes(console: Console, number: int) -> dict[str, Any]:
-    return {"causes": await console.reads.rows("read_causes", delivery_id=number)}
+async def _causes(console: Console, row: Row) -> dict[str, Any]:
+    return {"causes": await console.reads.rows("read_causes", delivery_id=row["delivery_id"])}
 
 
-async def _history(console: Console, number: int) -> dict[str, Any]:
+async def _history(console: Console, row: Row) -> dict[str, Any]:
+    number = row["delivery_id"]
     return {
         "commands": await console.reads.rows("read_commands_of", delivery_id=number, rows=MORE + 1),
         "moves": await console.reads.rows("read_transitions", delivery_id=number, rows=MORE + 1),
         "raised": await console.reads.rows("read_raised_alerts", delivery_id=number, rows=MORE + 1),
     }
+
+
+async def _counted(console: Console, row: Row, query: str, **values: object) -> list[Row]:
+    large = row["to_deliver"] > _LARGE
+    return await console.reads.whole(query, large=large, delivery_id=row["delivery_id"], **values)
 
 
 _PANELS: Final = {
@@ -238,3 +303,5 @@ _PANELS: Final = {
     "causes": _causes,
     "history": _history,
 }
+_HEAVY: Final = frozenset({"curve", "domains", "links", "bounces"})
+"""The panels that take a look at each outcome or event."""

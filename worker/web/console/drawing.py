@@ -51,11 +51,11 @@ def bar(parts: Iterable[tuple[str, str, int]], label: str) -> Markup:
     rects, x = [], 0
     for (kind, name, count), width in zip(listed, widths([c for *_, c in listed]), strict=True):
         if width:
-            title = f"{name}: {count:,}"
             rects.append(
                 Markup(
-                    '<rect class="p-{}" x="{}" y="0" width="{}" height="10"><title>{}</title></rect>'
-                ).format(kind, x, width, title)
+                    '<rect class="p-{}" x="{}" y="0" width="{}" height="10">'
+                    '<title data-of="{}: " data-value="{}">{}</title></rect>'
+                ).format(kind, x, width, name, count, f"{name}: {count:,}")
             )
             x += width
     return Markup(
@@ -115,9 +115,10 @@ def _grid(top: int) -> Iterable[Markup]:
         yield Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
             _LEFT, _WIDTH - _RIGHT, y, y
         )
-        yield Markup('<text class="axis" x="{}" y="{}" text-anchor="end">{}</text>').format(
-            _LEFT - 6, y + 4, f"{top * line // _LINES:,}"
-        )
+        value = top * line // _LINES
+        yield Markup(
+            '<text class="axis" x="{}" y="{}" text-anchor="end" data-of="" data-value="{}">{}</text>'
+        ).format(_LEFT - 6, y + 4, value, f"{value:,}")
 
 
 def _hours(points: Sequence[Minute]) -> Iterable[Markup]:

@@ -8,7 +8,8 @@ from starlette.responses import HTMLResponse, RedirectResponse
 
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
 from worker.amqp.topology import TopologyMismatch
-from worker.web.console.parts import absent, text_of
+from worker.domain.audience import address_key
+from worker.web.console.parts import HIDDEN, absent, forbidden, text_of
 from worker.web.console.people import LocalGate, NotSignedIn
 
 if TYPE_CHECKING:
@@ -36,8 +37,12 @@ async def kept_out(console: Console, request: Request) -> Response:
     if name not in _LISTS:
         raise absent("There is no such page.")
     channel, _, key = (text_of(request, "after") or "").partition(" ")
-    page = await console.reads.kept_out(_LISTS[name], (channel, key))
-    return console.draw(request, "kept_out.html", name=name, page=page)
+    text = text_of(request, "q")
+    if text and not console.sees_persons(request.state.person):
+        raise forbidden(HIDDEN)
+    only = address_key(text) if text and name == "quarantine" else text
+    page = await console.reads.kept_out(_LISTS[name], (channel, key), only)
+    return console.draw(request, "kept_out.html", name=name, page=page, q=text)
 
 
 async def sign_in(console: Console, request: Request) -> Response:

@@ -45,6 +45,8 @@ class Topic:
     """The event that says when this was looked at."""
     facts: object = None
     """What the newest version was drawn from."""
+    row: Row | None = None
+    """The delivery, as it was at the last look."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     def tell(self) -> None:
@@ -131,6 +133,7 @@ class Live:
     def _tell(self, topic: Topic, row: Row) -> None:
         """Draws a delivery once for all its viewers; only the time, where nothing else has changed."""
         self.paces.note(row)
+        topic.row = row
         speed = self.paces.speed(row)
         facts = ({k: v for k, v in row.items() if k != "as_of"}, speed)
         topic.beat = _event(row["as_of"].isoformat(), "beat")
@@ -139,6 +142,11 @@ class Live:
             topic.drawn = _event(self._draw(row, speed))
             topic.state = _event(row["state"], "state")
         topic.tell()
+
+    def latest(self, number: int) -> Row | None:
+        """Returns a delivery as it was at the last look, if somebody looks at it."""
+        topic = self._topics.get(number)
+        return topic.row if topic else None
 
     async def stream(self, number: int, state: str) -> AsyncIterator[bytes]:
         """Yields the events of a delivery as they come.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -18,11 +19,12 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from contracts.base import Message
+    from contracts.commands import Reply
     from worker.amqp.pika.dead import DeadLetter
     from worker.db.console import ConsoleReads
     from worker.db.pool import Database
     from worker.domain.operators import Operator
-    from worker.operations.proof import Proof
+    from worker.operations.proof import ProofRequest
     from worker.web.console.assets import Assets
     from worker.web.console.live import Live
     from worker.web.console.people import Gate, Person
@@ -33,7 +35,10 @@ T = TypeVar("T")
 _SHARED: Final = 500
 """Answers that are kept for others who ask the same."""
 _AT_ONCE: Final = 2
-"""Heavy reads at the same time, so that they never take all connections."""
+"""Reads of a kind at the same time, so that they never take all connections."""
+
+
+HIDDEN: Final = "You may not see the recipients: SENDOFF_CONSOLE_HIDE_PERSONAL_DATA is set."
 
 
 class Asking(Protocol):
@@ -70,11 +75,17 @@ class Console:
     assets: Assets
     live: Live
     shared: Shared
+    """What takes milliseconds to read."""
+    heavy: Shared
+    """What takes a look at each outcome of a delivery: it must hold up nothing else."""
+    recounts: Shared
+    """The answers to *compute stats*, by the forms that asked."""
     ask: Asking
-    prove: Callable[[int, str, int], Awaitable[Proof]]
-    """Sends to a tester what a recipient of a delivery would get."""
+    prove: Callable[[ProofRequest], Awaitable[Reply]]
+    """Sends to a tester what a recipient of a delivery would get, once for each request."""
     dead_letters: Callable[[int], Awaitable[tuple[int, Sequence[DeadLetter]]]]
     """Reads the number of dead messages, and the oldest of them."""
+    directory: Directory
     operators: Callable[[], Awaitable[list[Operator]]]
     sign_in: SigningIn | None
     """Signs people in at an issuer; None if that is done elsewhere."""
@@ -103,10 +114,16 @@ class Console:
 class Shared:
     """Answers for several people: who asks while one is read, or soon after, gets the same."""
 
-    def __init__(self) -> None:
+    def __init__(self, at_once: int = _AT_ONCE) -> None:
+        """Takes how many are read at the same time."""
         self._kept: dict[object, tuple[float, Any]] = {}
         self._turns: dict[object, asyncio.Lock] = {}
-        self._room = asyncio.Semaphore(_AT_ONCE)
+        self._room = asyncio.Semaphore(at_once)
+
+    def held(self, key: object) -> bool:
+        """Says whether there is an answer that need not be read."""
+        kept = self._kept.get(key)
+        return kept is not None and time.monotonic() < kept[0]
 
     async def get(self, key: object, read: Callable[[], Awaitable[T]], *, seconds: float) -> T:
         """Returns an answer that is at most so old, or three times as old as it took to read.
@@ -132,6 +149,33 @@ class Shared:
             return answer
 
 
+class Directory:
+    """The operators: what pages ask for by themselves costs one read of all a second, for any viewers."""
+
+    def __init__(self, read: Callable[[], Awaitable[list[Operator]]]) -> None:
+        """Takes what reads all operators."""
+        self._read = read
+        self._shared = Shared()
+        self._since = 0
+
+    async def find(self, name: str) -> Operator | None:
+        """Returns an operator as they were at most a second ago; None if there is none of this name."""
+        found = await self._shared.get(self._since, self._by_name, seconds=1)
+        return found.get(name)
+
+    def forget(self) -> None:
+        """Has them read anew: a role that was revoked counts at once for who does or opens something."""
+        self._since += 1
+
+    async def _by_name(self) -> dict[str, Operator]:
+        return {operator.name: operator for operator in await self._read()}
+
+
+def is_part(request: Request) -> bool:
+    """Says whether a page asks for a part of itself, and not a person for a page."""
+    return request.method == "GET" and request.headers.get("hx-request") == "true"
+
+
 def absent(sentence: str) -> HTTPException:
     """Returns the error for what does not exist."""
     return HTTPException(404, sentence)
@@ -145,6 +189,15 @@ def forbidden(sentence: str) -> HTTPException:
 def text_of(request: Request, name: str) -> str | None:
     """Returns a value of the address, without the space around it; None if it is empty."""
     return request.query_params.get(name, "").replace("\x00", "").strip()[:200] or None
+
+
+def moment_of(request: Request, name: str) -> datetime | None:
+    """Returns a moment of the address's query, written as ISO 8601 with its zone; None if there is none."""
+    try:
+        at = datetime.fromisoformat(request.query_params.get(name, ""))
+    except ValueError:
+        return None
+    return at if at.tzinfo is not None else None
 
 
 def number_of(request: Request, name: str, most: int = 2**63 - 1) -> int:

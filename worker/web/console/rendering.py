@@ -15,6 +15,7 @@ from worker.web.console import drawing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import timedelta
     from decimal import Decimal
 
     from worker.domain.sentences import Part
@@ -36,7 +37,7 @@ def rate(value: float | None) -> Markup | str:
     if value is None:
         return NOTHING
     shown = f"{value:,.1f}" if value < 10 else f"{value:,.0f}"  # noqa: PLR2004 - one digit
-    return Markup('<data value="{}">{}</data>/s').format(shown.replace(",", ""), shown)
+    return Markup('<data value="{}" class="rate">{}</data>/s').format(shown.replace(",", ""), shown)
 
 
 def percent(value: float | Decimal | None) -> Markup | str:
@@ -55,6 +56,19 @@ def moment(value: datetime | None) -> Markup | str:
     return Markup('<time datetime="{}" title="{} UTC">{} UTC</time>').format(
         f"{at:%Y-%m-%dT%H:%M:%SZ}", text, text
     )
+
+
+def span(value: timedelta) -> str:
+    """Writes how long something takes, in its two largest units: “2 h 5 min”."""
+    seconds = max(round(value.total_seconds()), 1)
+    parts: list[str] = []
+    for unit, length in (("d", 86_400), ("h", 3_600), ("min", 60), ("s", 1)):
+        count, seconds = divmod(seconds, length)
+        if count or parts:
+            parts.append(f"{count} {unit}" if count else "")
+        if len(parts) == 2:  # noqa: PLR2004
+            break
+    return " ".join(filter(None, parts))
 
 
 def clock(value: datetime) -> Markup:
@@ -106,6 +120,7 @@ class Pages:
             percent=percent,
             moment=moment,
             clock=clock,
+            span=span,
             foreign=foreign,
             sentence=sentence,
             words=words,

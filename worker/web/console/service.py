@@ -15,14 +15,14 @@ from worker.amqp.pika.dead import open_dead_letters
 from worker.auth.tokens import open_verifier
 from worker.db import operators
 from worker.db.console import ConsoleReads
-from worker.operations.proof import prove
+from worker.operations.proof import prove_once
 from worker.settings import SettingsError
 from worker.settings_fit import LOOPBACK
 from worker.web.console.app import console_app
 from worker.web.console.assets import Assets
 from worker.web.console.deliveries import draw_live
 from worker.web.console.live import Live
-from worker.web.console.parts import Console, Shared
+from worker.web.console.parts import Console, Directory, Shared
 from worker.web.console.people import LocalGate, Owner, ProxyGate
 from worker.web.console.rendering import Pages
 from worker.web.server import WebLimits, WebServer, listen
@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from worker.web.console.oidc import OidcGate
 
 _LIMITS: Final = WebLimits(body=65_536, connections=2_000)
+_LIGHT: Final = 4
+"""Reads of milliseconds at the same time."""
+_RECOUNTS: Final = 100
+"""Recounts that are waited for at the same time: the service that counts has its own limit."""
 
 
 class ConsoleService:
@@ -58,6 +62,8 @@ class ConsoleService:
         self._settings = settings
         self._db = db
         self._tell = tell or _print
+        self._operators = partial(operators.list_operators, db)
+        self._directory = Directory(self._operators)
         self._gate = self._open_gate()
         assets = Assets()
         pages = Pages(assets)
@@ -70,11 +76,14 @@ class ConsoleService:
             pages=pages,
             assets=assets,
             live=self.live,
-            shared=Shared(),
+            shared=Shared(_LIGHT),
+            heavy=Shared(),
+            recounts=Shared(_RECOUNTS),
             ask=partial(ask_once, settings),
-            prove=partial(prove, settings, db),
+            prove=partial(prove_once, settings, db),
             dead_letters=self._dead_letters,
-            operators=partial(operators.list_operators, db),
+            directory=self._directory,
+            operators=self._operators,
             sign_in=None if isinstance(self._gate, LocalGate | ProxyGate) else self._gate,
             hide_personal_data=settings.console_hide_personal_data,
         )
@@ -124,7 +133,7 @@ class ConsoleService:
 
     def _open_gate(self) -> LocalGate | ProxyGate | OidcGate:
         s = self._settings
-        find = partial(operators.read_operator, self._db)
+        find = self._directory.find
         if s.console_auth == "oidc":
             return _open_oidc(s, find)
         verifier = open_verifier(s)

@@ -23,6 +23,9 @@
       const today = node.closest(".headline") && at.toDateString() === new Date().toDateString();
       write(node, (today || node.classList.contains("clock") ? short : full).format(at));
     }
+    for (const node of document.querySelectorAll("svg [data-value]")) {
+      write(node, node.dataset.of + whole.format(Number(node.dataset.value)));
+    }
     for (const node of document.querySelectorAll("svg text[data-at]")) {
       write(node, minute.format(new Date(node.dataset.at)));
     }
