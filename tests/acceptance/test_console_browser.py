@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 from contextlib import asynccontextmanager
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 AXE = (Path(__file__).parents[1] / "data" / "vendor" / "axe.js").read_text()
 CHROMIUM = shutil.which("chromium")
 FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 BROWSER: dict[str, str] = {}
@@ -182,7 +183,10 @@ async def test_an_operator_pauses_resumes_stops_and_settles(stack: Stack) -> Non
         await page.get_by_role("link", name="Settle 2 unknown").click()
         await page.get_by_label("They become").select_option("error")
         await page.get_by_role("button", name="Settle").dblclick()
-        await expect(page.locator("main")).to_contain_text("This was done before: 2 unknown outcomes: error.")
+        # Which of the two clicks the browser shows the answer to is its own affair.
+        await expect(page.locator("main")).to_contain_text(
+            re.compile(r"2 outcomes were settled: error\.|done before: 2 unknown outcomes: error\.")
+        )
     assert (await stack.deployment(number))["errors"] == 2
     settled = "SELECT FROM sendoff.command_log WHERE command = 'delivery.settle-unknown'"
     assert len(await stack.rows(settled)) == 1
@@ -301,15 +305,16 @@ async def test_a_list_in_a_hidden_tab_asks_for_nothing(stack: Stack) -> None:
         await page.clock.run_for(30_000)
         assert asked == []
         await page.evaluate(HIDDEN, False)
-        async with page.expect_request("**/rows?*"):
+        async with page.expect_request("**/rows*"):
             await page.clock.run_for(4_000)
 
 
 async def test_a_message_is_seen_in_its_frame_and_loads_nothing(stack: Stack) -> None:
     number = await a_letter(stack)
-    asked: list[str] = []
+    loaded, failed = [], []
     async with visiting(stack, None) as visitor, browsing(visitor, cut=True) as page:
-        page.on("request", lambda request: asked.append(request.url))
+        page.on("response", lambda response: loaded.append(response.url))
+        page.on("requestfailed", lambda request: failed.append((request.url, request.failure)))
         await sign_in(page, visitor)
         await page.goto(f"deliveries/{number}/recipients/2")
         framed = page.frame_locator("iframe.message").locator("p")
@@ -317,7 +322,8 @@ async def test_a_message_is_seen_in_its_frame_and_loads_nothing(stack: Stack) ->
         await expect(framed).to_have_css("color", "rgb(255, 0, 0)")
         names = page.locator("dd bdi", has_text="Hello ليلى")
         await expect(names).to_have_css("direction", "ltr")
-        assert not [url for url in asked if "spy.example" in url]
+        assert not [url for url in loaded if "spy.example" in url]
+        assert failed == [("https://spy.example/p.gif", "csp")]
 
 
 async def test_names_from_right_to_left_leave_the_page_as_it_is_and_print_shows_what_matters(

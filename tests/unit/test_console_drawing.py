@@ -63,7 +63,7 @@ def test_a_curve_of_one_minute_rises_and_falls() -> None:
     drawn = curve([Minute(START, 2_400, 0, 0)])
     assert drawn is not None
     (points,) = re.findall(r'polyline class="l-sent" points="([^"]+)"', drawn)
-    assert [point.split(",")[1] for point in points.split()] == ["176.0", "76.4", "176.0"]
+    assert [point.split(",")[1] for point in points.split()] == ["170.0", "68.0", "170.0"]
     assert "at most 4,000" in drawn
 
 

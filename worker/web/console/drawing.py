@@ -14,8 +14,10 @@ BAR_WIDTH: Final = 1_000
 _LEAST: Final = 4
 """The least width of a part that is not empty: one bounce of a million recipients must be seen."""
 
-_WIDTH, _HEIGHT = 720, 200
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 8, 10, 24
+_WIDTH, _HEIGHT = 1_000, 170
+"""The plot, which is stretched to the width of the page. Its height is in pixels."""
+_TOP, _BOTTOM = 18, 24
+"""Pixels above and below the plot, for labels: they are not stretched."""
 _MOST_BINS: Final = 240
 _LINES: Final = 4
 
@@ -92,10 +94,15 @@ def curve(minutes: Sequence[Minute]) -> Markup | None:
     if not points:
         return None
     top = rounded_up(max(max(p.sent, p.bounced, p.opened) for p in points) / step)
-    drawn = Markup("").join([*_grid(top), *_hours(points), *_series(points, step, top)])
+    plot = Markup(
+        '<svg y="{}" width="100%" height="{}" viewBox="0 0 {} {}" preserveAspectRatio="none">'
+    ).format(_TOP, _HEIGHT, _WIDTH, _HEIGHT)
+    labels = [*_heights(top), *_hours(points)]
+    lines = [*_grid(), *_series(points, step, top)]
+    drawn = Markup("").join([plot, *lines, Markup("</svg>"), *labels])
     told = f"Per minute, from {_clock(points[0].at)} to {_clock(points[-1].at)} UTC; at most {top:,}."
-    return Markup('<svg class="curve" role="img" aria-label="{}" viewBox="0 0 {} {}">{}</svg>').format(
-        told, _WIDTH, _HEIGHT, drawn
+    return Markup('<svg class="curve" role="img" aria-label="{}" height="{}">{}</svg>').format(
+        told, _TOP + _HEIGHT + _BOTTOM, drawn
     )
 
 
@@ -109,25 +116,31 @@ def rounded_up(value: float) -> int:
         power *= 10
 
 
-def _grid(top: int) -> Iterable[Markup]:
+def _grid() -> Iterable[Markup]:
     for line in range(_LINES + 1):
-        y = _y(top * line / _LINES, top)
-        yield Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-            _LEFT, _WIDTH - _RIGHT, y, y
+        y = _y(line, _LINES)
+        yield Markup('<line class="grid" x1="0" x2="{}" y1="{}" y2="{}"/>').format(_WIDTH, y, y)
+
+
+def _heights(top: int) -> Iterable[Markup]:
+    for line in range(1, _LINES + 1):
+        value, y = top * line // _LINES, _TOP + _y(line, _LINES) - 4
+        yield Markup('<text class="axis" x="0" y="{}" data-of="" data-value="{}">{}</text>').format(
+            y, value, f"{value:,}"
         )
-        value = top * line // _LINES
-        yield Markup(
-            '<text class="axis" x="{}" y="{}" text-anchor="end" data-of="" data-value="{}">{}</text>'
-        ).format(_LEFT - 6, y + 4, value, f"{value:,}")
 
 
 def _hours(points: Sequence[Minute]) -> Iterable[Markup]:
-    for share, anchor in ((0, "start"), (len(points) // 2, "middle"), (len(points) - 1, "end")):
-        if share or anchor == "start":
-            at = points[share].at
-            yield Markup('<text class="axis" x="{}" y="{}" text-anchor="{}" data-at="{}">{}</text>').format(
-                _x(share, len(points)), _HEIGHT - 6, anchor, at.isoformat(), _clock(at)
-            )
+    # Of an odd number of points, as of the three of a single minute, there is one in the middle.
+    middle = len(points) // 2
+    for at, x, anchor in (
+        (points[0].at, "0", "start"),
+        (points[middle].at, "50%", "middle" if len(points) % 2 else "start"),
+        (points[-1].at, "100%", "end"),
+    ):
+        yield Markup('<text class="axis" x="{}" y="{}" text-anchor="{}" data-at="{}">{}</text>').format(
+            x, _TOP + _HEIGHT + 18, anchor, at.isoformat(), _clock(at)
+        )
 
 
 def _series(points: Sequence[Minute], step: int, top: int) -> Iterable[Markup]:
@@ -136,18 +149,17 @@ def _series(points: Sequence[Minute], step: int, top: int) -> Iterable[Markup]:
         if any(values):
             line = " ".join(f"{_x(i, len(points))},{_y(v, top)}" for i, v in enumerate(values))
             if name == "sent":
-                floor = _HEIGHT - _BOTTOM
-                area = f"{_LEFT},{floor} {line} {_x(len(points) - 1, len(points))},{floor}"
+                area = f"0,{_HEIGHT} {line} {_WIDTH},{_HEIGHT}"
                 yield Markup('<polygon class="a-sent" points="{}"/>').format(area)
             yield Markup('<polyline class="l-{}" points="{}"/>').format(name, line)
 
 
 def _x(place: int, of: int) -> float:
-    return round(_LEFT + (_WIDTH - _LEFT - _RIGHT) * place / (of - 1), 1)
+    return round(_WIDTH * place / (of - 1), 1)
 
 
 def _y(value: float, top: int) -> float:
-    return round(_HEIGHT - _BOTTOM - (_HEIGHT - _BOTTOM - _TOP) * value / top, 1)
+    return round(_HEIGHT - _HEIGHT * value / top, 1)
 
 
 def _clock(at: datetime) -> str:

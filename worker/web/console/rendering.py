@@ -37,7 +37,9 @@ def rate(value: float | None) -> Markup | str:
     if value is None:
         return NOTHING
     shown = f"{value:,.1f}" if value < 10 else f"{value:,.0f}"  # noqa: PLR2004 - one digit
-    return Markup('<data value="{}" class="rate">{}</data>/s').format(shown.replace(",", ""), shown)
+    return Markup('<span><data value="{}" class="rate">{}</data>/s</span>').format(
+        shown.replace(",", ""), shown
+    )
 
 
 def percent(value: float | Decimal | None) -> Markup | str:
