@@ -55,7 +55,9 @@ async def home(console: Console, request: Request) -> Response:
 
 async def home_rows(console: Console, request: Request) -> Response:
     """Shows the rows of the list alone, to bring a page up to date."""
-    return console.draw(request, "_deliveries.html", **await _list(console, request))
+    return await console.draw_part(
+        request, "_deliveries.html", (request.url.query,), lambda: _list(console, request)
+    )
 
 
 async def _list(console: Console, request: Request) -> dict[str, Any]:
@@ -134,7 +136,11 @@ async def delivery(console: Console, request: Request) -> Response:
 async def story(console: Console, request: Request) -> Response:
     """Shows what happened to a delivery, to bring a page up to date."""
     row = await read_delivery(console, request)
-    return console.draw(request, "_story.html", row=row, **await _story(console, row))
+
+    async def read() -> dict[str, Any]:
+        return {"row": row, **await _story(console, row)}
+
+    return await console.draw_part(request, "_story.html", (row["delivery_id"], row["updated_at"]), read)
 
 
 async def _story(console: Console, row: Row) -> dict[str, Any]:
@@ -219,7 +225,11 @@ async def panel(console: Console, request: Request) -> Response:
     if name not in _PANELS:
         raise absent(f"There is no page “{name}” of a delivery.")
     if is_part(request):
-        return console.draw(request, f"_{name}.html", row=row, most=MORE, **await _panel(console, row, name))
+
+        async def read() -> dict[str, Any]:
+            return {"row": row, "most": MORE, **await _panel(console, row, name)}
+
+        return await console.draw_part(request, f"_{name}.html", (row["delivery_id"], row["state"]), read)
     whole = text_of(request, "whole") is not None or not _waits(console, row, name)
     found = await _panel(console, row, name) if whole else {}
     return console.draw(request, "panel.html", row=row, panel=name, most=MORE, whole=whole, **found)

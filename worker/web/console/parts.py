@@ -78,6 +78,8 @@ class Console:
     """What takes milliseconds to read."""
     heavy: Shared
     """What takes a look at each outcome of a delivery: it must hold up nothing else."""
+    drawn: Shared
+    """Parts of pages that are the same for all who see the same."""
     recounts: Shared
     """The answers to *compute stats*, by the forms that asked."""
     ask: Asking
@@ -105,6 +107,24 @@ class Console:
             template, person=person, sees_persons=self.sees_persons(person), path=request.url.path, **values
         )
         return HTMLResponse(page, status)
+
+    async def draw_part(
+        self, request: Request, template: str, key: tuple[object, ...], read: Callable[[], Awaitable[Any]]
+    ) -> Response:
+        """Draws a part of a page once a second, for all who ask for it.
+
+        Args:
+            request: The request.
+            template: The part: it must not speak of the person who asks.
+            key: What it is a part of.
+            read: Reads what the template asks for.
+        """
+        sees = self.sees_persons(request.state.person)
+
+        async def draw() -> str:
+            return self.pages.render(template, sees_persons=sees, **await read())
+
+        return HTMLResponse(await self.drawn.get((template, sees, *key), draw, seconds=1))
 
     def said(self, request: Request, status: int, sentence: str, **values: Any) -> Response:  # noqa: ANN401
         """Draws a page that says one sentence."""

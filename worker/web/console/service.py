@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _LIMITS: Final = WebLimits(body=65_536, connections=2_000)
 _LIGHT: Final = 4
 """Reads of milliseconds at the same time."""
+_PARTS: Final = 100
+"""Parts that are drawn at the same time: most of them wait for a read, which has a limit of its own."""
 _RECOUNTS: Final = 100
 """Recounts that are waited for at the same time: the service that counts has its own limit."""
 
@@ -78,6 +80,7 @@ class ConsoleService:
             live=self.live,
             shared=Shared(_LIGHT),
             heavy=Shared(),
+            drawn=Shared(_PARTS),
             recounts=Shared(_RECOUNTS),
             ask=partial(ask_once, settings),
             prove=partial(prove_once, settings, db),
