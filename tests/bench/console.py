@@ -149,23 +149,26 @@ async def cost(
     client: httpx2.AsyncClient, pid: int, connection: asyncpg.Connection, numbers: list[int], viewers: int
 ) -> list[str]:
     """Measures what open pages cost: the processor of the console, and transactions of the database."""
-    stop = asyncio.Event()
+    stop, turn = asyncio.Event(), asyncio.Lock()
 
     async def change() -> None:
         """Lets deliveries go on, five times a second."""
         while not await pause(stop, 0.2):
-            await connection.execute(
-                "UPDATE sendoff.delivery_counter SET sent = sent + 7, sending = sending - 7"
-                " WHERE delivery_id = ANY ($1)",
-                numbers,
-            )
+            async with turn:
+                await connection.execute(
+                    "UPDATE sendoff.delivery_counter SET sent = sent + 7, sending = sending - 7"
+                    " WHERE delivery_id = ANY ($1)",
+                    numbers,
+                )
 
     async def measure() -> list[str]:
         await pause(stop, _BEGIN + 5)
-        began, cpu, done = time.monotonic(), processor(pid), await transactions(connection)
+        async with turn:
+            began, cpu, done = time.monotonic(), processor(pid), await transactions(connection)
         await pause(stop, _WINDOW)
         took = time.monotonic() - began
-        used, made = processor(pid) - cpu, await transactions(connection) - done
+        async with turn:
+            used, made = processor(pid) - cpu, await transactions(connection) - done
         stop.set()
         return [f"{viewers}", f"{100 * used / took:.0f} %", f"{made / took:.1f}"]
 
