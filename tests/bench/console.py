@@ -73,7 +73,8 @@ async def console(settings: Settings) -> AsyncIterator[tuple[int, httpx2.AsyncCl
             if not line:
                 raise SystemExit("The console ended: its log says why.")
             link = (re.findall(r"http\S+/sign-in/\S+", line) or [""])[0]
-        limits = httpx2.Limits(max_connections=2_000, max_keepalive_connections=2_000)
+        # The console closes a connection that is idle for 10 s: ours is given up before, as by a browser.
+        limits = httpx2.Limits(max_connections=2_000, max_keepalive_connections=2_000, keepalive_expiry=5)
         base = link.partition("/sign-in")[0]
         async with httpx2.AsyncClient(base_url=base, limits=limits, timeout=_SECONDS) as client:
             if (await client.post(link, data={"operator": "ana"})).status_code != 303:
