@@ -76,7 +76,7 @@ def test_the_demo_sends_a_delivery_and_finds_every_message(
     held = shown["sent"] + int(told[6])
     assert f"{held} messages: exactly one for each of the {held} recipients" in done.stdout
     assert "Subject: こんにちは さくら: what is new in November" in done.stdout
-    assert "550 5.1.1 No such user here" in done.stdout
+    assert "550 5.1.1" in done.stdout
     for command in (
         "migrate",
         "operator add",
