@@ -33,6 +33,7 @@ from worker.db.breaker import Breaker
 from worker.db.deliveries import Deliveries, DeliveryContents
 from worker.db.events import Outbox
 from worker.db.executions import Executions
+from worker.db.flow import Flow
 from worker.db.pages import Pages
 from worker.db.starts import Starts
 from worker.db.stats import Statistics
@@ -48,6 +49,7 @@ from worker.services.claims import ClaimsLimits, ClaimsParts, ClaimsService
 from worker.services.commands import PREFETCH, ConfirmLimits, ConfirmParts, ConfirmService
 from worker.services.events import EventsLimits, EventsParts, EventsService
 from worker.services.fanout import FanoutLimits, FanoutParts, FanoutService
+from worker.services.flow import FlowParts, FlowService
 from worker.services.results import ResultsLimits, ResultsParts, ResultsService
 from worker.services.schedule import ScheduleLimits, ScheduleParts, ScheduleService
 from worker.services.send import SendLimits, SendParts, SendService
@@ -113,7 +115,7 @@ class Worker:
         builders: dict[str, Callable[[], list[Service]]] = {
             "confirm": lambda: [self._confirm()],
             "fanout": lambda: [self._fanout()],
-            "send": lambda: [self._send(c) for c in self.settings.channels if c in self.channels],
+            "send": lambda: [s for c in self.settings.channels if c in self.channels for s in self._send(c)],
             "claims": lambda: [self._claims()],
             "results": lambda: [self._results()],
             "tracking": lambda: [self._tracking()],
@@ -207,7 +209,7 @@ class Worker:
         )
         return FanoutService(parts, limits)
 
-    def _send(self, channel_name: str) -> Service:
+    def _send(self, channel_name: str) -> list[Service]:
         s = self.settings
         channel = self.channels[channel_name].open(s)
         # A sender takes no more messages than it needs soon: other processes get the others.
@@ -232,10 +234,14 @@ class Worker:
                 claim_lease=s.claim_lease,
                 result_lease=s.result_lease,
                 patience=s.relay_patience,
+                unclaimed=max(prefetch // 2, 1),  # the other half is for the others
             ),
         )
         self.senders.append(sender)
-        return sender
+        if channel.lanes is None:
+            return [sender]
+        parts = FlowParts(channel_name, channel.lanes, self.owner, Flow(self.db), self.db)
+        return [sender, FlowService(parts)]
 
     def _claims(self) -> Service:
         s = self.settings

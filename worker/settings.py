@@ -158,6 +158,10 @@ class Settings(BaseSettings):
     """When a published page with unclaimed recipients is published again, even if the queue is full."""
     smtp_connections: Annotated[int, Field(ge=1, le=500)] = 20
     """Connections to the relay per process; a process that is killed leaves at most so many in doubt."""
+    smtp_messages_per_minute: Annotated[int, Field(ge=0, le=10_000_000)] = 0
+    """Messages a minute to the relay, of all processes together; 0 for no limit."""
+    providers_file: Path | None = None
+    """A TOML file with mailbox providers, their domains and limits; it wins over Sendoff's own list."""
     smtp_timeout: Annotated[float, Field(gt=0, le=600)] = 60
     """How long connecting to the relay may take, and how long a message waits for a free connection."""
     smtp_command_timeout: Annotated[float, Field(gt=0, le=3600)] = 300

@@ -153,6 +153,11 @@ WITH blocked AS (
     INSERT INTO sendoff.denylisted_profile (channel, profile_id, cause)
     SELECT 'email', profile_id, 'optout' FROM blocked
     ON CONFLICT (channel, profile_id) DO NOTHING
+), held AS (
+    INSERT INTO sendoff.lane_report (
+        owner, channel, relay, domain, connections, per_minute, deferred_until, why, reported_at)
+    VALUES ('filling', 'email', 'relay.example:25', 'mail.example', 0, 12, 'infinity', '450 4.7.1 try later', 'infinity')
+    ON CONFLICT DO NOTHING
 )
 INSERT INTO sendoff.quarantined_address (channel, address_key, address, cause)
 SELECT 'email', address, address, 'user_unknown' FROM blocked

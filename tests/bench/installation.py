@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from contracts.commands import Confirm, Reply, Status
-from contracts.routing import CONFIRM, Names
+from contracts.routing import CONFIRM, Names, send_queue
 from tests.bench.machine import CaseFailed
 from worker.amqp import topology
 from worker.amqp.pika.client import ask
@@ -50,6 +50,7 @@ HOT = ("fanout", "send", "results")
 WARM_UP, DELIVERY = 1, 2
 """The deliveries of a clone: one recipient, and as many as asked."""
 SECONDS = 600
+DOMAINS = ("mail.example.org",)
 
 _MAIL = """
 [email]
@@ -92,7 +93,7 @@ class Installation:
             stack.push_async_callback(installation._drop_templates)
             yield installation
 
-    async def prepared(self, channel: str, recipients: int) -> str:
+    async def prepared(self, channel: str, recipients: int, domains: tuple[str, ...] = DOMAINS) -> str:
         """Returns the name of a database with a delivery in it, prepared, and a small one to warm up with."""
 
         async def prepare(url: str) -> None:
@@ -102,21 +103,26 @@ class Installation:
                     await tx.execute("add_operator", name="ana")
                     await tx.execute("grant_role", name="ana", role="start_deliveries")
                 for number, size in ((WARM_UP, 1), (DELIVERY, recipients)):
-                    if await self.prepare(db, channel, size) != number:
+                    if await self.prepare(db, channel, size, domains=domains) != number:
                         raise CaseFailed("The deliveries of a new database are not numbered from 1.")
 
-        return await self.template(f"{channel} {recipients}", prepare)
+        return await self.template(f"{channel} {recipients} {domains}", prepare)
 
     async def prepare(
-        self, db: Database, channel: str, recipients: int, channels: tuple[str, ...] = ()
+        self,
+        db: Database,
+        channel: str,
+        recipients: int,
+        channels: tuple[str, ...] = (),
+        domains: tuple[str, ...] = DOMAINS,
     ) -> int:
-        """Prepares a delivery as `sendoff prepare` does; returns its number."""
+        """Prepares a delivery as `sendoff prepare` does, to domains in turn; returns its number."""
         file, csv = self.folder / "delivery.toml", self.folder / "recipients.csv"
         file.write_text(f'label = "Bench"\nchannel = "{channel}"\n{_MAIL}')
         with csv.open("w") as rows:
             rows.write("address,first_name,city,plan,language\n")
             rows.writelines(
-                f"user{i:07d}@mail.example.org,Ekaterina,Nizhny Novgorod,premium,ru\n"
+                f"user{i:07d}@{domains[i % len(domains)]},Ekaterina,Nizhny Novgorod,premium,ru\n"
                 for i in range(recipients)
             )
         request = preparing.PreparationRequest(file, csv, "ana", None, channels or self.settings.channels)
@@ -143,7 +149,13 @@ class Installation:
 
     @asynccontextmanager
     async def running(
-        self, channel: str, recipients: int, *, copies: int = 1, settings: dict[str, str] | None = None
+        self,
+        channel: str,
+        recipients: int,
+        *,
+        copies: int = 1,
+        settings: dict[str, str] | None = None,
+        domains: tuple[str, ...] = DOMAINS,
     ) -> AsyncIterator[Run]:
         """Yields a clone with every service at work, warm: each has sent to one recipient.
 
@@ -152,8 +164,9 @@ class Installation:
             recipients: Those of the one to be measured.
             copies: Processes of each of the services in `HOT`.
             settings: Further settings of the services, by their variables.
+            domains: Those of the recipients, in turn.
         """
-        template = await self.prepared(channel, recipients)
+        template = await self.prepared(channel, recipients, domains)
         async with AsyncExitStack() as stack:
             url = await stack.enter_async_context(self.cloned(template))
             variables = (settings or {}) | {"SENDOFF_DATABASE_URL": url}
@@ -164,6 +177,13 @@ class Installation:
             await self.confirm(WARM_UP)
             await finished(db, WARM_UP)
             yield Run(db, url, processes)
+
+    async def purge(self, channel: str) -> None:
+        """Empties the queue of a channel, of which the services have ended."""
+        broker = await self.connection.channel()
+        queue = Names(self.settings.queue_prefix).queue(send_queue(channel))
+        await (await broker.get_queue(queue, ensure=False)).purge()
+        await broker.close()
 
     async def versions(self) -> str:
         """Names the versions of the servers."""

@@ -33,6 +33,7 @@ class OverPool(NullChannel):
     def __init__(self, pool: SmtpPool) -> None:
         self.pool = pool
         self.concurrency = pool.size
+        self.lanes = pool.lanes
         self.seen: Counter[str] = Counter()
 
     async def ready(self) -> None:

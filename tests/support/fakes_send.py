@@ -17,6 +17,7 @@ from tests.support.fakes import (
     incoming,
     metrics,
 )
+from worker.channels.protocol import HeldLane
 from worker.domain.content import ContentInvalid
 from worker.domain.verdicts import Accepted, Withheld
 from worker.services.send import SendLimits, SendParts, SendService
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from worker.amqp.messages import Incoming
-    from worker.channels.protocol import ChannelUnreachable, HandOver
+    from worker.channels.protocol import ChannelUnreachable, HandOver, Share, Want
     from worker.domain.failures import Busy
     from worker.domain.verdicts import Verdict
 
@@ -162,6 +163,56 @@ class Tried(NamedTuple):
     expired: bool
 
 
+class FakeLane:
+    """Takes so many at a time, and none before a time."""
+
+    def __init__(self, most: int = 1_000_000) -> None:
+        self.most = most
+        self.waiting = self.claimed = 0
+        self.opens_at = 0.0
+        self.own = True
+        """Whether it is full for a reason of its own."""
+
+    def room(self, now: float) -> int:
+        return self.most - self.claimed if now >= self.opens_at else 0
+
+    def held(self, now: float) -> HeldLane | None:
+        held = self.own and not self.room(now)
+        return HeldLane("relay", "lane", self.most, 0, self.opens_at, "it is busy") if held else None
+
+    def wait(self) -> None:
+        self.waiting += 1
+
+    def drop(self, count: int = 1) -> None:
+        self.waiting -= count
+
+    def enter(self, count: int = 1) -> None:
+        self.waiting -= count
+        self.claimed += count
+
+    def leave(self, *, unused: bool = False) -> None:  # noqa: ARG002
+        self.claimed -= 1
+
+
+class FakeLanes(dict[str, FakeLane]):
+    """Lanes by domain; all others have one without a limit."""
+
+    def of(self, address: str) -> FakeLane:
+        return self.setdefault(address.rpartition("@")[2], FakeLane())
+
+    def held(self, now: float) -> list[HeldLane]:  # noqa: ARG002
+        return []
+
+    def wants(self) -> list[Want]:
+        return []
+
+    def shares(self) -> list[Share]:
+        return []
+
+    def grant(self, granted: Mapping[str, int], now: float) -> None:  # noqa: ARG002
+        raise AssertionError
+
+
 class FakeChannel:
     """Accepts every recipient, or does as it was told: a verdict, or an exception.
 
@@ -180,6 +231,7 @@ class FakeChannel:
         self.answers = asyncio.Event()
         self.answers.set()
         self.closed = self.hurried = False
+        self.lanes: FakeLanes | None = None
 
     async def ready(self) -> None:
         self.asked += 1

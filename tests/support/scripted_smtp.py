@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import AsyncIterator
 
+    from worker.channels.email.providers import Providers
     from worker.domain.verdicts import Verdict
 
 MESSAGE = b"Subject: hello\r\n\r\n.a line with a dot\r\n..\r\nend\r\n"
@@ -154,10 +155,12 @@ async def running(
     tls: ssl.SSLContext | None = None,
     url: str = "smtp://127.0.0.1:{port}",
     timeouts: Timeouts | None = None,
+    providers: Providers | None = None,
 ) -> AsyncIterator[SmtpPool]:
     listening = await asyncio.start_server(server.serve, "127.0.0.1", 0, limit=2**25, ssl=tls)
     port = listening.sockets[0].getsockname()[1]
-    pool = SmtpPool(url.format(port=port), size=size, timeouts=timeouts or Timeouts.all(seconds))
+    phases = timeouts or Timeouts.all(seconds)
+    pool = SmtpPool(url.format(port=port), size=size, timeouts=phases, providers=providers)
     try:
         yield pool
     finally:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contracts.results import Bounce, BounceKind, Error, Sent
+from contracts.results import Bounce, BounceKind, BounceReason, Error, Sent
 from tests.support.reports import NOON, bounce, sent
 from worker.domain.outcomes import fold
-from worker.domain.retry import SPREAD, Retries, backoff
+from worker.domain.retry import SPREAD, Retries, backoff, hinted
 
 RETRIES = Retries((60, 300, 1_800), 4)
 
@@ -73,3 +73,46 @@ def test_who_failed_together_is_spread_over_the_whole_of_it_and_each_always_alik
     assert 48 <= waits[0] < 49
     assert 71 < waits[-1] <= 72
     assert max(later - earlier for earlier, later in pairwise(waits)) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("reply", "seconds"),
+    [
+        (
+            "450 4.2.0 <a@example.net>: Recipient address rejected: Greylisted",
+            None,
+        ),
+        ("450 4.2.0 Greylisted, try again in 300 seconds", 300),
+        ("451 4.7.1 Greylisting in action, please come back in 00:05:00", 300),
+        ("450 4.7.1 Greylisted, please retry in 4 min.", 240),
+        ("451 Greylisted for 1 hour", 3_600),
+        ("451 Greylisted, come back in 0 seconds", None),
+        ("451 Greylisted for 99999 hours", None),
+        ("451 greylisted 10.20.30.40 300s", 300),
+    ],
+)
+def test_the_hint_of_a_server_that_greylists(reply: str, seconds: int | None) -> None:
+    assert hinted(reply) == seconds
+
+
+def test_greylisting_waits_as_the_reply_hints_and_never_less() -> None:
+    retries, reply = Retries((7_200,), 4), "450 4.2.0 busy for 300 seconds"
+    for reason, least, most in ((BounceReason.GREYLISTED, 300, 360), (BounceReason.REFUSED, 5_760, 8_640)):
+        for recipient in range(1, 50):
+            known = fold(
+                [
+                    Bounce(
+                        delivery_id=1,
+                        recipient=recipient,
+                        attempt=1,
+                        at=NOON,
+                        kind=BounceKind.SOFT,
+                        reason=reason,
+                        status="4.2.0",
+                        reply=reply,
+                    )
+                ]
+            )[1, recipient]
+            delay = retries.delay(1, recipient, known)
+            assert delay is not None
+            assert least <= delay.total_seconds() <= most

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from contracts.results import BounceKind, BounceReason, Fault
 from worker.channels.email import capacity
 from worker.channels.email.capacity import Connections, Pace
-from worker.channels.email.patience import ROUNDS, Patience, blames_the_client
+from worker.channels.email.patience import ROUNDS, ROUNDS_OF_LANE, Patience, blames_the_client, defers
 from worker.channels.email.slots import Slots
+from worker.domain.bounces import classify
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
 
 
@@ -142,21 +143,55 @@ def test_a_limit_of_the_client_is_told_from_one_of_the_recipient(
     assert blames_the_client(verdict) is blamed
 
 
+@pytest.mark.parametrize(
+    ("code", "text", "later"),
+    [
+        (451, "4.7.1 Please try again later", True),
+        (450, "try later", True),
+        (451, "4.7.500 Server busy. Please try again later", True),
+        (450, "4.7.1 Service unavailable; Client host blocked using zen.spamhaus.org", True),
+        (451, "4.7.1 Greylisting in action, please come back in 00:05:00", False),
+        (452, "4.2.2 mailbox full", False),
+        (550, "5.7.1 blocked", False),
+        (554, "5.3.0 try again later", False),
+    ],
+)
+def test_what_may_meet_all_messages_of_a_domain_is_told_from_what_meets_one(
+    code: int, text: str, *, later: bool
+) -> None:
+    meaning = classify(code, text)
+    verdict = Bounced(meaning.kind, meaning.reason, meaning.status, text, meaning.fault)
+    assert defers(verdict) is later
+
+
 def test_a_message_waits_as_long_as_nobody_passes_and_a_few_times_while_others_do() -> None:
     patience = Patience()
-    assert all(patience.put_off("ana@example.net") for _ in range(100))
+    assert all(patience.put_off("ana@example.net", 0, own=False) for _ in range(100))
     rounds = 1
-    while patience.put_off("ana@example.net"):
+    while patience.put_off("ana@example.net", rounds, own=False):
         patience.passed("bea@example.net")
         rounds += 1
-    assert rounds == ROUNDS + 1
-    patience.put_off("ana@example.net")
+    assert rounds == ROUNDS
+    patience.put_off("ana@example.net", rounds, own=False)
     patience.passed("ana@example.net")
     assert not patience._put_off  # noqa: SLF001 - who got through is forgotten
+
+
+def test_a_message_whose_lane_takes_none_waits_longer_and_not_for_ever() -> None:
+    patience = Patience()
+    rounds = 0
+    while patience.put_off("ana@example.net", 0, own=False):
+        patience.passed("bea@example.org")
+        rounds += 1
+    assert rounds == ROUNDS_OF_LANE > ROUNDS
+    alone, rounds = Patience(), 0
+    while alone.put_off("ana@example.net", 0, own=True):
+        rounds += 1
+    assert rounds == ROUNDS_OF_LANE, "it is known as the lane's own, though nobody passes"
 
 
 def test_no_more_recipients_are_remembered_than_is_sensible() -> None:
     patience = Patience()
     for number in range(10_100):
-        patience.put_off(f"{number}@example.net")
+        patience.put_off(f"{number}@example.net", 0, own=False)
     assert len(patience._put_off) == 10_000  # noqa: SLF001

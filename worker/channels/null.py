@@ -22,6 +22,7 @@ class NullChannel:
     """Accepts everything and sends nothing."""
 
     concurrency = None
+    lanes = None
     _accepted = Accepted("null channel")
 
     async def ready(self) -> None:

@@ -53,12 +53,99 @@ class Granted:
         return answer
 
 
+class HeldLane(NamedTuple):
+    """A lane that is held back now."""
+
+    relay: str
+    """The name of the relay whose lane it is."""
+    name: str
+    connections: int
+    """How many connections it may have now."""
+    answered: int
+    """How many of its messages passed since the start."""
+    opens_at: float
+    """When its pause ends, in the time of the event loop; a past time for none."""
+    because: str
+    """Why it is held back."""
+
+
+class Lane(Protocol):
+    """What one group of addresses takes. The sender keeps to it, so that a slow group delays no other."""
+
+    @property
+    def opens_at(self) -> float:
+        """When its pause ends, in the time of the event loop; a past time for none."""
+
+    @property
+    def waiting(self) -> int:
+        """How many of its messages were read and are not claimed."""
+
+    def room(self, now: float) -> int:
+        """Returns how many more of its messages may be claimed."""
+
+    def held(self, now: float) -> HeldLane | None:
+        """Returns how it is held back now, for a reason of its own; None if it is not."""
+
+    def wait(self) -> None:
+        """Notes that one of its messages was read, and waits to be claimed."""
+
+    def drop(self, count: int = 1) -> None:
+        """Notes that some that waited will not be claimed here."""
+
+    def enter(self, count: int = 1) -> None:
+        """Notes that some that waited are about to be claimed."""
+
+    def leave(self, *, unused: bool = False) -> None:
+        """Notes that one is not claimed any more; whether it was not tried."""
+
+
+class Want(NamedTuple):
+    """What a process asks for of a limit that all processes share."""
+
+    name: str
+    per_minute: int
+    """The limit: messages a minute."""
+    messages: int
+    """How many it asks for."""
+
+
+class Share(NamedTuple):
+    """What a process asks for of connections that all processes share."""
+
+    name: str
+    connections: int
+    """The limit."""
+
+
+class Lanes(Protocol):
+    """The lanes of a channel: its sender uses `of`, and the service *flow* the rest."""
+
+    def of(self, address: str) -> Lane:
+        """Returns the lane of an address."""
+
+    def held(self, now: float) -> list[HeldLane]:
+        """Returns the lanes that are held back now."""
+
+    def wants(self) -> list[Want]:
+        """Returns the messages that are to be leased, since some wait for it."""
+
+    def shares(self) -> list[Share]:
+        """Returns the connections that are to be leased: of limits in use."""
+
+    def grant(self, granted: Mapping[str, int], now: float) -> None:
+        """Takes what was leased, by name."""
+
+
 class Channel(Protocol):
     """Sends messages to recipients."""
 
     @property
     def concurrency(self) -> int | None:
         """How many sends may run at the same time; None if a send never waits."""
+
+    @property
+    def lanes(self) -> Lanes | None:
+        """What it takes for which addresses; None if nothing is limited."""
 
     async def ready(self) -> None:
         """Returns when messages can be sent.

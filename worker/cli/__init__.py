@@ -38,6 +38,7 @@ _COMMANDS: Final = {
     "check": "check:check",
     "dead": "dead:app",
     "alert": "alerts:app",
+    "flow": "flow:flow",
     "quarantine": "suppression:quarantine",
     "denylist": "suppression:denylist",
     "confirm": "control:confirm",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
+from contracts.results import BounceReason
 from contracts.sends import message_id
 
 if TYPE_CHECKING:
@@ -15,6 +17,14 @@ if TYPE_CHECKING:
 SPREAD: Final = 0.2
 """The largest share by which a delay is shortened or lengthened, so that recipients that failed together are
 not retried together."""
+_HINT: Final = re.compile(
+    r"\b(?:(\d{1,2}):(\d{2}):(\d{2})|(\d{1,5}) ?(s|secs?|seconds?|m|mins?|minutes?|h|hours?))\b",
+    re.IGNORECASE,
+)
+"""How servers that greylist say when they take a message, such as `300 seconds`, `5 min` or `00:05:00`."""
+_UNITS: Final = {"s": 1, "m": 60, "h": 3_600}
+_LONGEST_HINT: Final = 86_400
+"""Seconds. A server that greylists for longer than a day is not believed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +53,25 @@ class Retries:
         if not known.retryable:
             return None
         name = message_id(delivery_id, recipient, known.attempt).encode()
-        return backoff(self.delays, known.attempt, zlib.crc32(name) / 2**32)
+        place = zlib.crc32(name) / 2**32
+        hint = hinted(known.reply or "") if known.reason == BounceReason.GREYLISTED else None
+        if hint is not None:
+            return timedelta(seconds=hint * (1 + SPREAD * place))  # earlier would be refused again
+        return backoff(self.delays, known.attempt, place)
+
+
+def hinted(reply: str) -> int | None:
+    """Returns after how many seconds a server that greylists takes the message; None if it does not say."""
+    found = _HINT.search(reply)
+    if found is None:
+        return None
+    hours, minutes, seconds, number, unit = found.groups()
+    wait = (
+        int(number) * _UNITS[unit[0].lower()]
+        if number
+        else int(hours) * 3_600 + int(minutes) * 60 + int(seconds)
+    )
+    return wait if 0 < wait <= _LONGEST_HINT else None
 
 
 def backoff(delays: tuple[float, ...], attempt: int, place: float) -> timedelta:

@@ -12,20 +12,15 @@ import asyncio
 import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import structlog
-from pydantic import TypeAdapter, ValidationError
 
-from contracts.base import explain
-from contracts.sends import Send
 from worker.amqp.consuming import consuming
-from worker.amqp.dead import Letter
 from worker.amqp.reports import Report, Reports
 from worker.channels.contents import Contents
 from worker.channels.protocol import ChannelUnreachable, Granted
 from worker.channels.reaching import Reaching
-from worker.db.audiences import why_absent
 from worker.db.holding import Holding
 from worker.db.retrying import Idempotent, Unstorable
 from worker.db.start_times import StartTimes
@@ -34,28 +29,24 @@ from worker.domain.content import ContentInvalid
 from worker.domain.failures import NO_MESSAGES_FAULT, Busy, Stopped
 from worker.domain.verdicts import Failed, Unsure, Withheld, result_of
 from worker.domain.window import ClaimWindow
+from worker.services.asked import read, take_absent
+from worker.services.unclaimed import Unclaimed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection
 
+    from contracts.sends import Send
     from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
     from worker.channels.protocol import Channel, HandOver
+    from worker.db.hand_over import Right
     from worker.db.holding import Claims, Held
     from worker.db.retrying import Retrying
     from worker.domain.verdicts import Verdict
+    from worker.services.asked import Asked, Sizes
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
-
-_read = TypeAdapter(Send).validator.validate_json
-
-
-class Sizes(Protocol):
-    """Knows the number of a delivery's recipients: `worker.db.audiences.Audiences`."""
-
-    async def sizes(self, delivery_ids: Collection[int]) -> dict[int, int | Busy]:
-        """Returns them by delivery: 0 for no such delivery, a Busy where it cannot be read now."""
 
 
 class ContentStore(Protocol):
@@ -104,14 +95,8 @@ class SendLimits:
     """Seconds from the hand-over until the result of a message."""
     patience: float
     """Seconds to wait for an unreachable channel. Then unclaimed messages go back to the queue."""
-
-
-class _Asked(NamedTuple):
-    """A send message, and the AMQP message to acknowledge."""
-
-    send: Send
-    consumer: Consumer
-    message: Incoming
+    unclaimed: int = 500
+    """The most messages that are held unclaimed because their lane takes no more now."""
 
 
 class SendService:
@@ -145,7 +130,10 @@ class SendService:
             lambda key, count: self._metrics.results_published.labels(parts.channel_name, key).inc(count),
         )
         self._sending: set[asyncio.Task[None]] = set()
+        self._unclaimed = Unclaimed(limits.unclaimed)
         self._freed = asyncio.Event()
+        self._reading: asyncio.Timeout | None = None
+        """Ends the wait for messages of the queue, so that the unclaimed ones are looked at."""
         self._consumer: Consumer | None = None
         self._metrics.sends_in_flight.labels(parts.channel_name).set_function(lambda: len(self._sending))
         self._metrics.channel_up.labels(parts.channel_name).set_function(lambda: not self.unreachable)
@@ -186,10 +174,10 @@ class SendService:
     async def _consume(self, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
         """Sends the queue's messages, until `stop` or until the channel is unreachable for too long."""
         consumer = self._consumer = self._parts.open_consumer()
+        self._unclaimed.clear()  # what the consumer before held is back in the queue
         async with consuming(consumer, stop):
             try:
-                while batch := await consumer.batch(await self._free_slots(), self._limits.age):
-                    await self.handle(batch, consumer, stop, group)
+                await self._take_turns(consumer, stop, group)
             except ChannelUnreachable as error:
                 log.warning(
                     "the messages in hand go back to the queue",
@@ -202,6 +190,38 @@ class SendService:
             while self._sending:
                 await asyncio.wait(self._sending)
             await self._reports.flush()
+
+    async def _take_turns(self, consumer: Consumer, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
+        """Claims what waits for its lane, then what comes out of the queue; until the consumer is stopped.
+
+        Only this task claims. So the window counts all messages in hand, and none of them waits for anything
+        but its own send: what must wait is unclaimed.
+        """
+        loop = asyncio.get_running_loop()
+        while not stop.is_set():
+            free = await self._free_slots()
+            self._settle(self._unclaimed.surplus(loop.time()))
+            if self._unclaimed.ready(loop.time()):
+                await self._claim_some(free, stop, group)
+            elif batch := await self._read(consumer, free):
+                await self.handle(batch, consumer, stop, group)
+
+    async def _read(self, consumer: Consumer, most: int) -> list[Incoming]:
+        """Returns messages of the queue; none when the unclaimed ones are to be looked at, or at a stop."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(self._unclaimed.look_at(loop.time())) as self._reading:
+                if self._unclaimed.full:
+                    await loop.create_future()
+                return await consumer.batch(most, self._limits.age)
+        except TimeoutError:
+            return []
+        finally:
+            self._reading = None
+
+    def _settle(self, unclaimed: Collection[Asked]) -> None:
+        """Acknowledges messages that are not sent. If they must be, their page is published again."""
+        self._reports.add([Report(a.consumer, a.message, None) for a in unclaimed])
 
     async def _free_slots(self) -> int:
         loop = asyncio.get_running_loop()
@@ -220,32 +240,31 @@ class SendService:
                 acknowledged.
             Stopped: `stop` is set. Unclaimed messages are not acknowledged.
         """
-        by_delivery: dict[int, dict[int, _Asked]] = {}
-        unread: list[Letter] = []
-        for message in batch:
-            try:
-                one = _Asked(_read(message.body), consumer, message)
-            except ValidationError as error:
-                unread.append(Letter(message, f"The send message could not be read: {explain(error)}"))
-                continue
-            asked = by_delivery.setdefault(one.send.delivery_id, {})
-            double = asked.setdefault(one.send.recipient, one)
-            if double is not one:
-                earlier, later = sorted((double, one), key=lambda a: a.send.attempt)
-                asked[one.send.recipient] = later
-                consumer.acknowledge([earlier.message])
-        unread += _take_absent(by_delivery, await self._parts.sizes.sizes(by_delivery.keys()))
+        now = asyncio.get_running_loop().time()
+        asked, unread, doubles = read(batch, consumer, self._parts.channel.lanes, now)
+        consumer.acknowledge(doubles)
+        unread += take_absent(asked, await self._parts.sizes.sizes(asked.keys()))
         if unread:
             await self._parts.dead.bury(*unread)
             consumer.acknowledge(letter.message for letter in unread)
-        for delivery_id, asked in sorted(by_delivery.items()):
-            if not asked:
-                continue
+        for _, of_one in sorted(asked.items()):
+            self._settle(self._unclaimed.add(of_one.values()))
+        await self._claim_some(len(batch), stop, group)
+
+    async def _claim_some(self, most: int, stop: asyncio.Event, group: asyncio.TaskGroup) -> None:
+        """Claims so many of the unclaimed messages at most, and begins to send."""
+        loop = asyncio.get_running_loop()
+        while most and self._unclaimed.ready(loop.time()):
             await self._reaching.reach(stop, self._limits.patience)
-            await self._send_granted(delivery_id, asked, stop, group)
+            taken = self._unclaimed.take(most, loop.time())
+            if taken is None:
+                return
+            delivery_id, asked = taken
+            most -= len(asked)
+            await self._send_granted(delivery_id, asked, group)
 
     async def _send_granted(
-        self, delivery_id: int, asked: dict[int, _Asked], stop: asyncio.Event, group: asyncio.TaskGroup
+        self, delivery_id: int, asked: dict[int, Asked], group: asyncio.TaskGroup
     ) -> None:
         wanted = {r: (a.send.attempt, address_key(a.send.address)) for r, a in asked.items()}
         try:
@@ -253,14 +272,15 @@ class SendService:
         except (Busy, Unstorable) as error:  # other messages go on: the scheduler opens the page again
             log.warning("claims refused", delivery_id=delivery_id, messages=len(wanted), because=str(error))
             self._metrics.sends_refused.labels(self._parts.channel_name).inc(len(wanted))
-            self._reports.add([Report(a.consumer, a.message, None) for a in asked.values()])
+            self._leave(asked.values(), unused=True)
+            self._settle(asked.values())
             return
         self._metrics.claim_recipients.observe(len(wanted))
         self._metrics.sends_claimed.labels(self._parts.channel_name).inc(len(granted))
         self._metrics.sends_refused.labels(self._parts.channel_name).inc(len(wanted) - len(granted))
-        refused = [a for r, a in asked.items() if r not in granted]
-        if refused:
-            self._reports.add([Report(a.consumer, a.message, None) for a in refused])
+        if refused := [a for r, a in asked.items() if r not in granted]:
+            self._leave(refused, unused=True)
+            self._settle(refused)
             log.debug("not granted", delivery_id=delivery_id, messages=len(refused))
         if not granted:
             return
@@ -282,7 +302,7 @@ class SendService:
         for recipient, held in granted.items():
             one = asked[recipient]
             task = group.create_task(
-                self._try_and_report(compiled, one, held, stop), name=f"send {one.message.message_id}"
+                self._try_and_report(compiled, one, held), name=f"send {one.message.message_id}"
             )
             self._sending.add(task)
             task.add_done_callback(self._free)
@@ -290,6 +310,19 @@ class SendService:
     async def _claim(self, delivery_id: int, wanted: dict[int, tuple[int, str]]) -> dict[int, Held]:
         with self._metrics.claim_seconds.time():
             return await self._holding.claim(delivery_id, wanted)
+
+    def _leave(self, asked: Collection[Asked], *, unused: bool) -> None:
+        """Notes that messages are not claimed any more; whether they were not tried."""
+        for one in asked:
+            if one.lane is not None:
+                one.lane.leave(unused=unused)
+                if one.lane.waiting:
+                    self._look()
+
+    def _look(self) -> None:
+        """Has the unclaimed messages looked at, if the next ones of the queue are waited for."""
+        if self._reading is not None and not self._reading.expired():
+            self._reading.reschedule(asyncio.get_running_loop().time())
 
     def _free(self, task: asyncio.Task[None]) -> None:
         self._sending.discard(task)
@@ -305,51 +338,33 @@ class SendService:
     async def _try_and_report(
         self,
         compiled: Any,  # noqa: ANN401 - each channel's own
-        one: _Asked,
+        one: Asked,
         held: Held,
-        stop: asyncio.Event,
     ) -> None:
         right = self._holding.right(held)
         verdict = await self._try(compiled, one.send, right)
-        while isinstance(verdict, Failed) and verdict.waits:
-            await self._holding.give_back(held, in_hand=True)
-            right.end()  # nobody is in doubt any more
-            again = await self._claim_again(one, stop)
-            if again is None:
-                return
-            held, right = again, self._holding.right(again)
-            verdict = await self._try(compiled, one.send, right)
+        if isinstance(verdict, Failed) and verdict.waits:
+            await self._put_off(one, held, right)
+            return
         if isinstance(verdict, Withheld):
             await self._holding.give_back(held)
+        self._leave([one], unused=False)
         self._starts.forget(one.send.delivery_id, one.send.recipient)
         result = result_of(one.send, verdict, datetime.now(UTC))
         self._reports.add([Report(one.consumer, one.message, result, right.end)])
 
-    async def _claim_again(self, one: _Asked, stop: asyncio.Event) -> Held | None:
-        """Claims an attempt that was given back, when the channel is ready again.
+    async def _put_off(self, one: Asked, held: Held, right: Right) -> None:
+        """Gives the claim of a message back, which is then claimed again like one that was just read.
 
         So a pause, a stop or the end of the validity holds for those who wait too, and nobody loses an
         attempt. The message stays in hand: to publish its page again would double all that is queued.
-
-        Returns:
-            The claim. None if there is none: then the message is reported, or goes back to the queue because
-            the process stops.
         """
-        try:
-            await self._reaching.reach(stop)
-        except Stopped:
-            return None
-        send, granted = one.send, {}
-        try:
-            granted = await self._claim(
-                send.delivery_id, {send.recipient: (send.attempt, address_key(send.address))}
-            )
-        except (Busy, Unstorable) as error:
-            log.warning("claims refused", delivery_id=send.delivery_id, messages=1, because=str(error))
-        if not granted:
-            self._metrics.sends_refused.labels(self._parts.channel_name).inc()
-            self._reports.add([Report(one.consumer, one.message, None)])
-        return granted.get(send.recipient)
+        await self._holding.give_back(held, in_hand=True)
+        right.end()  # nobody is in doubt any more
+        if one.consumer is self._consumer:  # else it is back in the queue
+            self._settle(self._unclaimed.add([one]))
+        self._leave([one], unused=False)
+        self._look()
 
     async def _try(self, compiled: Any, send: Send, right: HandOver) -> Verdict:  # noqa: ANN401 - as above
         if isinstance(compiled, ContentInvalid):
@@ -372,16 +387,3 @@ class SendService:
                 because=verdict.detail,
             )
         return verdict
-
-
-def _take_absent(by_delivery: dict[int, dict[int, _Asked]], sizes: Mapping[int, int | Busy]) -> list[Letter]:
-    """Takes out the messages whose recipient does not exist, before each delivery has its turn.
-
-    One by one, each cost a claim, a look-up and a confirm: behind a thousand, an honest message waited 4 s.
-    """
-    letters = []
-    for delivery_id, asked in by_delivery.items():
-        size = sizes[delivery_id]
-        if not isinstance(size, Busy):  # else they are claimed and refused
-            letters += [Letter(asked.pop(r).message, why_absent(size)) for r in list(asked) if r > size]
-    return letters

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from contracts.sends import Send
     from worker.channels.email.dkim import Signer, Signing
     from worker.channels.email.dsn import Dsn
+    from worker.channels.email.lanes import Lanes
     from worker.channels.email.smtp import SmtpPool
     from worker.channels.protocol import HandOver
     from worker.domain.links import Links
@@ -91,6 +92,11 @@ class EmailChannel:
     def concurrency(self) -> int:
         """How many sends may run at the same time: one for each connection."""
         return self._pool.size
+
+    @property
+    def lanes(self) -> Lanes:
+        """What the relay takes for each provider and domain."""
+        return self._pool.lanes
 
     async def ready(self) -> None:
         """Returns when the SMTP server answers. Await it before recipients are claimed.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from worker.channels.email.channel import EmailChannel
 from worker.channels.email.dkim import Signing, read_signers
 from worker.channels.email.dsn import Dsn
+from worker.channels.email.providers import read_providers
 from worker.channels.email.smtp import SmtpPool
 from worker.channels.email.timeouts import Timeouts
 from worker.channels.protocol import Kind, Probe
@@ -67,7 +68,13 @@ def timeouts(settings: Settings) -> Timeouts:
 
 def _pool(settings: Settings, size: int, phases: Timeouts) -> SmtpPool:
     try:
-        return SmtpPool(settings.smtp_url, size=size, timeouts=phases)
+        return SmtpPool(
+            settings.smtp_url,
+            size=size,
+            timeouts=phases,
+            providers=read_providers(settings.providers_file),
+            per_minute=settings.smtp_messages_per_minute,
+        )
     except ValueError as error:
         raise SettingsError(f"SENDOFF_SMTP_URL: {error}") from error
 

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final, cast
 
 import aiosmtplib
 import structlog
 
-from contracts.results import BounceReason
 from worker.channels.email.failures import ERRORS, classify, is_limit
-from worker.channels.email.patience import Patience, blames_the_client
+from worker.channels.email.lanes import Lanes
+from worker.channels.email.limits import Limits
+from worker.channels.email.providers import read_providers
 from worker.channels.email.session import Session, SessionLost, in_words
 from worker.channels.email.slots import Slots
 from worker.channels.email.url import SmtpUrl
-from worker.channels.email.wire import SHUTTING_DOWN
 from worker.channels.protocol import ChannelUnreachable, Granted
-from worker.domain.bounces import classify as read_reply
 from worker.domain.failures import Failure
-from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
+from worker.domain.verdicts import Failed, Unsure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from worker.channels.email.dsn import DsnOptions
+    from worker.channels.email.lane import Lane
+    from worker.channels.email.providers import Providers
     from worker.channels.email.timeouts import Timeouts
     from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
@@ -58,7 +58,14 @@ class SmtpPool:
     """
 
     def __init__(
-        self, url: str, *, size: int, timeouts: Timeouts, messages_per_connection: int = 1000
+        self,
+        url: str,
+        *,
+        size: int,
+        timeouts: Timeouts,
+        messages_per_connection: int = 1000,
+        providers: Providers | None = None,
+        per_minute: int = 0,
     ) -> None:
         """Reads the settings. It does not connect yet.
 
@@ -68,6 +75,8 @@ class SmtpPool:
             timeouts: How long each phase may take.
             messages_per_connection: After so many messages a connection is replaced. Many servers end long
                 sessions, and a load balancer can choose another server for the new one.
+            providers: Which domains are limited together; None for the list of ours.
+            per_minute: The most messages a minute that are begun, of all processes; 0 for no limit.
 
         Raises:
             ValueError: The URL is not an SMTP URL; the message says why.
@@ -76,13 +85,16 @@ class SmtpPool:
         self._url = SmtpUrl.parse(url)
         self._timeouts = timeouts
         self._messages_per_connection = messages_per_connection
-        self._slots = Slots(size)
         self._idle: list[Session] = []
         self._sessions: list[Session] = []
         """All that were open when the last one was opened."""
         self._opening = 0
         """How many are being opened."""
-        self._patience = Patience()
+        slots = self._slots = Slots(size)
+        self.lanes: Final = Lanes(
+            str(self._url), providers or read_providers(), slots.connections, slots.pace, per_minute
+        )
+        self._limits = Limits(str(self._url), self._slots)
         self._welcome = False
         """Whether the server is known to want no TLS and no login first."""
         self._heard_at = _NEVER
@@ -179,17 +191,27 @@ class SmtpPool:
         smtputf8: bool,
         dsn: DsnOptions | None,
     ) -> Verdict:
-        deadline = asyncio.get_running_loop().time() + self._timeouts.connect
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeouts.connect
+        lane = self.lanes.of(recipient)
         lost: list[SessionLost] = []
         while len(lost) < _TRIES:
+            if not await self._limits.lane_free(lane):
+                if lost and lost[-1].closing:
+                    break
+                return self._limits.held(lane)
             async with self._slot(deadline):
+                if not lane.free(loop.time()):
+                    continue  # others of its lane came first
                 try:
                     session = self._take() or await self._open()
+                    number = lane.begin(loop.time())
                     try:
                         verdict = await session.send(
                             sender, recipient, message, hand_over, smtputf8=smtputf8, dsn=dsn
                         )
                     finally:
+                        self._limits.end(lane, number)
                         await self._give_back(session)
                 except _NoMore:
                     continue  # there is another, which comes free
@@ -197,53 +219,30 @@ class SmtpPool:
                     lost.append(error)
                     self._heard_at = _NEVER
                     if error.closing:
-                        self._told_to_go(session, str(error))
+                        self._told_to_go(lane, session, str(error))
                     continue
-            return self._weighed(recipient, verdict)
+            return self._weighed(lane, recipient, verdict)
         detail = (
             f"The connection to the SMTP server {self._url} was lost before anything was sent: {lost[-1]}."
         )
         failed = Failed("connection", retryable=True, detail=detail)
-        return self._put_off_or(recipient, failed) if lost[-1].closing else failed
+        return self._limits.told_to_go_again(lane, recipient, failed) if lost[-1].closing else failed
 
-    def _told_to_go(self, session: Session, because: str) -> None:
+    def _told_to_go(self, lane: Lane, session: Session, because: str) -> None:
         """Reads a 421: it ends a session that has done enough, or wants a pause of a new one."""
-        if session.messages == 1:
-            self._slow_down(because)
-        elif read_reply(SHUTTING_DOWN, because).reason is BounceReason.RATE_LIMITED:
+        if self._limits.ends_session(lane, session.messages, because):
             # “Too many messages on this connection”: the next one ends in time.
             self._messages_per_connection = min(self._messages_per_connection, session.messages - 1)
 
-    def _weighed(self, recipient: str, verdict: Verdict) -> Verdict:
+    def _weighed(self, lane: Lane, recipient: str, verdict: Verdict) -> Verdict:
         """Returns the verdict on a message; one that waits if it says nothing of the message."""
         if isinstance(verdict, Unsure):
             return verdict
         self._heard()
-        if isinstance(verdict, Bounced | Failed) and blames_the_client(verdict):
+        weighed = self._limits.weighed(lane, recipient, verdict)
+        if isinstance(weighed, Failed) and weighed.waits:
             self._welcome = False
-            self._slow_down(verdict.reply if isinstance(verdict, Bounced) else verdict.detail)
-            return self._put_off_or(recipient, verdict)
-        if isinstance(verdict, Accepted | Bounced):
-            self._patience.passed(recipient)
-            if self._slots.pace.feeling:
-                self._slots.pace.went_well(asyncio.get_running_loop().time())
-                self._slots.wake()
-        return verdict
-
-    def _slow_down(self, because: str) -> None:
-        pace = self._slots.pace
-        if not pace.feeling:
-            log.warning("the SMTP server wants a pause", server=str(self._url), because=because)
-        pace.slow_down(because, asyncio.get_running_loop().time())
-
-    def _put_off_or(self, recipient: str, verdict: Bounced | Failed) -> Verdict:
-        """Puts a message off for a limit of the server; the verdict stands if only this one meets it."""
-        if not self._patience.put_off(recipient):
-            return verdict
-        if isinstance(verdict, Failed):
-            return replace(verdict, waits=True)
-        detail = f"The SMTP server {self._url} limits how fast it takes messages: {verdict.reply}"
-        return Failed(verdict.reason.value, retryable=True, detail=detail, waits=True)
+        return weighed
 
     def _take(self) -> Session | None:
         """Returns the last used session that is still open.

@@ -52,6 +52,8 @@ class _NoTracker(Exception):
 class WebhookChannel:
     """Posts to a gateway."""
 
+    lanes = None
+
     def __init__(self, gateway: Gateway, keys: Sequence[bytes], *, links: Links | None = None) -> None:
         """Takes its parts. Closing the channel closes the gateway.
 
