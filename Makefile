@@ -11,7 +11,7 @@ SERVERS := $(PYTHON) dev/servers.py
 SOURCES := contracts worker sql tests dev
 UV_COMPILE = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
-.PHONY: help up down venv test check format lock schemas tables demo bench bench-tables bench-console corpus clean
+.PHONY: help up down venv test check format lock schemas tables settings image demo bench bench-tables bench-console corpus clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ down: ## stop just those, and remove their data
 schemas: venv ## write contracts/schemas and contracts/asyncapi.yaml from the models
 	$(BIN)/python dev/generate_contracts.py
 
+settings: venv ## write docs/settings.md from the model of the settings
+	$(BIN)/python dev/draw_settings.py
+
 tables: venv ## write the columns of the views into docs/tables.md from the comments of a database
 	@$(SERVERS) run -- $(BIN)/python -m dev.draw_tables
 
@@ -55,13 +58,20 @@ bench: venv ## measure against other frameworks doing the same job (ARGS='--quic
 
 # With a quarter of the machine's memory, as Postgres's manual recommends, and in large pages where root runs this; the
 # other servers make do with less.
-bench-tables: venv ## measure what dashboards ask of ten million recipients (ARGS='--rows 1000000')
+bench-settings: venv ## write docs/settings.md from the model of the settings
+	$(BIN)/python dev/draw_settings.py
+
+tables: venv ## measure what dashboards ask of ten million recipients (ARGS='--rows 1000000')
 	@SENDOFF_DEV_SHARED_MEGABYTES=$$(awk '/^MemTotal/ {print int($$2 / 4096)}' /proc/meminfo) \
 	    $(SERVERS) run -- $(BIN)/python -m tests.bench.tables $(ARGS)
 
 bench-console: venv ## measure first paints of a delivery of a million and what 500 open pages cost (ARGS='--rows 100000')
 	@$(SERVERS) install browser
 	@$(SERVERS) run -- $(BIN)/python -m tests.bench.console $(ARGS)
+
+# What debootstrap fetches is kept in FOLDER; three minutes after that.
+image: ## run the steps of the Dockerfile in a bare Debian, as root (FOLDER=/var/tmp/sendoff-image)
+	@$(PYTHON) dev/image.py $(or $(FOLDER),/var/tmp/sendoff-image) -- --version
 
 corpus: venv ## read a corpus of replies with the rules, and compare (DIR=/path, which holds expected.csv)
 	@$(BIN)/python dev/corpus.py "$(DIR)"
@@ -82,6 +92,7 @@ venv: .venv/built ## build .venv from the hashed lock, if it is not there or is 
 lock: venv ## resolve requirements.lock and requirements-dev.lock anew
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/$(UV_COMPILE) pyproject.toml --output-file requirements.lock
+	$(BIN)/$(UV_COMPILE) --group build --output-file requirements-build.lock
 	$(BIN)/$(UV_COMPILE) pyproject.toml --group dev --output-file requirements-dev.lock
 	$(BIN)/$(UV_COMPILE) tests/bench/peers/requirements.in --output-file tests/bench/peers/requirements.lock
 

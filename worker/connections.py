@@ -5,12 +5,19 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+import structlog
+
 from worker.amqp import topology
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.pika.connection import open_broker
 from worker.amqp.pika.publisher import PikaPublisher
 from worker.amqp.routes import Routes
-from worker.db.pool import open_database
+from worker.db import server
+from worker.db.identity import recogniser
+from worker.db.pool import DatabaseUnreachable, open_database
+from worker.domain.clocks import disagreement
+from worker.domain.servers import postgres_hosts
+from worker.domain.standbys import doubt
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,6 +29,9 @@ if TYPE_CHECKING:
     from worker.db.pool import Database
     from worker.settings import Settings
     from worker.telemetry.metrics import Metrics
+
+
+log = structlog.get_logger(__name__)
 
 
 class Connections(NamedTuple):
@@ -59,6 +69,7 @@ async def open_connections(
 
     Raises:
         DatabaseUnreachable, BrokerUnreachable: there is no server at the address.
+        DatabaseUnreachable: also where a failover can lose claims, and the settings refuse that.
         SchemaMismatch, TopologyMismatch: the server is not set up, or is set up for another version.
     """
     async with AsyncExitStack() as stack:
@@ -72,9 +83,11 @@ async def open_connections(
             on_away=metrics.database_failures.inc,
             on_busy=lambda doing: metrics.database_busy.labels(doing).inc,
             plan_each=plan_each,
+            recognise=recogniser(settings.after_failover),
         )
         stack.push_async_callback(db.close)
         await db.check()
+        await _look_at_server(db, settings)
         metrics.database_connections.labels("busy").set_function(lambda: db.busy)
         metrics.database_connections.labels("idle").set_function(lambda: db.idle)
         metrics.database_connections_most.set(settings.database_pool)
@@ -101,3 +114,18 @@ async def open_connections(
         metrics.broker_connected.set_function(lambda: broker.connected and bulk_publisher.connected)
         routes = Routes(broker.consuming, names, settings.channels)
         yield Connections(db, broker, publisher, bulk_publisher, routes)
+
+
+async def _look_at_server(db: Database, settings: Settings) -> None:
+    """Says what of the server will trouble us later.
+
+    Raises:
+        DatabaseUnreachable: a failover can lose claims, and the settings refuse that.
+    """
+    because = doubt(await server.durability(db), len(postgres_hosts(settings.database_url)))
+    if because and settings.async_standby == "refuse":
+        raise DatabaseUnreachable(f"{because} SENDOFF_ASYNC_STANDBY=warn starts all the same.")
+    if because:
+        log.warning("a failover can lose claims", because=because)
+    if because := disagreement(await server.ahead(db)):
+        log.warning("the clocks differ", because=because)

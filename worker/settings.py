@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from dotenv import dotenv_values
-from pydantic import AmqpDsn, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from contracts.base import ChannelName
 from worker import settings_fit as fits
+from worker import settings_words as words
 from worker.domain.keys import read_keys
 from worker.domain.links import base_url
 from worker.domain.mail_options import EmailHeaders, Notify, Resolver
 from worker.domain.mailbox import mailbox
 from worker.domain.preflight import Check
 from worker.domain.retention import read_age
-from worker.domain.servers import postgres_hosts
+from worker.domain.servers import check_amqp, check_encoded, postgres_hosts
 from worker.domain.webhook_options import GatewayAddress, SigningSecrets
 
 Algorithm = Literal[
@@ -40,7 +42,12 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="SENDOFF_", env_file=".env", extra="ignore", frozen=True, use_attribute_docstrings=True
+        env_prefix="SENDOFF_",
+        env_file=".env",
+        extra="ignore",
+        frozen=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     amqp_url: str = "amqp://guest:guest@127.0.0.1:5672/"
@@ -57,7 +64,7 @@ class Settings(BaseSettings):
     """Or the file with the relay's URL."""
     queue_prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{0,40}$")] = ""
     """The prefix of every exchange and queue, so that several installations can share a broker."""
-    channels: Annotated[tuple[str, ...], NoDecode] = ("email", "null")
+    channels: Annotated[tuple[ChannelName, ...], NoDecode] = ("email", "null")
     """The channels that this installation sends over, as a JSON list or separated by commas."""
 
     publishers: Annotated[tuple[str, ...], NoDecode] = ()
@@ -128,6 +135,11 @@ class Settings(BaseSettings):
     """How long open work may take to finish after SIGTERM."""
     database_pool: Annotated[int, Field(ge=2, le=100)] = 8
     """Connections to the database per process."""
+    after_failover: Literal["pause", "continue"] = "pause"
+    """What happens to deliveries when a standby of the database took over: `continue` is for one that lacks
+    no commit, a synchronous one."""
+    async_standby: Literal["warn", "refuse"] = "warn"
+    """What a process does at its start where the database has a standby that may lack commits."""
 
     transport: Literal["bulk", "aio-pika"] = "bulk"
     """The client for sends, results and tracking events: our own bulk client, or aio-pika."""
@@ -295,7 +307,7 @@ class Settings(BaseSettings):
     @field_validator("amqp_url")
     @classmethod
     def _is_amqp(cls, value: str) -> str:
-        AmqpDsn(value)
+        check_amqp(value)
         return value
 
     @field_validator("database_url")
@@ -309,6 +321,7 @@ class Settings(BaseSettings):
     def _is_smtp(cls, value: str) -> str:
         if not value.startswith(("smtp://", "smtps://", "smtp+starttls://")):
             raise ValueError("it must begin with smtp://, smtp+starttls:// or smtps://")
+        check_encoded(value)
         return value
 
     @field_validator("bounce_domain")
@@ -386,7 +399,7 @@ def read_settings() -> Settings:
     except ValidationError as error:
         faults = [
             (f"{fits.variable(str(e['loc'][0]))}: " if e["loc"] else "")
-            + e["msg"].removeprefix("Value error, ")
-            for e in error.errors(include_input=False)
+            + words.complaint(e, Settings.model_fields)
+            for e in error.errors()
         ]
         raise SettingsError("Wrong settings: " + "; ".join(faults)) from None

@@ -7,6 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from worker.domain.servers import files
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
 
@@ -112,7 +114,8 @@ def conflicts(s: Settings) -> Iterator[str]:
 
 
 def faults(s: Settings) -> Iterator[str]:
-    """Yields a sentence for each fault that must stop the start."""
+    """Yields a sentence for each fault that must stop the start. Looks whether files are there."""
+    yield from _of_files(s)
     keys = [name for name in ("auth_key", "auth_key_file", "auth_jwks_file") if getattr(s, name)]
     if s.auth == "token":
         yield from _of_tokens(s, keys)
@@ -129,6 +132,15 @@ def faults(s: Settings) -> Iterator[str]:
             if getattr(s, needed) and not signing:
                 yield f"{variable(needed)} needs keys: set {', or '.join(map(variable, own))}"
     yield from _of_the_console(s)
+
+
+def _of_files(s: Settings) -> Iterator[str]:
+    for name in ("amqp_url", "database_url"):
+        for option, path in files(getattr(s, name)):
+            try:
+                Path(path).open("rb").close()
+            except OSError as error:
+                yield f"{variable(name)}: {path}, the file of {option}, cannot be read: {error.strerror}"
 
 
 def _of_the_console(s: Settings) -> Iterator[str]:

@@ -75,7 +75,8 @@ async def test_the_check_and_a_command_say_that_the_broker_takes_no_publishes(
     broker = next(f for f in json.loads(checked.stdout) if f["part"] == "broker")
     assert (checked.returncode, broker["standing"]) == (1, "wrong")
     assert broker["message"].startswith(SHORT)
-    asked = await asyncio.to_thread(sendoff, "stats", "1", env=env)
+    command = ("pause", "1", "--operator", "ana", "--reason", "x")
+    asked = await asyncio.to_thread(sendoff, *command, env=env)
     assert (asked.returncode, SHORT in asked.stderr) == (3, True)
     await asyncio.to_thread(memory, 0.3)
     assert (await asyncio.to_thread(sendoff, "check", env=env)).returncode == 0

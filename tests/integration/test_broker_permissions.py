@@ -20,9 +20,9 @@ from contracts import routing
 from tests.support.channels import Gated
 from tests.support.results import result
 from tests.support.stack import Stack, until
-from worker.amqp import topology
+from worker.amqp import permissions, topology
 from worker.amqp.errors import BrokerUnreachable
-from worker.amqp.pika.connection import open_connection
+from worker.amqp.pika.connection import open_connection, try_publishing
 from worker.amqp.pika.dead import open_dead_letters
 from worker.bootstrap import SERVICES
 
@@ -374,7 +374,7 @@ async def test_a_command_as_the_wrong_user_names_what_is_refused(broker: Broker,
 
     said = await asyncio.gather(
         wrong("sendoff-send", "migrate"),
-        wrong("sendoff-send", "stats", 1),
+        wrong("sendoff-send", "pause", 1, "--operator", "ana", "--reason", "x"),
         wrong("upstream", "dead", "list"),
         wrong("sendoff-confirm", "run", "stats"),
     )
@@ -394,3 +394,25 @@ def test_the_committed_definitions_hold_no_password() -> None:
     assert [p["user"] for p in definitions["permissions"]] == USERS
     assert set(USERS) == set(MAY)
     assert {f"sendoff-{name}" for name in SERVICES} <= set(USERS)
+
+
+@pytest.mark.usefixtures("own")
+async def test_what_a_user_may_do_is_seen_without_doing_it(settings: Settings, broker: Broker) -> None:
+    needs = permissions.needs(settings.channels)
+    assert needs.keys() >= set(SERVICES)
+    for user in USERS:
+        async with await open_connection(broker.url(user), name="asks", timeout=20) as connection:
+            answers = await try_publishing(connection)
+            may = await permissions.look(connection, routing.Names(), settings.channels, answers=answers)
+        writes, reads = MAY[user]
+        # Nothing publishes commands or claims here, and nothing reads the dead queue.
+        assert may.writes == writes & {name for each in needs.values() for name in each.writes}, user
+        assert may.reads == reads & {name for each in needs.values() for name in each.reads}, user
+        assert not may.wide
+        runs = {name for name, needed in needs.items() if not may.lacks(needed)}
+        assert user.removeprefix("sendoff-") in runs or user in {
+            "upstream",
+            "listener",
+            "sender",
+            "sendoff-ops",
+        }

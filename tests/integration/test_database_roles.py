@@ -185,3 +185,18 @@ async def test_the_check_says_who_we_are_to_the_database(
     (finding,) = [f for f in json.loads(done.stdout) if f["part"] == "role"]
     assert sentence in finding["message"]
     assert done.returncode == status
+
+
+async def test_the_check_tells_of_a_worker_that_will_not_be_able_to_open_the_next_partitions(
+    installed: Installed, stack: Stack, sendoff: Sendoff
+) -> None:
+    # As a migration leaves it that makes the function anew, until roles.sql has run.
+    await administer(installed.admin, "ALTER FUNCTION sendoff.open_partition_set(interval) SECURITY INVOKER")
+    env = {
+        "SENDOFF_QUEUE_PREFIX": stack.settings.queue_prefix,
+        "SENDOFF_DATABASE_URL": installed.url("worker"),
+    }
+    done = await asyncio.to_thread(sendoff, "check", "--json", env=env)
+    (finding,) = [f for f in json.loads(done.stdout) if f["part"] == "role"]
+    assert (done.returncode, finding["standing"]) == (1, "wrong")
+    assert "may not open the next set of partitions" in finding["message"]

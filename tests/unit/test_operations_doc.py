@@ -1,9 +1,8 @@
-"""docs/operations.md names every setting, every metric and every warning, as they are in the code."""
+"""docs/operations.md names every service, every metric and every warning, as they are in the code."""
 
 from __future__ import annotations
 
 import ast
-import json
 import re
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from prometheus_client import CollectorRegistry
 
 from worker.bootstrap import ON_REQUEST, SERVICES
 from worker.bootstrap_intake import INTAKES
-from worker.settings import Settings
 from worker.telemetry.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -24,16 +22,6 @@ def rows(heading: str) -> list[str]:
     section = DOC.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
     table = section[section.index("|---") :].split("\n\n", 1)[0]
     return [line for line in table.splitlines() if line.startswith("| `")]
-
-
-def setting_rows() -> list[str]:
-    found = []
-    for name, setting in Settings.model_fields.items():
-        default = setting.default if isinstance(setting.default, str | Path) else json.dumps(setting.default)
-        shown = "empty" if default in ("", "null", "[]") else f"`{default}`"
-        meaning = " ".join((setting.description or "").split())
-        found.append(f"| `SENDOFF_{name.upper()}` | {shown} | {meaning} |")
-    return found
 
 
 def metric_rows() -> list[str]:
@@ -76,10 +64,6 @@ def test_the_services_are_all_there_and_each_can_be_scaled_by_itself() -> None:
     composed = yaml.safe_load((ROOT / "deploy/compose.yaml").read_text())["services"]
     run = [c["command"][1] for c in composed.values() if c.get("command", [""])[0] == "run"]
     assert run == [*SERVICES, "tracker", *INTAKES, *ON_REQUEST]
-
-
-def test_the_settings_are_all_there_with_their_defaults_and_meaning() -> None:
-    assert rows("Settings") == setting_rows()
 
 
 def test_the_metrics_are_all_there_with_their_labels_and_meaning() -> None:

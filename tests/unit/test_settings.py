@@ -57,16 +57,20 @@ def test_headers_of_every_email_are_an_object_of_templates(monkeypatch: pytest.M
     ("name", "value", "words"),
     [
         ("EMAIL_HEADERS", "{", "SENDOFF_EMAIL_HEADERS: it is not a JSON object such as"),
-        ("EMAIL_HEADERS", "[]", "SENDOFF_EMAIL_HEADERS: Input should be a valid dictionary"),
-        ("EMAIL_HEADERS", '{"X-A": 1}', "SENDOFF_EMAIL_HEADERS: Input should be a valid string"),
+        ("EMAIL_HEADERS", "[]", "SENDOFF_EMAIL_HEADERS: “[]” is not a JSON object of texts"),
+        (
+            "EMAIL_HEADERS",
+            '{"X-A": 1}',
+            "SENDOFF_EMAIL_HEADERS: it must be a JSON object of texts; “1” is not one",
+        ),
         ("EMAIL_HEADERS", '{"Bcc": "a"}', "SENDOFF_EMAIL_HEADERS: headers: Value error, the header Bcc is"),
         ("EMAIL_HEADERS", '{"X-A": "{{ city }}"}', "headers.X-A, line 1: unknown variable “city”"),
         ("EMAIL_HEADERS", '{"X-A": "{{"}', "SENDOFF_EMAIL_HEADERS: headers.X-A, line 1: "),
         ("EMAIL_HEADERS", '{"List-Help": "help"}', "headers.List-Help: “help” is not a whole address"),
         ("DSN_NOTIFY", "failure,never", "SENDOFF_DSN_NOTIFY: never cannot be joined with others"),
         ("DNS_RESOLVER", "dns.example.org", "SENDOFF_DNS_RESOLVER: give `system`, or an IP address such as"),
-        ("PREFLIGHT_BLOCKS", "no_text,spam", "SENDOFF_PREFLIGHT_BLOCKS: Input should be 'no_opt_out', "),
-        ("DSN_NOTIFY", "bounce", "SENDOFF_DSN_NOTIFY: Input should be 'success', 'failure', 'delay' or"),
+        ("PREFLIGHT_BLOCKS", "no_text,spam", "SENDOFF_PREFLIGHT_BLOCKS: it must be a list of `no_opt_out`, "),
+        ("DSN_NOTIFY", "bounce", "SENDOFF_DSN_NOTIFY: it must be a list of `success`, `failure`, `delay` or"),
     ],
 )
 def test_a_wrong_setting_of_emails_is_named(

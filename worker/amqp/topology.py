@@ -93,21 +93,14 @@ async def declare(connection: AbstractConnection, names: Names, channels: Sequen
                 name: await channel.declare_exchange(names.exchange(name), kind, durable=True)
                 for name, kind in _EXCHANGES.items()
             }
-            dead = await channel.declare_queue(
-                names.queue(routing.DEAD_QUEUE),
-                durable=True,
-                arguments={"x-queue-type": "quorum", "x-delivery-limit": _DEAD_DELIVERY_LIMIT},
-            )
-            await dead.bind(exchanges[routing.DEAD], "")
-            arguments: FieldTable = {
-                "x-queue-type": "quorum",
-                "x-delivery-limit": DELIVERY_LIMIT,
-                "x-dead-letter-exchange": names.exchange(routing.DEAD),
+            planned = arguments(names, channels)
+            queues = {
+                name: await channel.declare_queue(name, durable=True, arguments=own)
+                for name, own in planned.items()
             }
+            await queues[names.queue(routing.DEAD_QUEUE)].bind(exchanges[routing.DEAD], "")
             for queue_name, (exchange, keys) in _queues(channels).items():
-                queue = await channel.declare_queue(
-                    names.queue(queue_name), durable=True, arguments=arguments
-                )
+                queue = queues[names.queue(queue_name)]
                 for key in keys:
                     await queue.bind(exchanges[exchange], key)
     except ChannelAccessRefused as error:
@@ -122,6 +115,17 @@ async def declare(connection: AbstractConnection, names: Names, channels: Sequen
             raise
         raise _gone(error) from error
     return [names.queue(q) for q in (*_queues(channels), routing.DEAD_QUEUE)]
+
+
+def arguments(names: Names, channels: Sequence[str]) -> dict[str, FieldTable]:
+    """Returns the arguments with which each queue is declared, by its full name."""
+    usual: FieldTable = {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-dead-letter-exchange": names.exchange(routing.DEAD),
+    }
+    dead: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": _DEAD_DELIVERY_LIMIT}
+    return {names.queue(routing.DEAD_QUEUE): dead} | {names.queue(q): usual for q in _queues(channels)}
 
 
 async def missing(connection: AbstractConnection, names: Names, channels: Sequence[str]) -> list[Part]:

@@ -200,12 +200,21 @@ class Proving(Protocol):
         """Closes its connections."""
 
 
+class Seen(NamedTuple):
+    """What a probe saw of a channel that can send."""
+
+    message: str
+    """In a sentence."""
+    limited: bool = False
+    """Whether it takes less than the settings want, so that somebody should look at it."""
+
+
 class Probe(NamedTuple):
     """What `sendoff check` checks for a channel."""
 
     part: str
     """The name of the part in the output."""
-    look: Callable[[Settings], Awaitable[None]]
+    look: Callable[[Settings], Awaitable[Seen]]
     """Returns if the channel can send.
 
     Raises:

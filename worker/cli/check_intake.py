@@ -9,8 +9,8 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from worker.cli.findings import Finding, PartStatus
 from worker.links import open_keys
+from worker.operations.findings import Finding, PartStatus
 from worker.returned.keeping import MOST_FILES
 from worker.returned.opening import open_references
 from worker.settings import SettingsError

@@ -21,14 +21,16 @@ from worker.cli.asking import (
     OperatorOption,
     TimeoutOption,
     TokenOption,
+    read_bearer,
     read_reply,
     read_token,
     show_reply,
 )
-from worker.cli.common import CommandRefused
-from worker.cli.show import console, grid, number
+from worker.cli.common import CommandRefused, database
+from worker.cli.show import console, grid, number, to_json
 from worker.domain.schedule import duration_text
 from worker.domain.text import plain, words
+from worker.operations import hold
 from worker.settings import read_settings
 
 if TYPE_CHECKING:
@@ -74,15 +76,27 @@ def confirm(
 
 
 def pause(
-    delivery_id: DeliveryArgument,
     operator: OperatorOption,
     reason: ReasonOption,
+    delivery_id: Annotated[
+        int | None,
+        typer.Argument(metavar="ID", min=1, max=2**63 - 1, help="The delivery's number.", show_default=False),
+    ] = None,
     *,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="All deliveries; straight in the database, also while no worker runs."),
+    ] = False,
     token_file: TokenOption = None,
     as_json: JsonOption = False,
     timeout: TimeoutOption = ANSWER_SECONDS,
 ) -> None:
     """Pause a delivery: nothing more is sent until it is resumed."""
+    if (delivery_id is None) != everything:
+        raise typer.BadParameter("Name one delivery, or --all.")
+    if delivery_id is None:
+        _pause_all(operator, reason, token_file, as_json=as_json)
+        return
     _control(routing.PAUSE, delivery_id, operator, reason, token_file, as_json=as_json, timeout=timeout)
 
 
@@ -158,6 +172,26 @@ def _control(
 ) -> None:
     command = _read(Control, delivery_id=delivery_id, operator=operator, reason=reason)
     show_reply(_command(routing_key, command, timeout, token_file), as_json=as_json)
+
+
+def _pause_all(operator: str, reason: str, token_file: Path | None, *, as_json: bool) -> None:
+    settings = read_settings()
+    # The number is of none: the rules for operator and reason are those of every command.
+    _read(Control, delivery_id=1, operator=operator, reason=reason)
+    request = hold.HoldRequest(operator, reason, read_bearer(settings, operator, token_file))
+
+    async def act() -> hold.Held:
+        async with database(settings) as db:
+            return await hold.pause_all(db, request)
+
+    held = asyncio.run(act())
+    if held.refused is not None:
+        raise CommandRefused(held.refused.message)
+    if as_json:
+        typer.echo(to_json({"paused": held.deliveries}))
+    else:
+        named = ", ".join(map(str, held.deliveries))
+        typer.echo(f"Paused: {named}." if named else "Nothing to pause: no delivery could go on.")
 
 
 def _approvals(approvals: SecondApproval, zone: str | None) -> str:

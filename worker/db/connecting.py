@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 
-from worker.domain.servers import must_verify, passwords, postgres_hosts
+from worker.domain.servers import must_verify, passwords, places, postgres_hosts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,6 +81,8 @@ def reason(error: BaseException, url: str) -> str:
     if isinstance(error, asyncpg.ProtocolViolationError) and "startup parameter" in str(error):
         return _POOLER
     text = str(error) or type(error).__name__
+    if isinstance(error, OSError):
+        text = f"{places(url)}: {text}"
     if "rejected SSL upgrade" in text:
         text += (
             "; it speaks no TLS: set that up, or add sslmode=disable to the URL where the network is your own"

@@ -15,7 +15,7 @@ from worker.db.retrying import Retrier
 from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 
     from sql import Query
     from worker.db.retrying import Idempotent
@@ -217,7 +217,7 @@ def read_applied(rows: Iterable[asyncpg.Record]) -> list[Applied]:
     return [Applied(row["number"], row["name"], row.get("works_from", row["number"])) for row in rows]
 
 
-async def open_database(
+async def open_database(  # noqa: PLR0913 - what processes and commands differ in
     url: str,
     *,
     size: int,
@@ -228,6 +228,7 @@ async def open_database(
     on_away: Callable[[], None] = lambda: None,
     on_busy: Callable[[str], Callable[[], None]] = lambda _: lambda: None,
     plan_each: bool = False,
+    recognise: Callable[[asyncpg.Connection], Awaitable[None]] | None = None,
 ) -> Database:
     """Opens a pool.
 
@@ -243,6 +244,7 @@ async def open_database(
             because the server was too busy.
         plan_each: Whether each statement is planned anew, for its values and the tables as they are: for a
             process with few statements that read much.
+        recognise: What each connection goes through before its first use, where the schema is there.
 
     Raises:
         DatabaseUnreachable: there is no database at the address, it refuses our login, or a pooler is in
@@ -260,16 +262,25 @@ async def open_database(
         "enable_seqscan": "off",
         "jit": "off",
     }
+
+    async def prepared(connection: asyncpg.Connection) -> None:
+        await check_direct(connection)
+        if recognise is not None:
+            await recognise(connection)
+
     try:
         pool = await asyncpg.create_pool(
             url,
             ssl=tls(url),
             target_session_attrs=session_attributes(url),
-            min_size=1,
+            # One from the start, so that an outage is known then. Without a least number the pool opens none
+            # by itself later, and does not warn of one that it could not open.
+            init_size=1,
+            min_size=0,
             max_size=size,
             timeout=connect_timeout,
             command_timeout=command_timeout,
-            init=check_direct,
+            init=prepared,
             reset=_without_reset,
             server_settings=marked(session),
         )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 
+from contracts.stats import Stats
 from worker.db import accounts, deliveries
 from worker.lifecycle import beside
 
@@ -81,6 +83,26 @@ class Statistics:
         """Reads the counters as they are, without a recount; None if there is no such delivery."""
         async with self._db.transaction(isolation="repeatable_read", readonly=True) as tx:
             return await _live(tx, delivery_id)
+
+
+def answer(found: Recount) -> Stats:
+    """Returns the answer of compute stats for what was counted."""
+    row = found.deployment
+    return Stats.model_validate(
+        {
+            **{k: _plain(row[k]) for k in Stats.model_fields.keys() & row.keys()},
+            "preparation": row["preparation"] or None,
+            "excluded_by_cause": found.excluded_by_cause,
+            "as_of": found.as_of,
+            "exact": found.exact,
+            "drift": found.drift,
+        }
+    )
+
+
+def _plain(value: object) -> object:
+    # In the database a percentage is a numeric with two decimals.
+    return float(value) if isinstance(value, Decimal) else value
 
 
 async def _live(tx: Transaction, delivery_id: int) -> Recount | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
@@ -13,19 +12,19 @@ from pydantic import ValidationError
 from contracts import routing
 from contracts.base import explain
 from contracts.commands import ComputeStats, Reason, Reply, Status
-from contracts.stats import Stats
 from worker.amqp.consuming import consuming
 from worker.amqp.dead import Letter
 from worker.amqp.octets import storable
 from worker.amqp.requests import reply_to
 from worker.db.retrying import Idempotent
-from worker.db.stats import TookTooLong
+from worker.db.stats import TookTooLong, answer
 from worker.domain.deliveries import unknown_delivery
 from worker.domain.failures import NO_MESSAGES_FAULT, Busy
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable
 
+    from contracts.stats import Stats
     from worker.amqp.dead import Burying
     from worker.amqp.messages import Consumer, Incoming, Publisher
     from worker.db.retrying import Retrying
@@ -156,14 +155,14 @@ class StatsService:
             await self._parts.dead.bury(Letter(message, sentence))
 
     async def _answer(self, asking: list[Incoming], number: int) -> None:
-        answer = await self._compute(number)
-        if answer is None:
+        computed = await self._compute(number)
+        if computed is None:
             unknown = unknown_delivery(number)
             refusals = (_refusal(m, Status.REFUSED, unknown.reason, unknown.message, number) for m in asking)
             await _all(map(self._reply, asking, refusals))
             return
-        body = answer.model_dump_json().encode()
-        self._parts.metrics.commands.labels(routing.COMPUTE_STATS, answer.status.value, "").inc(len(asking))
+        body = computed.model_dump_json().encode()
+        self._parts.metrics.commands.labels(routing.COMPUTE_STATS, computed.status.value, "").inc(len(asking))
         told = [m for m in asking if m.reply_to]
         await _all(reply_to(self._parts.publisher, m, body, routing.TYPE_STATS) for m in told)
 
@@ -187,22 +186,7 @@ class StatsService:
         if found.drift:
             log.error("counters had drifted and were repaired", delivery_id=number, drift=found.drift)
             self._parts.metrics.stats_drift.inc(sum(abs(by) for by in found.drift.values()))
-        row = found.deployment
-        return Stats.model_validate(
-            {
-                **{k: _plain(row[k]) for k in Stats.model_fields.keys() & row.keys()},
-                "preparation": row["preparation"] or None,
-                "excluded_by_cause": found.excluded_by_cause,
-                "as_of": found.as_of,
-                "exact": found.exact,
-                "drift": found.drift,
-            }
-        )
-
-
-def _plain(value: object) -> object:
-    # In the database a percentage is a numeric with two decimals.
-    return float(value) if isinstance(value, Decimal) else value
+        return answer(found)
 
 
 async def _all(answers: Iterable[Awaitable[None]]) -> None:

@@ -24,7 +24,7 @@ from contracts.routing import (
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
 from worker.amqp.messages import APP_ID, Unroutable
 from worker.amqp.pika.connection import close_soon, open_connection, unless_blocked
-from worker.amqp.pika.failures import ERRORS, classify
+from worker.amqp.pika.failures import ERRORS, classify, ignoring_outage
 from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ async def ask(
                 f" it may have it or not; its message_id is {command_id}."
             ) from error
         raise NoAnswer(
-            f"Nobody answered within {timeout:g} s: no worker takes {routing_key} now, or all are busy."
+            f"Nobody answered within {timeout:.3g} s: no worker takes {routing_key} now, or all are busy."
             f" The command stays queued and will be carried out; its message_id is {command_id}."
         ) from error
 
@@ -152,7 +152,7 @@ async def ask_once(
         settings: The settings.
         routing_key: The kind of command.
         body: The command.
-        seconds: The time to wait for the answer.
+        seconds: The time to wait for the answer, with the time to connect.
         token: The operator's signed token, if there is one.
         command_id: As in `ask`.
 
@@ -160,6 +160,7 @@ async def ask_once(
         BrokerUnreachable: The broker cannot be reached.
         Unroutable, NoAnswer, BrokerForbids: As `ask`.
     """
+    deadline = asyncio.get_running_loop().time() + seconds
     connection = await open_connection(
         settings.amqp_url, name="sendoff command", timeout=min(settings.connect_timeout, seconds)
     )
@@ -172,10 +173,38 @@ async def ask_once(
             user_id=broker_user(settings.amqp_url),
             token=token,
             command_id=command_id,
-            timeout=seconds,
+            timeout=max(deadline - asyncio.get_running_loop().time(), 0.1),
         )
     finally:
         await close_soon(connection)
+
+
+async def nobody_takes(settings: Settings, queue: str, *, seconds: float) -> bool:
+    """Returns whether a queue is there and nobody consumes from it.
+
+    Args:
+        settings: The settings.
+        queue: Its name without the prefix.
+        seconds: The time to ask.
+
+    Raises:
+        BrokerUnreachable: The broker cannot be reached.
+    """
+    connection = await open_connection(
+        settings.amqp_url, name="sendoff command", timeout=min(settings.connect_timeout, seconds)
+    )
+    try:
+        with ignoring_outage():
+            async with asyncio.timeout(seconds):
+                channel = await connection.channel()
+                named = Names(settings.queue_prefix).queue(queue)
+                found = await channel.declare_queue(named, passive=True)
+                return found.declaration_result.consumer_count == 0
+    except AMQPChannelError:
+        pass  # it is not there, or is not ours to see: who asks is told then
+    finally:
+        await close_soon(connection)
+    return False
 
 
 def broker_user(url: str) -> str | None:

@@ -17,6 +17,7 @@ import aiormq.exceptions
 from worker.amqp import properties
 from worker.amqp.errors import BLOCKED, RECONNECT_INTERVAL, BrokerUnreachable, no_virtual_host
 from worker.amqp.pika.failures import ERRORS, ignoring_outage
+from worker.domain.servers import places
 from worker.lifecycle import beside
 
 if TYPE_CHECKING:
@@ -128,10 +129,13 @@ async def _told_blocked(connection: AbstractRobustConnection) -> None:
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-async def try_publishing(connection: AbstractRobustConnection) -> None:
+async def try_publishing(connection: AbstractRobustConnection) -> bool:
     """Publishes two messages that nobody gets, as a broker tells of its alarms only those who publish.
 
     The first may still be confirmed: it is what makes the broker tell.
+
+    Returns:
+        Whether our user may publish to the default exchange, over which answers go.
 
     Raises:
         BrokerUnreachable: the broker takes no publishes, or does not answer in time.
@@ -147,9 +151,10 @@ async def try_publishing(connection: AbstractRobustConnection) -> None:
         async with asyncio.timeout(_TRIAL_SECONDS):
             await unless_blocked(connection, work())
     except aiormq.exceptions.ChannelAccessRefused:
-        return  # it answers, and a permission for the default exchange is none that we need
+        return False  # it answers
     except ERRORS as error:
         raise BrokerUnreachable(f"The broker confirms no publish: {error or type(error).__name__}") from error
+    return True
 
 
 async def close_soon(connection: AbstractRobustConnection) -> None:
@@ -184,4 +189,4 @@ async def _connect(url: str, name: str, timeout: float) -> AbstractRobustConnect
         raise BrokerUnreachable(f"What answers at SENDOFF_AMQP_URL is no broker: {error}") from error
     except ERRORS as error:
         reason = str(error) or type(error).__name__
-        raise BrokerUnreachable(f"The broker is out of reach: {reason}") from error
+        raise BrokerUnreachable(f"The broker is out of reach: {places(url)}: {reason}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 from worker.channels.email.channel import EmailChannel
@@ -10,7 +11,7 @@ from worker.channels.email.dsn import Dsn
 from worker.channels.email.providers import read_providers
 from worker.channels.email.smtp import SmtpPool
 from worker.channels.email.timeouts import Timeouts
-from worker.channels.protocol import Kind, Probe
+from worker.channels.protocol import ChannelUnreachable, Kind, Probe, Seen
 from worker.domain import preflight, template_checks
 from worker.domain.audience import mail_address
 from worker.domain.completion import completed
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from worker.domain.templates import Rendered
     from worker.settings import Settings
 
+_TRIED: Final = 50
+"""Connections that `sendoff check` opens at most: as many as a Postfix takes from one client."""
 
 EMAIL_CONTENT: Final = ContentTable(
     "email",
@@ -79,17 +82,32 @@ def _pool(settings: Settings, size: int, phases: Timeouts) -> SmtpPool:
         raise SettingsError(f"SENDOFF_SMTP_URL: {error}") from error
 
 
-async def _look(settings: Settings) -> None:
+async def _look(settings: Settings) -> Seen:
+    wanted = min(settings.smtp_connections, _TRIED)
+    phases = Timeouts.all(min(settings.smtp_timeout, settings.connect_timeout))
+    # One connection in each, so that each is opened and all are open at once.
+    pools: list[SmtpPool] = []
     try:
         if settings.dkim_file:
             read_signers(settings.dkim_file)
-        pool = _pool(settings, 1, Timeouts.all(min(settings.smtp_timeout, settings.connect_timeout)))
+        while len(pools) < wanted:
+            pools.append(_pool(settings, 1, phases))
+            await pools[-1].ready()
     except SettingsError as error:
         raise ValueError(str(error)) from error
-    try:
-        await pool.ready()
+    except ChannelUnreachable as error:
+        taken = len(pools) - 1
+        if not taken:
+            raise
+        return Seen(
+            f"Of the {settings.smtp_connections} connections of SENDOFF_SMTP_CONNECTIONS, which each"
+            " process may"
+            f" open, it takes {taken} from here: {error}",
+            limited=True,
+        )
     finally:
-        await pool.close()
+        await asyncio.gather(*(pool.close() for pool in pools))
+    return Seen(f"It answers and lets us in; it takes {wanted} connections at once.")
 
 
 def _show(content: Mapping[str, Any], variables: dict[str, Any]) -> Rendered:

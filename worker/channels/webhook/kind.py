@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 from typing import TYPE_CHECKING, Final
 
-from worker.channels.protocol import Kind, Probe
+from worker.channels.protocol import Kind, Probe, Seen
 from worker.channels.webhook import checks
 from worker.channels.webhook.address import gateway_address
 from worker.channels.webhook.channel import WebhookChannel
@@ -60,7 +60,7 @@ def _gateway(settings: Settings, size: int, connect_timeout: float) -> Gateway:
     )
 
 
-async def _look(settings: Settings) -> None:
+async def _look(settings: Settings) -> Seen:
     try:
         _keys(settings)
         gateway = _gateway(settings, 1, min(settings.webhook_connect_timeout, settings.connect_timeout))
@@ -70,6 +70,7 @@ async def _look(settings: Settings) -> None:
         await gateway.ready()
     finally:
         await gateway.close()
+    return Seen("It answers and lets us in.")
 
 
 WEBHOOK: Final = Kind(
