@@ -1,18 +1,22 @@
 # syntax=docker/dockerfile:1
 
-FROM python:3.12-slim AS wheel
+# By its digest, so that a build today and one next year begin alike. To take a newer one:
+#   docker buildx imagetools inspect python:3.13-slim-trixie
+ARG PYTHON=python:3.13-slim-trixie@sha256:9d2e5553305c7c7b0097999bb17187c69b921ccd6bc9d40e4bb5ebe652c00285
+
+FROM ${PYTHON} AS wheel
 WORKDIR /src
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
-# The backend that builds the project is in the development lock, with its hashes like everything else.
-COPY requirements-dev.lock ./
-RUN python -m pip install --require-hashes --only-binary :all: -r requirements-dev.lock
+# What builds the project is pinned with its hashes like everything else.
+COPY requirements-build.lock ./
+RUN python -m pip install --require-hashes --only-binary :all: -r requirements-build.lock
 COPY pyproject.toml README.md CHANGELOG.md LICENSE ./
 COPY contracts contracts
 COPY sql sql
 COPY worker worker
 RUN python -m pip wheel --no-deps --no-build-isolation --wheel-dir /wheels .
 
-FROM python:3.12-slim AS environment
+FROM ${PYTHON} AS environment
 WORKDIR /src
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 RUN python -m venv --without-pip /opt/sendoff
@@ -21,7 +25,7 @@ RUN python -m pip --python /opt/sendoff/bin/python install --require-hashes --on
 COPY --from=wheel /wheels /wheels
 RUN python -m pip --python /opt/sendoff/bin/python install --no-deps --no-index /wheels/*.whl
 
-FROM python:3.12-slim
+FROM ${PYTHON}
 COPY --from=environment /opt/sendoff /opt/sendoff
 # A volume that is mounted here takes its owner.
 RUN install --directory --owner=10001 --group=10001 /var/lib/sendoff/tracker-spool /var/lib/sendoff/returned-mail
