@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from datetime import UTC, datetime
 from decimal import Decimal
 
@@ -68,3 +71,17 @@ def test_plain_text_keeps_its_length_and_what_can_be_printed(text: str) -> None:
     shown = plain(text)
     assert shown.isprintable()
     assert [a for a, b in zip(text, shown, strict=True) if a != b] == [c for c in text if not c.isprintable()]
+
+
+@pytest.mark.parametrize(("typed", "completed"), [("sendoff pau", "pause"), ("sendoff pause --al", "--all")])
+def test_a_shell_completes_commands_and_options(typed: str, completed: str) -> None:
+    asked = {
+        "_SENDOFF_COMPLETE": "complete_bash",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split()) - 1),
+    }
+    command = [sys.executable, "-m", "worker"]
+    done = subprocess.run(
+        command, env=os.environ | asked, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.stdout.split() == [completed]

@@ -17,6 +17,7 @@ import yaml
 from worker.bootstrap import ON_REQUEST, SERVICES
 from worker.bootstrap_intake import INTAKES
 from worker.settings import Settings
+from worker.settings_fit import variable
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 TEXT = (DEPLOY / "compose.yaml").read_text()
@@ -105,3 +106,39 @@ def test_a_password_that_cannot_be_meant_is_a_sentence(
     done = subprocess.run(script, capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert sentence in done.stderr
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_no_container_fills_the_disk_with_its_log_or_takes_all_memory(name: str) -> None:
+    assert set(COMPOSED[name]["logging"]["options"]) == {"max-size", "max-file"}
+    assert "mem_limit" in COMPOSED[name] or COMPOSED[name]["restart"] == "no"
+
+
+def test_postgres_gets_a_quarter_of_its_memory_for_its_buffers() -> None:
+    postgres = COMPOSED["postgres"]
+    assert postgres["mem_limit"] == "4g"
+    assert "shared_buffers=1GB" in postgres["command"]
+
+
+def test_a_unit_of_systemd_runs_a_service_and_is_given_the_time_to_end(tmp_path: Path) -> None:
+    unit = (DEPLOY / "systemd/sendoff@.service").read_text()
+    said = dict(re.findall(r"^(\w+)=(.*)$", unit, re.MULTILINE))
+    assert int(said["TimeoutStopSec"]) > Settings.model_fields["shutdown_grace"].default + 10
+    for name in re.findall(r"^Environment=(\w+)=", unit, re.MULTILINE):
+        assert name in map(variable, Settings.model_fields)
+    program = tmp_path / "sendoff"
+    program.write_text('#!/bin/sh\necho "$@"\n')
+    program.chmod(0o755)
+    script = said["ExecStart"].split("'")[1].replace("/opt/sendoff/bin/sendoff", str(program))
+    for instance, run in (("send", "run send"), ("all", "run")):
+        done = subprocess.run(
+            ["sh", "-c", script, "sendoff", instance], capture_output=True, text=True, timeout=30, check=True
+        )
+        assert done.stdout.strip() == run
+    if shutil.which("systemd-analyze"):
+        copy = tmp_path / "sendoff@send.service"
+        copy.write_text(unit.replace("/opt/sendoff/bin/sendoff", str(program)))
+        verified = subprocess.run(
+            ["systemd-analyze", "verify", copy], capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (verified.returncode, verified.stderr) == (0, "")
