@@ -166,11 +166,15 @@ async def test_control_is_answered_and_shown_and_a_refusal_is_status_1(stack: St
     ("arguments", "status", "sentence"),
     [
         (["confirm", 1, "--operator", "ana"], 2, "no terminal to ask for the OK in"),
-        (["confirm", 1, "--operator", "ana", "--yes", "--timeout", 0.3], 3, "Nothing was confirmed"),
+        (["confirm", 1, "--operator", "ana", "--yes", "--timeout", 2], 3, "Nothing was confirmed"),
         (["confirm", 1, "--operator", "", "--yes"], 2, "operator: String should have at least 1 character"),
         (["stop", 1, "--operator", "ana"], 2, "Missing option '--reason'"),
         (["stats", 0], 2, "greater than or equal to 1"),
-        (["stats", 1, "--timeout", 0.3], 3, "Nobody answered within 0.3 s"),
+        (
+            ["pause", 1, "--operator", "ana", "--reason", "x", "--timeout", 2],
+            3,
+            "Nobody answered within 2 s",
+        ),
         (["watch", 999], 1, "There is no delivery 999."),
         (["log", 999], 1, "There is no delivery 999."),
         (["log", 999, "--csv", "--json"], 2, "Choose one of --csv and --json."),

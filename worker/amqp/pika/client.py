@@ -48,6 +48,7 @@ async def ask(
     token: str | None = None,
     command_id: str | None = None,
     timeout: float,  # noqa: ASYNC109 - the sentence of the error names it
+    began: float | None = None,
 ) -> bytes:
     """Publishes a command and waits for its answer.
 
@@ -63,6 +64,7 @@ async def ask(
         token: The operator's signed token, if the workers require one.
         command_id: The `message_id`; None for a new one. The same one gets the answer that it got before.
         timeout: Seconds for everything together.
+        began: When they began, as a time of the event loop; None for now.
 
     Returns:
         The answer's body.
@@ -80,7 +82,7 @@ async def ask(
         headers[AUTHORIZATION] = f"Bearer {token}"
     published = False
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout_at((began or asyncio.get_running_loop().time()) + timeout):
             channel = await connection.channel(on_return_raises=True)
             answers = await channel.declare_queue(exclusive=True, auto_delete=True)
             answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -132,7 +134,7 @@ async def ask(
                 f" it may have it or not; its message_id is {command_id}."
             ) from error
         raise NoAnswer(
-            f"Nobody answered within {timeout:.3g} s: no worker takes {routing_key} now, or all are busy."
+            f"Nobody answered within {timeout:g} s: no worker takes {routing_key} now, or all are busy."
             f" The command stays queued and will be carried out; its message_id is {command_id}."
         ) from error
 
@@ -160,7 +162,7 @@ async def ask_once(
         BrokerUnreachable: The broker cannot be reached.
         Unroutable, NoAnswer, BrokerForbids: As `ask`.
     """
-    deadline = asyncio.get_running_loop().time() + seconds
+    began = asyncio.get_running_loop().time()
     connection = await open_connection(
         settings.amqp_url, name="sendoff command", timeout=min(settings.connect_timeout, seconds)
     )
@@ -173,7 +175,8 @@ async def ask_once(
             user_id=broker_user(settings.amqp_url),
             token=token,
             command_id=command_id,
-            timeout=max(deadline - asyncio.get_running_loop().time(), 0.1),
+            timeout=seconds,
+            began=began,
         )
     finally:
         await close_soon(connection)
