@@ -14,6 +14,7 @@ import yaml
 from contracts import routing
 from worker.amqp.permissions import needs
 from worker.bootstrap import ON_REQUEST, SERVICES
+from worker.bootstrap_intake import INTAKES
 from worker.settings import Settings
 from worker.settings_fit import variable
 
@@ -143,7 +144,7 @@ def test_a_wrong_object_and_a_wrong_value_are_refused() -> None:
 
 
 def test_each_service_is_a_deployment_of_its_own() -> None:
-    known = {*SERVICES, *ON_REQUEST, "tracker"}
+    known = {*SERVICES, *ON_REQUEST, *INTAKES, "tracker"}
     assert set(pods("full")) == known | {"migrate"}
     assert set(pods("default")) == set(SERVICES) - {"claims"} | {"migrate"}
     schema = json.loads((CHART / "values.schema.json").read_text())
@@ -184,7 +185,8 @@ def test_each_pod_gets_the_secrets_of_its_service_alone_and_none_in_its_environm
         )
         assert user == own
         assert user in users
-        assert found.pop("database") == ("sendoff-database", "owner" if name == "migrate" else "worker")
+        role = None if name in INTAKES else ("sendoff-database", "owner" if name == "migrate" else "worker")
+        assert found.pop("database", None) == role
         assert ("relay" in found) == (name == "send")
         assert ("tracker-keys" in found) == (values == "full" and name in {"send", "tracker"})
         said = environment(pod)
@@ -217,7 +219,7 @@ def test_every_variable_is_a_setting_and_all_fit_together(
                 assert name in map(variable, Settings.model_fields), name
                 patch.setenv(name, value.replace("/run/secrets/sendoff", str(tmp_path)))
             settings = Settings(_env_file=None)  # type: ignore[call-arg]
-            assert settings.database_url == urls["database"]
+            assert settings.amqp_url == urls["broker"]
             assert settings.conflicts == []
 
 

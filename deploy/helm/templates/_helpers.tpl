@@ -49,7 +49,9 @@ left (5 s) and closes its connections (5 s). */}}
 
 {{- define "sendoff.environment" -}}
 - {name: SENDOFF_AMQP_URL_FILE, value: /run/secrets/sendoff/broker}
+{{- if not (has .service (list "returned" "webhooks")) }}{{/* They need no database. */}}
 - {name: SENDOFF_DATABASE_URL_FILE, value: /run/secrets/sendoff/database}
+{{- end }}
 {{- if eq .service "send" }}
 - {name: SENDOFF_SMTP_URL_FILE, value: /run/secrets/sendoff/relay}
 {{- end }}
@@ -80,7 +82,9 @@ left (5 s) and closes its connections (5 s). */}}
     defaultMode: 0440
     sources:
       - secret: {name: {{ .root.Values.secrets.broker }}, items: [{key: {{ include "sendoff.user" . }}, path: broker}]}
+      {{- if not (has .service (list "returned" "webhooks")) }}
       - secret: {name: {{ .root.Values.secrets.database }}, items: [{key: {{ .role }}, path: database}]}
+      {{- end }}
       {{- if eq .service "send" }}
       - secret: {name: {{ .root.Values.secrets.relay }}, items: [{key: url, path: relay}]}
       {{- end }}
