@@ -136,8 +136,7 @@ class Settings(BaseSettings):
     database_pool: Annotated[int, Field(ge=2, le=100)] = 8
     """Connections to the database per process."""
     after_failover: Literal["pause", "continue"] = "pause"
-    """What happens to deliveries when a standby of the database took over: `continue` is for one that lacks
-    no commit, a synchronous one."""
+    """What deliveries do when a standby of the database took over: `continue` is for a synchronous one."""
     async_standby: Literal["warn", "refuse"] = "warn"
     """What a process does at its start where the database has a standby that may lack commits."""
 
