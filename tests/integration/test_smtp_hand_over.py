@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.channels import Right
 from tests.support.scripted_smtp import DROP, HOLD, LARGE, MESSAGE, Server, running, send
 from tests.support.stack import until
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure, Withheld
@@ -25,21 +26,6 @@ UNKNOWN_USER = "550 5.1.1 User unknown"
 @pytest.fixture(autouse=True, params=["one by one", "pipelining"])
 def _offered(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Server, "pipelining", request.param == "pipelining")
-
-
-class Right:
-    """A right whose answer the test gives, at once or later."""
-
-    def __init__(self, *, answer: bool | None = None, expired: bool = False) -> None:
-        self.answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        if answer is not None:
-            self.answer.set_result(answer)
-        self.begun = 0
-        self.expired = expired
-
-    def begin(self) -> asyncio.Future[bool]:
-        self.begun += 1
-        return self.answer
 
 
 async def hand(pool: SmtpPool, right: Right, message: bytes = MESSAGE, *, smtputf8: bool = False) -> Verdict:

@@ -11,6 +11,7 @@ import pytest
 
 from contracts.results import BounceKind, BounceReason, Fault
 from tests.support import gateway as given
+from tests.support.channels import Right
 from tests.support.gateway import (
     BODY,
     DROP_BODY,
@@ -20,7 +21,6 @@ from tests.support.gateway import (
     SILENT,
     TRICKLE,
     Early,
-    Right,
     answer,
 )
 from tests.support.stack import until
@@ -44,7 +44,7 @@ LARGE = b'"' + b"x" * 8_000_000 + b'"'
 async def post(
     gateway: Gateway, right: Right | None = None, *, to: str = "1-1", body: bytes = BODY
 ) -> Verdict:
-    return await gateway.post(to, ((b"x-test", b"1"),), body, right or Right())
+    return await gateway.post(to, ((b"x-test", b"1"),), body, right or Right(answer=True))
 
 
 async def test_a_call_is_one_whole_post_and_the_connection_is_kept() -> None:
@@ -59,7 +59,7 @@ async def test_a_call_is_one_whole_post_and_the_connection_is_kept() -> None:
 
 
 async def test_the_body_waits_for_the_mark() -> None:
-    right = Right(answer=None)
+    right = Right()
     async with given.running() as (server, gateway), beside(post(gateway, right), "post") as posting:
         await until(server.asked)
         assert (right.begun > 0, server.calls) == (True, [])
@@ -71,7 +71,7 @@ async def test_the_body_waits_for_the_mark() -> None:
 async def test_what_is_not_marked_does_not_leave() -> None:
     async with given.running() as (server, gateway):
         assert await post(gateway, Right(answer=False)) == Withheld()
-        late = await post(gateway, Right(expired=True))
+        late = await post(gateway, Right(answer=True, expired=True))
         assert isinstance(late, Failed)
         assert (late.reason, late.retryable, late.waits) == ("suspended", True, False)
         assert server.calls == []
@@ -103,7 +103,7 @@ async def test_a_call_that_gets_no_answer_in_time_is_in_doubt(reply: str, timeou
 async def test_a_connection_that_is_lost_before_the_body_is_replaced_once() -> None:
     async with given.running(answer(200), DROP_HEAD, answer(200)) as (server, gateway):
         assert isinstance(await post(gateway), Accepted)
-        right = Right(answer=None)
+        right = Right()
         async with beside(post(gateway, right), "post") as posting:
 
             async def twice() -> bool:
@@ -140,7 +140,7 @@ async def test_an_answer_to_the_head_alone_counts_and_the_body_does_not_leave() 
     early = Early(answer(413, b"too large", "connection: close"))
     async with given.running(answer(200), early) as (server, gateway):
         assert isinstance(await post(gateway), Accepted)
-        right = Right(answer=None)
+        right = Right()
         async with beside(post(gateway, right), "post") as posting:
             await until(lambda: closed(server))
             right.answer.set_result(True)

@@ -15,6 +15,21 @@ if TYPE_CHECKING:
     from worker.domain.verdicts import Verdict
 
 
+class Right:
+    """A right to hand over, whose answer the test gives at once or later."""
+
+    def __init__(self, *, answer: bool | None = None, expired: bool = False) -> None:
+        self.answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        if answer is not None:
+            self.answer.set_result(answer)
+        self.begun = 0
+        self.expired = expired
+
+    def begin(self) -> asyncio.Future[bool]:
+        self.begun += 1
+        return self.answer
+
+
 class Counting(NullChannel):
     """Counts the tries of each recipient; says of some that nobody knows."""
 

@@ -191,21 +191,6 @@ async def running(*replies: Reply, **options: Any) -> AsyncIterator[tuple[Server
         yield server, gateway
 
 
-class Right:
-    """A right to hand over, whose answer the test gives at once or later."""
-
-    def __init__(self, *, answer: bool | None = True, expired: bool = False) -> None:
-        self.answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        if answer is not None:
-            self.answer.set_result(answer)
-        self.begun = 0
-        self.expired = expired
-
-    def begin(self) -> asyncio.Future[bool]:
-        self.begun += 1
-        return self.answer
-
-
 @dataclass
 class Sms:
     """A gateway as a program would write it: it checks the signature, and drops what it has already."""
