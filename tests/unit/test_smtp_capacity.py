@@ -108,6 +108,22 @@ async def test_who_waits_goes_on_when_the_pause_is_over_and_when_one_more_may_be
         await slots.take(loop.time() + 5)
 
 
+async def test_each_who_waits_gives_up_at_its_own_time_and_the_others_wait_on() -> None:
+    slots, loop = Slots(1), asyncio.get_running_loop()
+    await slots.take(loop.time())
+    now = loop.time()
+    patient, late, soon = [asyncio.create_task(slots.take(now + seconds)) for seconds in (60, 0.05, 0.01)]
+    async with asyncio.timeout(5):
+        for impatient in (soon, late):
+            with pytest.raises(TimeoutError):
+                await impatient
+    assert loop.time() >= now + 0.05
+    assert not patient.done()
+    slots.give()
+    async with asyncio.timeout(5):
+        await patient
+
+
 async def test_when_the_process_stops_nobody_waits_and_who_need_not_wait_goes_on() -> None:
     slots, loop = Slots(1), asyncio.get_running_loop()
     await slots.take(loop.time())

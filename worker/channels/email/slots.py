@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from contextlib import suppress
 from typing import Final
 
 from worker.channels.email.capacity import Connections, Pace
@@ -21,7 +19,9 @@ class Slots:
         self.pace = Pace()
         self._taken = 0
         self._nobody_waits = False
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: dict[asyncio.Future[None], float] = {}
+        """Who waits, in their order, and until when."""
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def because(self) -> str:
@@ -43,20 +43,46 @@ class Slots:
         while (free_at := self._free_at(loop.time())) > loop.time():
             if loop.time() >= deadline or self._nobody_waits:
                 raise TimeoutError
-            waiter = loop.create_future()
-            self._waiters.append(waiter)
-            try:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout_at(min(free_at, deadline)):
-                        await waiter
-            except BaseException:
-                if waiter.done() and not waiter.cancelled():
-                    self._wake_one()  # it was woken and cannot use it, so another may
-                raise
-            finally:
-                with suppress(ValueError):
-                    self._waiters.remove(waiter)
+            await self._woken(min(free_at, deadline))
         self._taken += 1
+
+    async def _woken(self, until: float) -> None:
+        """Returns when there may be a place, and at `until` at the latest.
+
+        One timer serves all who wait: most are woken long before, and a timer for each would cost them more
+        than the rest of their wait.
+        """
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters[waiter] = until
+        self._look_at(until)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self._wake_one()  # it was woken and cannot use it, so another may
+            raise
+        finally:
+            del self._waiters[waiter]
+
+    def _look_at(self, when: float) -> None:
+        if self._timer is not None:
+            if self._timer.when() <= when:
+                return
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(when, self._look)
+
+    def _look(self) -> None:
+        """Wakes those whose time has come."""
+        self._timer = None
+        now = asyncio.get_running_loop().time()
+        later = _NEVER
+        for waiter, until in self._waiters.items():
+            if until > now:
+                later = min(later, until)
+            elif not waiter.done():
+                waiter.set_result(None)
+        if later < _NEVER:
+            self._look_at(later)
 
     def _free_at(self, now: float) -> float:
         """Returns when there may be a free place without another being given back; a past time for now."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, cast
 
 import aiosmtplib
@@ -21,8 +20,6 @@ from worker.domain.failures import Failure
 from worker.domain.verdicts import Failed, Unsure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from worker.channels.email.dsn import DsnOptions
     from worker.channels.email.lane import Lane
     from worker.channels.email.providers import Providers
@@ -113,16 +110,17 @@ class SmtpPool:
             return
         deadline = now + self._timeouts.connect
         while True:
-            async with self._slot(deadline):
-                try:
-                    session = await self._checked()
-                except _NoMore:
-                    continue
+            await self._take_slot(deadline)
+            try:
+                session = await self._checked()
                 await self._give_back(session)
+            except _NoMore:
+                continue
+            finally:
+                self._slots.give()
             return
 
-    @asynccontextmanager
-    async def _slot(self, deadline: float) -> AsyncIterator[None]:
+    async def _take_slot(self, deadline: float) -> None:
         """Reserves one of the connections.
 
         Raises:
@@ -141,10 +139,6 @@ class SmtpPool:
                 f" slowly, or not any more."
             )
             raise ChannelUnreachable(sentence, Failure.BUSY) from error
-        try:
-            yield
-        finally:
-            self._slots.give()
 
     async def send(
         self,
@@ -200,27 +194,29 @@ class SmtpPool:
                 if lost and lost[-1].closing:
                     break
                 return self._limits.held(lane)
-            async with self._slot(deadline):
+            await self._take_slot(deadline)
+            try:
                 if not lane.free(loop.time()):
                     continue  # others of its lane came first
+                session = self._take() or await self._open()
+                number = lane.begin(loop.time())
                 try:
-                    session = self._take() or await self._open()
-                    number = lane.begin(loop.time())
-                    try:
-                        verdict = await session.send(
-                            sender, recipient, message, hand_over, smtputf8=smtputf8, dsn=dsn
-                        )
-                    finally:
-                        self._limits.end(lane, number)
-                        await self._give_back(session)
-                except _NoMore:
-                    continue  # there is another, which comes free
-                except SessionLost as error:
-                    lost.append(error)
-                    self._heard_at = _NEVER
-                    if error.closing:
-                        self._told_to_go(lane, session, str(error))
-                    continue
+                    verdict = await session.send(
+                        sender, recipient, message, hand_over, smtputf8=smtputf8, dsn=dsn
+                    )
+                finally:
+                    self._limits.end(lane, number)
+                    await self._give_back(session)
+            except _NoMore:
+                continue  # there is another, which comes free
+            except SessionLost as error:
+                lost.append(error)
+                self._heard_at = _NEVER
+                if error.closing:
+                    self._told_to_go(lane, session, str(error))
+                continue
+            finally:
+                self._slots.give()
             return self._weighed(lane, recipient, verdict)
         detail = (
             f"The connection to the SMTP server {self._url} was lost before anything was sent: {lost[-1]}."
