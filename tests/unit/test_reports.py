@@ -12,6 +12,8 @@ import pytest
 from contracts import results, routing
 from tests.support.fakes import FakeConsumer, FakePublisher, SilentPublisher, incoming
 from tests.support.stack import until
+from worker.amqp import buffer
+from worker.amqp import reports as reporting
 from worker.amqp.messages import Unroutable
 from worker.amqp.reports import Report, Reports
 from worker.lifecycle import beside
@@ -28,11 +30,13 @@ COMMON: dict[str, Any] = {"delivery_id": 1, "attempt": 1, "at": AT}
 class Setup:
     """Reports on fakes."""
 
-    def __init__(self, publisher: FakePublisher | None = None) -> None:
+    def __init__(self, publisher: FakePublisher | None = None, enough: int = 1) -> None:
         self.publisher = publisher or FakePublisher()
         self.consumer = FakeConsumer()
         self.counted: list[tuple[str, int]] = []
-        self.reports = Reports(self.publisher, "p.results", lambda *count: self.counted.append(count))
+        self.reports = Reports(
+            self.publisher, "p.results", lambda *count: self.counted.append(count), enough=enough
+        )
 
     def report(self, result: Result | None, consumer: FakeConsumer | None = None) -> Report:
         return Report(consumer or self.consumer, incoming(), result)
@@ -117,6 +121,38 @@ async def test_what_is_told_while_others_are_published_leaves_together_and_is_fl
         await setup.reports.flush()
     assert setup.told == [(routing.SENT, [1]), (routing.SENT, [2, 3])]
     assert len(setup.consumer.acknowledged) == 3
+
+
+async def test_what_comes_one_by_one_leaves_together_when_it_is_enough(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(reporting, "_AGE", 120)
+    setup = Setup(enough=3)
+    async with setup.running():
+        for recipient in (1, 2, 3):
+            setup.reports.add([setup.report(taken(recipient))])
+            await asyncio.sleep(0)
+        await setup.reports.flush()
+    assert setup.told == [(routing.SENT, [1, 2, 3])]
+
+
+async def test_what_is_not_enough_leaves_when_no_more_comes() -> None:
+    setup = Setup(enough=3)
+    async with setup.running():
+        for recipient in (1, 2):
+            setup.reports.add([setup.report(taken(recipient))])
+        await setup.reports.flush()
+    assert len(setup.consumer.acknowledged) == 2
+
+
+async def test_what_comes_after_a_calm_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporting, "_AGE", 120)
+    monkeypatch.setattr(buffer, "CALM", 0)
+    setup = Setup(enough=3)
+    async with setup.running():
+        setup.reports.add([setup.report(taken(1))])
+        await setup.reports.flush()
+    assert setup.told == [(routing.SENT, [1])]
 
 
 async def test_a_message_holds_1000_results_at_most() -> None:

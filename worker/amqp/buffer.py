@@ -1,73 +1,83 @@
-"""The messages that the broker delivered and no service has taken yet, and the wait for a batch of them."""
+"""What has come and nobody has taken yet, such as messages of the broker, and the wait for a batch of it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from worker.amqp.messages import Incoming
+T = TypeVar("T")
 
 CALM: Final = 0.05
-"""Seconds without a message after which the next one is returned at once. Batches are for busy times."""
+"""Seconds without an item after which the next one is returned at once. Batches are for busy times."""
 
 LULL: Final = 0.25
-"""Share of a batch's greatest age. If no message comes for that long, the wait for the batch ends."""
+"""Share of a batch's greatest age. If no item comes for that long, the wait for the batch ends."""
 
 
-class Buffer:
-    """Messages in their order."""
+class Buffer(Generic[T]):
+    """Items in their order."""
 
     def __init__(self) -> None:
         """Begins empty."""
-        self._waiting: deque[Incoming] = deque()
+        self._waiting: deque[T] = deque()
         self._wanted = 1
         self._enough = asyncio.Event()
         self.stopped = False
 
-    def add(self, messages: Iterable[Incoming]) -> None:
-        """Takes messages; after a stop, it drops them."""
+    def __len__(self) -> int:
+        """Returns how many wait."""
+        return len(self._waiting)
+
+    def add(self, items: Iterable[T]) -> None:
+        """Takes items; after a stop, it drops them."""
         if not self.stopped:
-            self._waiting.extend(messages)
-            # Not at each message: a task that waits for a thousand would be woken a hundred times.
+            self._waiting.extend(items)
+            # Not at each item: a task that waits for a thousand would be woken a hundred times.
             if len(self._waiting) >= self._wanted:
                 self._enough.set()
 
     def clear(self) -> None:
-        """Drops the messages that wait: the broker will deliver them again."""
+        """Drops the items that wait: the broker will deliver them again."""
         self._waiting.clear()
 
     def stop(self) -> None:
-        """Drops the messages that wait and those that come later, and ends the wait."""
+        """Drops the items that wait and those that come later, and ends the wait."""
         self.stopped = True
         self._waiting.clear()
         self._enough.set()
 
-    async def batch(self, size: int, age: float) -> list[Incoming]:
-        """Waits for messages, as `worker.amqp.messages.Consumer` says."""
+    async def batch(self, size: int, age: float, enough: int | None = None) -> list[T]:
+        """Waits for items, as `worker.amqp.messages.Consumer` says.
+
+        Args:
+            size: The most items.
+            age: How long it waits after the first item, in seconds, while others come.
+            enough: So many items end the wait; None for `size`.
+        """
         loop = asyncio.get_running_loop()
         while not self.stopped:
             asked = loop.time()
             await self._reach(1)
             now = loop.time()
             if age and now - asked < CALM:
-                await self._fill(size, now + age, age * LULL)
+                await self._fill(size if enough is None else enough, now + age, age * LULL)
             if self._waiting:  # a lost connection may have emptied it
                 break
         return [self._waiting.popleft() for _ in range(min(size, len(self._waiting)))]
 
-    async def _fill(self, size: int, until: float, lull: float) -> None:
+    async def _fill(self, enough: int, until: float, lull: float) -> None:
         loop = asyncio.get_running_loop()
         had = 0
-        while had < len(self._waiting) < size and loop.time() < until:
+        while had < len(self._waiting) < enough and loop.time() < until:
             had = len(self._waiting)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(lull):
-                    await self._reach(size)
+                    await self._reach(enough)
 
     async def _reach(self, count: int) -> None:
         self._wanted = count

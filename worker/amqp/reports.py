@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from contracts import results
 from contracts.batch import MAX_ITEMS
+from worker.amqp.buffer import Buffer
 from worker.amqp.messages import Outgoing
 
 if TYPE_CHECKING:
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from worker.amqp.messages import Consumer, Incoming, Publisher
 
 Result = results.Taken | results.Bounce | results.Error
+
+_AGE: Final = 0.02
+"""Seconds that a report waits for others at most, and only while others come."""
+_MOST: Final = 10_000
+"""The most reports that are published together."""
 
 
 class Report(NamedTuple):
@@ -31,28 +37,30 @@ class Report(NamedTuple):
 class Reports:
     """The results of one sender."""
 
-    def __init__(self, publisher: Publisher, exchange: str, count: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, publisher: Publisher, exchange: str, count: Callable[[str, int], None], *, enough: int = 1
+    ) -> None:
         """Takes its parts.
 
         Args:
             publisher: Publishes the results.
             exchange: Their exchange, by its full name.
             count: Called with a routing key and the number of results published with it.
+            enough: So many reports wait for no others. Fewer wait a moment, as long as others come.
         """
         self._publisher = publisher
         self._exchange = exchange
         self._count = count
-        self._waiting: list[Report] = []
-        self._wake = asyncio.Event()
+        self._enough = enough
+        self._waiting: Buffer[Report] = Buffer()
         self._idle = asyncio.Event()
         self._idle.set()
 
     def add(self, reports: Sequence[Report]) -> None:
         """Adds reports. They are published together when the publisher is free."""
         if reports:
-            self._waiting += reports
             self._idle.clear()
-            self._wake.set()
+            self._waiting.add(reports)
 
     async def flush(self) -> None:
         """Returns when the broker has confirmed all added reports, and their messages are acknowledged."""
@@ -61,9 +69,7 @@ class Reports:
     async def run(self) -> None:
         """Publishes until it is cancelled."""
         while True:
-            await self._wake.wait()
-            self._wake.clear()
-            taken, self._waiting = self._waiting, []
+            taken = await self._waiting.batch(_MOST, _AGE, self._enough)
             by_key: dict[str, list[Any]] = {}
             for report in taken:
                 if report.result is not None:
@@ -78,7 +84,7 @@ class Reports:
                     report.done()
             for consumer, messages in by_consumer.items():
                 consumer.acknowledge(messages)
-            if not self._waiting:
+            if not len(self._waiting):
                 self._idle.set()
 
     async def _publish(self, key: str, found: list[Any]) -> None:

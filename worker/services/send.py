@@ -128,6 +128,8 @@ class SendService:
             parts.publisher,
             parts.exchange,
             lambda key, count: self._metrics.results_published.labels(parts.channel_name, key).inc(count),
+            # One half is reported, and as many are marked, while the other half is sent.
+            enough=max(1, (self._at_once or 1) // 2),
         )
         self._sending: set[asyncio.Task[None]] = set()
         self._unclaimed = Unclaimed(limits.unclaimed)

@@ -56,7 +56,7 @@ class BulkConsumer:
         self._name = name
         self._prefetch = prefetch
         self._connect_timeout = connect_timeout
-        self._buffer = Buffer()
+        self._buffer: Buffer[Incoming] = Buffer()
         self._keeper: Keeper[_AmqpChannel] = Keeper(f"{name} {queue}", self._open)
 
     async def start(self) -> None:

@@ -48,7 +48,7 @@ class PikaConsumer:
         self._connection = connection
         self.queue = queue
         self._prefetch = prefetch
-        self._buffer = Buffer()
+        self._buffer: Buffer[Incoming] = Buffer()
         self._acknowledger = _Acknowledger(gap_limit=max(prefetch // 4, 1))
         self._tag = ""
         self._channel: AbstractRobustChannel
