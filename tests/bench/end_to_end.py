@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.bench import smtp
-from tests.bench.installation import DELIVERY, finished
+from tests.bench.installation import DELIVERY, SHORT, Mail, finished
 from tests.bench.machine import Case, CaseFailed, Measured, Meter
 
 if TYPE_CHECKING:
@@ -22,6 +22,9 @@ CONNECTIONS = "50"
 messages under way than connections until the broker has their results."""
 RATIO = "{}, Sendoff over the libraries, ×"
 TRACKED = "{}, tracked over untracked, ×"
+NEWSLETTER, TRACKED_NEWSLETTER = Mail("newsletter"), Mail("newsletter", tracked=True)
+TRACKED_COST = 1.1
+"""The most that a tracked newsletter costs all processes, times what an untracked one costs."""
 NO_SINK = "Mail goes to the sink of the local servers, which keeps it and is slower than smtp-sink. {}"
 
 
@@ -37,8 +40,21 @@ def case(installation: Installation, part: str, recipients: int, *, rounds: int,
     return Case(part, name("null", recipients, copies), run, rounds)
 
 
-def mail(installation: Installation, recipients: int, *, rounds: int, notes: list[str]) -> Case:
-    """Returns the case of one delivery over SMTP; notes where there is no smtp-sink."""
+def mail_name(recipients: int, mail: Mail = SHORT) -> str:
+    """Names the case of a delivery over SMTP."""
+    tracked = ", tracked" if mail.tracked else ""
+    return name("email" if mail == SHORT else f"email, {mail.content}{tracked}", recipients)
+
+
+def mails(installation: Installation, recipients: int, *, rounds: int, notes: list[str]) -> list[Case]:
+    """Returns the cases over SMTP: short messages, and newsletters without and with tracked links.
+
+    Args:
+        installation: Where they run.
+        recipients: Those of short messages; of newsletters half as many.
+        rounds: How often each.
+        notes: Gets a sentence where there is no smtp-sink.
+    """
     sinks = True
     try:
         smtp.sink_program()
@@ -46,20 +62,22 @@ def mail(installation: Installation, recipients: int, *, rounds: int, notes: lis
         notes.append(NO_SINK.format(error))
         sinks = False
 
-    async def run() -> Measured:
+    async def run(count: int, mail: Mail) -> Measured:
         if not sinks:
-            return await measure(installation, "email", recipients, 1)
+            return await measure(installation, "email", count, 1, mail=mail)
         try:
             with smtp.sink() as (_, port):
                 variables = {
                     "SENDOFF_SMTP_URL": f"smtp://127.0.0.1:{port}",
                     "SENDOFF_SMTP_CONNECTIONS": CONNECTIONS,
                 }
-                return await measure(installation, "email", recipients, 1, variables)
+                return await measure(installation, "email", count, 1, variables, mail)
         except SystemExit as error:
             raise CaseFailed(str(error)) from None
 
-    return Case("email", name("email", recipients), run, rounds)
+    half = -(-recipients // 2)
+    each = [(recipients, SHORT), (half, NEWSLETTER), (half, TRACKED_NEWSLETTER)]
+    return [Case("email", mail_name(count, mail), partial(run, count, mail), rounds) for count, mail in each]
 
 
 def libraries(*, messages: int, rounds: int) -> Case:
@@ -90,13 +108,14 @@ async def measure(
     recipients: int,
     copies: int,
     settings: dict[str, str] | None = None,
+    mail: Mail = SHORT,
 ) -> Measured:
     """Confirms a delivery and waits until it is finished.
 
     Raises:
         CaseFailed: not every recipient was sent to, once.
     """
-    async with installation.running(channel, recipients, copies=copies, settings=settings) as run:
+    async with installation.running(channel, recipients, copies=copies, settings=settings, mail=mail) as run:
         meter = Meter(run.processes)
         await installation.confirm(DELIVERY)
         await finished(run.db, DELIVERY, 0.02 if recipients <= 200_000 else 0.1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import secrets
 import socket
@@ -26,6 +27,8 @@ import asyncpg
 from contracts.commands import Confirm, Reply, Status
 from contracts.routing import CONFIRM, Names, send_queue
 from tests.bench.machine import CaseFailed
+from tests.bench.smtp_client import CONTENTS
+from tests.bench.tracker_links import BASE, KEYS
 from worker.amqp import topology
 from worker.amqp.pika.client import ask
 from worker.amqp.pika.connection import open_connection
@@ -52,13 +55,31 @@ WARM_UP, DELIVERY = 1, 2
 SECONDS = 600
 DOMAINS = ("mail.example.org",)
 
-_MAIL = """
-[email]
-from = "News <news@example.org>"
-subject = "Hello {{ first_name }}"
-text = "Dear {{ first_name }} of {{ city }}, this is what is new."
-html = "<p>Dear {{ first_name }} of {{ city }},</p><p>this is what is new.</p>"
-"""
+TRACKER = {"SENDOFF_TRACKER_URL": BASE, "SENDOFF_TRACKER_KEYS": KEYS}
+"""What the services of a tracked delivery need."""
+
+
+@dataclass(frozen=True)
+class Mail:
+    """What a delivery says: a content of `tests.bench.smtp_client`, and whether it is tracked."""
+
+    content: str = "short"
+    tracked: bool = False
+
+    def file(self, channel: str) -> str:
+        """Returns its delivery file. A JSON text of ASCII is one of TOML too."""
+        content = dict(CONTENTS[self.content])
+        headers = content.pop("headers", {})
+        tables = {"email": content, "email.headers": headers}
+        if self.tracked:
+            tables["tracking"] = {"opens": True, "clicks": True}
+        lines = ['label = "Bench"', f'channel = "{channel}"']
+        for table, values in tables.items():
+            lines += [f"[{table}]", *(f"{name} = {json.dumps(value)}" for name, value in values.items())]
+        return "\n".join(lines)
+
+
+SHORT = Mail()
 
 
 @dataclass(frozen=True)
@@ -93,7 +114,9 @@ class Installation:
             stack.push_async_callback(installation._drop_templates)
             yield installation
 
-    async def prepared(self, channel: str, recipients: int, domains: tuple[str, ...] = DOMAINS) -> str:
+    async def prepared(
+        self, channel: str, recipients: int, domains: tuple[str, ...] = DOMAINS, mail: Mail = SHORT
+    ) -> str:
         """Returns the name of a database with a delivery in it, prepared, and a small one to warm up with."""
 
         async def prepare(url: str) -> None:
@@ -103,10 +126,10 @@ class Installation:
                     await tx.execute("add_operator", name="ana")
                     await tx.execute("grant_role", name="ana", role="start_deliveries")
                 for number, size in ((WARM_UP, 1), (DELIVERY, recipients)):
-                    if await self.prepare(db, channel, size, domains=domains) != number:
+                    if await self.prepare(db, channel, size, domains=domains, mail=mail) != number:
                         raise CaseFailed("The deliveries of a new database are not numbered from 1.")
 
-        return await self.template(f"{channel} {recipients} {domains}", prepare)
+        return await self.template(f"{channel} {recipients} {domains} {mail}", prepare)
 
     async def prepare(
         self,
@@ -115,17 +138,20 @@ class Installation:
         recipients: int,
         channels: tuple[str, ...] = (),
         domains: tuple[str, ...] = DOMAINS,
+        mail: Mail = SHORT,
     ) -> int:
         """Prepares a delivery as `sendoff prepare` does, to domains in turn; returns its number."""
         file, csv = self.folder / "delivery.toml", self.folder / "recipients.csv"
-        file.write_text(f'label = "Bench"\nchannel = "{channel}"\n{_MAIL}')
+        file.write_text(mail.file(channel))
         with csv.open("w") as rows:
             rows.write("address,first_name,city,plan,language\n")
             rows.writelines(
                 f"user{i:07d}@{domains[i % len(domains)]},Ekaterina,Nizhny Novgorod,premium,ru\n"
                 for i in range(recipients)
             )
-        request = preparing.PreparationRequest(file, csv, "ana", None, channels or self.settings.channels)
+        request = preparing.PreparationRequest(
+            file, csv, "ana", None, channels or self.settings.channels, tracker=mail.tracked
+        )
         return (await preparing.prepare(db, request)).delivery_id
 
     async def template(self, key: str, fill: Callable[[str], Any]) -> str:
@@ -156,6 +182,7 @@ class Installation:
         copies: int = 1,
         settings: dict[str, str] | None = None,
         domains: tuple[str, ...] = DOMAINS,
+        mail: Mail = SHORT,
     ) -> AsyncIterator[Run]:
         """Yields a clone with every service at work, warm: each has sent to one recipient.
 
@@ -165,11 +192,12 @@ class Installation:
             copies: Processes of each of the services in `HOT`.
             settings: Further settings of the services, by their variables.
             domains: Those of the recipients, in turn.
+            mail: What both deliveries say.
         """
-        template = await self.prepared(channel, recipients, domains)
+        template = await self.prepared(channel, recipients, domains, mail)
         async with AsyncExitStack() as stack:
             url = await stack.enter_async_context(self.cloned(template))
-            variables = (settings or {}) | {"SENDOFF_DATABASE_URL": url}
+            variables = (settings or {}) | {"SENDOFF_DATABASE_URL": url} | (TRACKER if mail.tracked else {})
             rest = [name for name in SERVICES if name not in HOT]
             commands = [("the rest", rest), *((name, [name]) for name in HOT for _ in range(copies))]
             processes = await stack.enter_async_context(self.services(variables, commands))

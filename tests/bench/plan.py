@@ -113,7 +113,7 @@ def _part(installation: Installation, part: str, sizes: Sizes, notes: list[str])
         "stages": lambda: stages.cases(installation, recipients=sizes.rows, rounds=rounds),
         "bare": lambda: bare.cases(installation, recipients=sizes.null, rounds=rounds),
         "null": lambda: [end_to_end.case(installation, part, sizes.null, rounds=rounds)],
-        "email": lambda: [end_to_end.mail(installation, sizes.email, rounds=rounds, notes=notes)],
+        "email": lambda: end_to_end.mails(installation, sizes.email, rounds=rounds, notes=notes),
         "smtp": lambda: [end_to_end.libraries(messages=sizes.smtp, rounds=rounds)],
         "peers": lambda: frameworks.cases(
             installation, documented=sizes.documented, tuned=sizes.tuned, rounds=rounds

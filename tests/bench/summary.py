@@ -132,6 +132,12 @@ def _lines(
             for content in smtp_client.CONTENTS
         ),
         (
+            "email, end to end, what a newsletter costs with tracked links over without",
+            " ×",
+            ratio(results, _of_mail(cases, tracked=True), _of_mail(cases, tracked=False), lambda m: m.cost),
+            {"most": end_to_end.TRACKED_COST},
+        ),
+        (
             "one recipient on an idle system, confirm to recorded, 50th percentile",
             " ms",
             [m.figures["p50, ms"] for m in results.get(latency.ALONE, [])],
@@ -143,6 +149,15 @@ def _lines(
             for name in (tracker.THERE, tracker.AWAY)
             for unit, limit in tracker.GOALS.items()
         ),
+    ]
+
+
+def _of_mail(cases: Sequence[Case], *, tracked: bool) -> list[str]:
+    """Returns the name of the case of newsletters, with tracked links or without."""
+    return [
+        c.name
+        for c in cases
+        if c.part == "email" and "newsletter" in c.name and ("tracked" in c.name) is tracked
     ]
 
 
