@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from contracts.results import BounceKind, BounceReason, Fault
 from worker.channels.email import capacity
 from worker.channels.email.capacity import Connections, Pace
+from worker.channels.email.envelope import Offers, enveloped
 from worker.channels.email.patience import ROUNDS, ROUNDS_OF_LANE, Patience, blames_the_client, defers
 from worker.channels.email.slots import Slots
 from worker.domain.bounces import classify
@@ -122,6 +123,26 @@ async def test_each_who_waits_gives_up_at_its_own_time_and_the_others_wait_on() 
     slots.give()
     async with asyncio.timeout(5):
         await patient
+
+
+async def test_whose_message_was_begun_waits_for_its_session_and_for_no_other_place() -> None:
+    slots, loop = Slots(2), asyncio.get_running_loop()
+    slots.connections.refused(1, loop.time() - capacity.SHORTEST_REST + 0.05)
+    await slots.take(loop.time())
+    mail = enveloped("news@example.org", "ana@example.net", b"", smtputf8=False, dsn=None)
+    begun, other = [asyncio.create_task(slots.take(loop.time() + 60, one)) for one in (mail, None)]
+    await asyncio.sleep(0)
+    waiter = slots.begin_next(Offers(pipelining=True, size=True, smtputf8=True, dsn=True))
+    assert waiter is not None
+    assert waiter.enveloped is mail
+    slots.wake()
+    async with asyncio.timeout(5):
+        await other
+    assert not begun.done()
+    slots.give()
+    await asyncio.sleep(0)
+    assert not begun.done()
+    begun.cancel()
 
 
 async def test_when_the_process_stops_nobody_waits_and_who_need_not_wait_goes_on() -> None:

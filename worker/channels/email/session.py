@@ -6,8 +6,8 @@ was written, only a reply says whether the message was taken. So the dot of a la
 after the body has left for the network. A small body and its dot are written together.
 
 If the server offers it, MAIL, RCPT and DATA are written at once (RFC 2920), so that a message takes two round
-trips. RFC 2920 also allows the next message's commands behind the dot. We do not write them there: they would
-wait for the reply to the message before, while other connections are idle.
+trips. They are written behind the dot of the message before (the same, section 3.1) if another message waits
+for a connection, and the server answers soon: one write and one read for each message, instead of two.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ import re
 from typing import TYPE_CHECKING, Final
 
 import aiosmtplib
-from aiosmtplib.protocol import normalize_message_line_endings
 
 from contracts.results import BounceReason
-from worker.channels.email.dsn import DsnOptions
+from worker.channels.email.envelope import Offers
 from worker.channels.email.wire import SHUTTING_DOWN, WireLost, take_over
 from worker.domain.bounces import classify, reply_line
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure, Withheld
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
+    from worker.channels.email.envelope import Enveloped
     from worker.channels.email.replies import SmtpReply
+    from worker.channels.email.slots import Waiter
     from worker.channels.email.timeouts import Timeouts
     from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
@@ -38,15 +39,14 @@ _GOODBYE_SECONDS: Final = 2.0
 """Seconds that a server may take to answer QUIT. The answer does not matter."""
 _GO_AHEAD: Final = 354
 _WANTS_MORE: Final = 530
-_MAIL, _RCPT, _DATA = range(3)
+_COMMANDS: Final = 3
+_MAIL, _RCPT, _DATA = range(_COMMANDS)
 """The commands of an envelope, by their index."""
 _AT_ONCE: Final = 16_384
 """The most octets of a body that are written together with the dot: a new socket of Linux takes them at
 once."""
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
-"""Characters that a command must not contain (RFC 5321 section 4.1.2), first of all a line end."""
-
-_NO_REPORTS: Final = DsnOptions(b"", b"")
+_SOON: Final = 0.1
+"""Seconds. A message is not begun behind one of a server that took longer for the answer to its last dot."""
 
 _OWN_FAULT: Final[dict[int, tuple[str, bool]]] = {
     # RFC 4954 sections 4 and 6. An operator can mend the settings, and no recipient is at fault: try again.
@@ -83,7 +83,7 @@ class SessionLost(Exception):
 
 
 class Session:
-    """A session with the server, for one message at a time."""
+    """A session with the server, for one message at a time; the next one may be begun behind its dot."""
 
     def __init__(self, smtp: aiosmtplib.SMTP, timeouts: Timeouts) -> None:
         """Takes over the connection of a client that has greeted the server.
@@ -97,10 +97,13 @@ class Session:
         Raises:
             SessionLost: The client is not connected any more.
         """
-        self._pipelining, self._size, self._smtputf8, self._dsn = map(
-            smtp.supports_extension, ("pipelining", "size", "smtputf8", "dsn")
-        )
+        self.offers: Final = Offers.of(smtp.supports_extension)
+        """What the server offers."""
+        self.follower: Waiter | None = None
+        """The message that was begun behind the last dot, and is to be sent next."""
+        self._answers_soon = False
         self._timeouts = timeouts
+        self._loop = asyncio.get_running_loop()
         self._between_messages = True
         self.messages = 0
         """The number of transactions that were begun."""
@@ -146,53 +149,44 @@ class Session:
 
     async def send(
         self,
-        sender: str,
-        recipient: str,
-        message: bytes,
+        mail: Enveloped,
         hand_over: HandOver,
-        *,
-        smtputf8: bool,
-        dsn: DsnOptions | None = None,
+        next_one: Callable[[], Waiter | None] = lambda: None,
     ) -> Verdict:
         """Carries out one mail transaction (RFC 5321 section 3.3).
 
         Args:
-            sender: The envelope sender.
-            recipient: The envelope recipient.
-            message: The message, headers and body.
-            hand_over: The right to hand over. It is begun with the envelope, and must be granted before the
-                body.
-            smtputf8: Whether an address or header in it is not ASCII (RFC 6531).
-            dsn: Which reports to ask for, if the server offers that (RFC 3461).
+            mail: The message with its envelope. If it is that of `follower`, it was begun already.
+            hand_over: The right to hand over. It is begun with the envelope, or here if the envelope was
+                written before, and must be granted before the body.
+            next_one: Returns the message to begin behind the dot, if there is one. It becomes `follower`.
 
         Raises:
             SessionLost: The connection broke, or the server closes it; nothing was sent.
-            ValueError: An address holds a character that would end its command.
         """
-        if smtputf8 and not self._smtputf8:
+        if not mail.fits(self.offers):
             return Failed(
                 "smtputf8_unsupported",
                 retryable=False,
                 detail="An address is not ASCII before its @, and the SMTP server does not offer SMTPUTF8.",
             )
-        body = _whole_lines(message)
-        size = b" SIZE=%d" % len(body) if self._size else b""  # RFC 1870: refused before it is sent
-        options = size + (b" BODY=8BITMIME SMTPUTF8" if smtputf8 else b"")  # RFC 6531 section 3.6 wants both
-        reports = dsn if dsn and self._dsn else _NO_REPORTS
-        commands = (
-            b"MAIL FROM:" + _path(sender) + options + reports.mail + b"\r\n",
-            b"RCPT TO:" + _path(recipient) + reports.rcpt + b"\r\n",
-            b"DATA\r\n",
-        )
+        begun, self.follower = self.follower is not None, None
+        commands = mail.commands(self.offers)
         # Until the transaction has ended: a cancelled one leaves the session unusable.
         self._between_messages = False
         self.messages += 1
-        # At the same time as the round trips of the envelope, not after them.
+        # At the same time as the round trips of the envelope, not after them. A message that was begun behind
+        # another is marked only now: one that waits must not be in doubt.
         marking = hand_over.begin()
-        refusal = await (self._envelope_at_once(commands) if self._pipelining else self._envelope(commands))
+        if self.offers.pipelining:
+            refusal = await self._envelope_at_once(b"" if begun else b"".join(commands))
+        else:
+            refusal = await self._envelope(commands)
         if isinstance(refusal, Bounced):
             await self._reset()
-        verdict = refusal or await self._withheld(marking, hand_over) or await self._hand_over(body)
+        verdict = (
+            refusal or await self._withheld(marking, hand_over) or await self._hand_over(mail.body, next_one)
+        )
         self._between_messages = isinstance(verdict, Accepted | Bounced)
         return verdict
 
@@ -220,11 +214,16 @@ class Session:
                 return refusal
         return None
 
-    async def _envelope_at_once(self, commands: tuple[bytes, ...]) -> Bounced | Failed | None:
-        """Sends the envelope in one write, if the server offers that (RFC 2920 section 3.1)."""
-        self._write(b"".join(commands), replies=len(commands))
-        await self._wire.gather(len(commands), self._timeouts.command)
-        for number in range(_DATA + 1):
+    async def _envelope_at_once(self, commands: bytes) -> Bounced | Failed | None:
+        """Sends the envelope in one write, if the server offers that (RFC 2920 section 3.1).
+
+        Args:
+            commands: The envelope; nothing if it was sent behind the message before.
+        """
+        if commands:
+            self._write(commands, replies=_COMMANDS)
+        await self._wire.gather(_COMMANDS, self._timeouts.command)
+        for number in range(_COMMANDS):
             refusal = _judged(number, await self._reply())
             if refusal is not None:
                 if isinstance(refusal, Bounced):
@@ -240,7 +239,7 @@ class Session:
         RCPT was not, the dot might send an empty message to the recipient. Then the connection is dropped.
         """
         with contextlib.suppress(SessionLost):
-            later = [await self._reply() for _ in range(refused + 1, _DATA + 1)]
+            later = [await self._reply() for _ in range(refused + 1, _COMMANDS)]
             if later and later[-1].code == _GO_AHEAD:
                 if any(map(_done, later)):
                     self.abort()
@@ -275,7 +274,7 @@ class Session:
             raise SessionLost(reply_line(*reply), closing=True)
         return reply
 
-    async def _hand_over(self, body: bytes) -> Verdict:
+    async def _hand_over(self, body: bytes, next_one: Callable[[], Waiter | None]) -> Verdict:
         """Writes the body, dots doubled (RFC 5321 section 4.5.2), and the final dot; returns the verdict."""
         stuffed = body.replace(b"\r\n.", b"\r\n..")
         if stuffed.startswith(b"."):
@@ -286,12 +285,15 @@ class Session:
             except WireLost as error:
                 raise SessionLost(str(error)) from error
             stuffed = b""
-        self._write(stuffed + b".\r\n", replies=1)
+        behind = self._behind(next_one)
+        self._write(stuffed + b".\r\n" + behind, replies=1 + (_COMMANDS if behind else 0))
         # From here on the outcome is not known without a reply.
+        written_at = self._loop.time()
         try:
             reply = await self._wire.reply(self._timeouts.dot)
         except WireLost as error:
             return Unsure(f"The message was written whole, and no answer came: {error}.")
+        self._answers_soon = self._loop.time() - written_at < _SOON
         line = reply_line(*reply)
         if _done(reply):
             return Accepted(line, _provider_id(line))
@@ -301,6 +303,17 @@ class Session:
         return _refusal(reply) or Unsure(
             f"The message was written whole, and the answer neither takes nor refuses it: {line}"
         )
+
+    def _behind(self, next_one: Callable[[], Waiter | None]) -> bytes:
+        """Returns the commands of the next message, which becomes `follower`; nothing if there is none.
+
+        A server that answers late would hold it up, while other connections come free.
+        """
+        if not (self.offers.pipelining and self._answers_soon):
+            return b""
+        self.follower = next_one()
+        mail = self.follower.enveloped if self.follower else None
+        return b"".join(mail.commands(self.offers)) if mail else b""
 
     async def quit(self) -> None:
         """Ends the session with QUIT, if the server answers soon."""
@@ -323,20 +336,6 @@ def in_words(error: BaseException) -> str:
 
 def _done(reply: SmtpReply) -> bool:
     return reply.code // 100 == 2  # noqa: PLR2004 - 2yz, positive completion (RFC 5321 section 4.2.1)
-
-
-def _path(address: str) -> bytes:
-    if _CONTROL.search(address):
-        raise ValueError(f"An address must not hold a control character: {address!r}")
-    return b"<" + address.encode() + b">"
-
-
-def _whole_lines(message: bytes) -> bytes:
-    """Ends every line with CRLF: a bare line end could be read as the end of the message."""
-    ends = message.count(b"\r\n")
-    if ends == message.count(b"\n") == message.count(b"\r") and message.endswith(b"\r\n"):
-        return message
-    return normalize_message_line_endings(message)
 
 
 def _judged(command: int, reply: SmtpReply) -> Bounced | Failed | None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 
 import aiosmtplib
 import structlog
 
+from worker.channels.email.envelope import enveloped
 from worker.channels.email.failures import ERRORS, classify, is_limit
 from worker.channels.email.lanes import Lanes
 from worker.channels.email.limits import Limits
@@ -21,8 +23,10 @@ from worker.domain.verdicts import Failed, Unsure
 
 if TYPE_CHECKING:
     from worker.channels.email.dsn import DsnOptions
+    from worker.channels.email.envelope import Enveloped
     from worker.channels.email.lane import Lane
     from worker.channels.email.providers import Providers
+    from worker.channels.email.slots import Waiter
     from worker.channels.email.timeouts import Timeouts
     from worker.channels.protocol import HandOver
     from worker.domain.verdicts import Verdict
@@ -120,15 +124,18 @@ class SmtpPool:
                 self._slots.give()
             return
 
-    async def _take_slot(self, deadline: float) -> None:
+    async def _take_slot(self, deadline: float, mail: Enveloped | None = None) -> Session | None:
         """Reserves one of the connections.
+
+        Returns:
+            The session on which the message was begun, behind another; None if it was not begun.
 
         Raises:
             ChannelUnreachable: No connection was free in time. A message must not be sent long after its
                 claim, since the claim may have expired or the delivery may have stopped.
         """
         try:
-            await self._slots.take(deadline)
+            return await self._slots.take(deadline, mail)
         except TimeoutError as error:
             seconds = f"{self._timeouts.connect:g} s"
             sentence = (
@@ -169,22 +176,14 @@ class SmtpPool:
             is no longer ours.
         """
         right = hand_over or Granted()
+        mail = enveloped(sender, recipient, message, smtputf8=smtputf8, dsn=dsn)
         try:
-            return await self._send(sender, recipient, message, right, smtputf8=smtputf8, dsn=dsn)
+            return await self._send(recipient, mail, right)
         except ChannelUnreachable as error:
             reason = "authentication" if isinstance(error, _NotWelcome) else "connection"
             return Failed(reason, retryable=True, detail=str(error), waits=True)
 
-    async def _send(
-        self,
-        sender: str,
-        recipient: str,
-        message: bytes,
-        hand_over: HandOver,
-        *,
-        smtputf8: bool,
-        dsn: DsnOptions | None,
-    ) -> Verdict:
+    async def _send(self, recipient: str, mail: Enveloped, hand_over: HandOver) -> Verdict:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeouts.connect
         lane = self.lanes.of(recipient)
@@ -194,30 +193,29 @@ class SmtpPool:
                 if lost and lost[-1].closing:
                     break
                 return self._limits.held(lane)
-            await self._take_slot(deadline)
+            session = await self._take_slot(deadline, mail)
             try:
                 if not lane.free(loop.time()):
+                    if session:
+                        session.abort()  # it was begun there
                     continue  # others of its lane came first
-                session = self._take() or await self._open()
+                session = session or self._take() or await self._open()
                 number = lane.begin(loop.time())
                 try:
-                    verdict = await session.send(
-                        sender, recipient, message, hand_over, smtputf8=smtputf8, dsn=dsn
-                    )
+                    verdict = await session.send(mail, hand_over, partial(self._next, session))
                 finally:
                     self._limits.end(lane, number)
-                    await self._give_back(session)
+                return self._weighed(lane, recipient, verdict)
             except _NoMore:
                 continue  # there is another, which comes free
             except SessionLost as error:
                 lost.append(error)
                 self._heard_at = _NEVER
-                if error.closing:
+                if error.closing and session is not None:
                     self._told_to_go(lane, session, str(error))
                 continue
             finally:
-                self._slots.give()
-            return self._weighed(lane, recipient, verdict)
+                await self._leave(session)
         detail = (
             f"The connection to the SMTP server {self._url} was lost before anything was sent: {lost[-1]}."
         )
@@ -251,6 +249,24 @@ class SmtpPool:
                 return session
             session.abort()
         return None
+
+    def _next(self, session: Session) -> Waiter | None:
+        """Returns the message to begin on a session behind the one that it sends, if there is one."""
+        full = self._closed or session.messages >= self._messages_per_connection
+        return None if full or self._slots.pace.feeling else self._slots.begin_next(session.offers)
+
+    async def _leave(self, session: Session | None) -> None:
+        """Passes the place and the session on to the message that was begun on it, or gives both back."""
+        follower = session.follower if session else None
+        if session and follower:
+            if self._slots.hand(follower, session):
+                return
+            session.abort()  # the server waits for a message that goes another way
+        try:
+            if session:
+                await self._give_back(session)
+        finally:
+            self._slots.give()
 
     async def _give_back(self, session: Session) -> None:
         if not session.usable:
