@@ -103,9 +103,14 @@ async def test_a_stop_holds_for_those_who_wait_for_the_relay(stack: Stack) -> No
             await stack.confirm(number)
             await until(lambda: _waits(channel))
             assert (await stack.control(routing.STOP, number))["state"] == "stopped"
-            row = await stack.deployment(number)
         taken = channel.seen["Accepted"]
     assert taken <= 5
+
+    async def recorded() -> bool:
+        return (await stack.deployment(number))["sent"] == taken
+
+    async with stack.running("results"):
+        await until(recorded)
     row = await stack.deployment(number)
     assert (row["sent"], row["cancelled"], row["sending"], row["errors"]) == (taken, 50 - taken, 0, 0)
 
