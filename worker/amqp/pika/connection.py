@@ -152,8 +152,11 @@ async def try_publishing(connection: AbstractRobustConnection) -> bool:
             await unless_blocked(connection, work())
     except aiormq.exceptions.ChannelAccessRefused:
         return False  # it answers
+    except BrokerUnreachable:
+        raise  # it is blocked, and the sentence says so
     except ERRORS as error:
-        raise BrokerUnreachable(f"The broker confirms no publish: {error or type(error).__name__}") from error
+        reason = str(error) or type(error).__name__
+        raise BrokerUnreachable(f"The broker confirms no publish: {reason}") from error
     return True
 
 
