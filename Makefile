@@ -11,7 +11,7 @@ SERVERS := $(PYTHON) dev/servers.py
 SOURCES := contracts worker sql tests dev
 UV_COMPILE = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
-.PHONY: help up down venv test check format lock schemas tables settings image demo bench bench-tables bench-console corpus clean
+.PHONY: help up down venv test check format lock schemas tables settings image demo bench bench-tables bench-console chaos corpus clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,9 @@ bench-console: venv ## measure first paints of a delivery of a million and what 
 # What debootstrap fetches is kept in FOLDER; three minutes after that.
 image: ## run the steps of the Dockerfile in a bare Debian, as root (FOLDER=/var/tmp/sendoff-image)
 	@$(PYTHON) dev/image.py $(or $(FOLDER),/var/tmp/sendoff-image) -- --version
+
+chaos: venv ## let random faults happen to running deliveries, and check what came of it (SEED=7 MINUTES=5)
+	@$(SERVERS) run -- $(BIN)/python -m tests.faults.chaos $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
 
 corpus: venv ## read a corpus of replies with the rules, and compare (DIR=/path, which holds expected.csv)
 	@$(BIN)/python dev/corpus.py "$(DIR)"

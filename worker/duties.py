@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Gauge
 
+    from worker.db.alerts import Raised
     from worker.db.retrying import Retrying
     from worker.telemetry.metrics import Metrics
 
@@ -62,6 +63,16 @@ def waiting(pages: DuePages, gauge: Gauge) -> Duty[tuple[str, float]]:
         gauge.labels(channel).set(seconds)
 
     return Duty("waiting", "looking how long pages wait", look, show)
+
+
+class Alerts(Protocol):
+    """Raises alerts about deliveries: `worker.db.alerts.Alerts`."""
+
+    async def sample(self) -> None:
+        """Stores the progress of each delivery."""
+
+    async def raise_due(self) -> list[Raised]:
+        """Raises the alerts that were not raised yet; returns them."""
 
 
 class Suppression(Protocol):

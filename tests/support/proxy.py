@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class CutProxy:
     """Forwards to one server; `cut` drops every connection and takes no other until `mend`.
 
-    `mute` swallows what clients say from then on; they still hear the server, which waits for them.
+    `mute` swallows what clients say from then on; they still hear the server, which waits for them. It is to
+    be cut before it is mended, since a part of what was said is missing.
     """
 
     def __init__(self, url: str) -> None:
@@ -44,7 +45,7 @@ class CutProxy:
             writer.transport.abort()
 
     def mend(self) -> None:
-        self._cut = False
+        self._cut = self._mute = False
 
     def mute(self) -> None:
         self._mute = True

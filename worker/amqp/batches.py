@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from worker.amqp.consuming import consuming
+from worker.crashing import crash_point
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -39,6 +40,7 @@ async def take_batches(
 
     async def take(part: list[Incoming]) -> None:
         await record(part)
+        crash_point("batch.recorded")
         consumer.acknowledge(part)
 
     async with consuming(consumer, stop):

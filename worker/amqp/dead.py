@@ -9,6 +9,7 @@ import structlog
 from contracts.routing import BINDINGS, DEAD, HEADER_EXCHANGE, HEADER_REASON, HEADER_ROUTING_KEY
 from worker.amqp.messages import Outgoing
 from worker.amqp.octets import short
+from worker.crashing import crash_point
 from worker.telemetry.metrics import OTHER
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class DeadQueue:
             return
         # The exchange is a fanout, which needs no key.
         await self._publisher.publish(self._exchange, "", outgoing)
+        crash_point("dead.confirmed")
         for letter in outgoing:
             # A label's values are a closed set: each is a series for as long as the process lives.
             self._metrics.dead_lettered.labels(letter.type if letter.type in self._labels else OTHER).inc()

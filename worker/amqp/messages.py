@@ -132,3 +132,10 @@ class Consumer(Protocol):
 
     async def close(self) -> None:
         """Sends the last acknowledgements and closes."""
+
+
+class Depth(Protocol):
+    """Returns how many messages wait in a queue: `worker.amqp.topology.QueueDepth`."""
+
+    async def ready(self, queue: str) -> int | None:
+        """Returns how many wait in a queue, by its full name; None if it is not known."""

@@ -9,6 +9,7 @@ from contracts import results
 from contracts.batch import MAX_ITEMS
 from worker.amqp.buffer import Buffer
 from worker.amqp.messages import Outgoing
+from worker.crashing import crash_point
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,6 +78,8 @@ class Reports:
             async with asyncio.TaskGroup() as group:
                 for key, found in by_key.items():
                     group.create_task(self._publish(key, found))
+            if by_key:
+                crash_point("result.confirmed")
             by_consumer: dict[Consumer, list[Incoming]] = {}
             for report in taken:
                 by_consumer.setdefault(report.consumer, []).append(report.message)

@@ -12,6 +12,7 @@ from worker.amqp.consuming import consuming
 from worker.amqp.dead import Letter
 from worker.amqp.messages import Outgoing
 from worker.amqp.octets import short
+from worker.crashing import crash_point
 from worker.domain.failures import NO_MESSAGES_FAULT, Busy
 
 if TYPE_CHECKING:
@@ -73,6 +74,7 @@ async def _handle_one(
 ) -> None:
     try:
         await handle(message)
+        crash_point("request.handled")
     except NO_MESSAGES_FAULT:
         raise
     except Busy as busy:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from contracts.events import Criterion, Event
+from worker.crashing import crash_point
 
 if TYPE_CHECKING:
     from worker.db.pool import Database
@@ -30,6 +31,7 @@ class Alerts:
     async def sample(self) -> None:
         """Stores the progress of each running delivery, once a minute, and deletes old samples."""
         await self._db.fetch("sample_progress")
+        crash_point("alerts.sampled")
         await self._db.fetch("forget_samples")
 
     async def raise_due(self) -> list[Raised]:
@@ -48,6 +50,7 @@ class Alerts:
                     criterion=due["criterion"],
                     event=Event.ALERT.value,
                 )
+            crash_point("alerts.raised")
             if row is not None:
                 raised.append(Raised(row["delivery_id"], Criterion(row["criterion"]), row["sentence"]))
         return raised

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import structlog
 
+from worker.crashing import crash_point
 from worker.db.hand_over import Claimed, HandOvers, Right, seconds_since_boot
 from worker.db.retrying import Idempotent
 from worker.domain.failures import Busy, Stopped
@@ -111,6 +112,8 @@ class Holding:
             )
         )
         granted: set[int] = await self._database.until_done(claiming, "claiming recipients")
+        if granted:
+            crash_point("claim.granted")
         until = begun + _SAFE_SHARE * self._lease
         return {r: Held(Claimed(delivery_id, r, token), until) for r in sorted(granted)}
 
@@ -130,6 +133,7 @@ class Holding:
         giving = Idempotent(lambda: self._claims.give_back(claimed.delivery_id, claims, in_hand=in_hand))
         with contextlib.suppress(Busy, Stopped):  # the lease expires by itself too
             await self._database.until_done(giving, "giving a claim back")
+            crash_point("claim.given-back")
 
     async def _mark(self, delivery_id: int, claims: Mapping[int, int]) -> set[int]:
         margin = (1 - _SAFE_SHARE) * self._lease
@@ -139,5 +143,7 @@ class Holding:
         except (Busy, Stopped) as error:  # a stop too: what is with the relay already is still to be reported
             log.warning("not handed over", delivery_id=delivery_id, claims=len(claims), because=str(error))
             return set()
+        if marked:
+            crash_point("hand-over.marked")
         self._on_mark(delivery_id, marked)
         return marked

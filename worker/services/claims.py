@@ -23,6 +23,7 @@ from contracts.commands import Status
 from worker.amqp.dead import Letter
 from worker.amqp.octets import short
 from worker.amqp.requests import reply_to, take_each
+from worker.crashing import crash_point
 from worker.db.retrying import Idempotent, Unstorable
 from worker.domain.audience import address_key
 from worker.domain.failures import Busy
@@ -187,6 +188,7 @@ class ClaimsService:
         metrics, channel = self._parts.metrics, message.routing_key
         with metrics.claim_seconds.time():
             granted = await self._parts.retrying.until_done(claiming, "claiming recipients")
+        crash_point("grant.committed")
         metrics.claim_recipients.observe(len(wanted))
         metrics.sends_claimed.labels(channel).inc(len(granted))
         metrics.sends_refused.labels(channel).inc(len(wanted) - len(granted))

@@ -1,6 +1,4 @@
-"""The commands of an operator: confirm, pause, resume, stop.
-
-Each is executed once, and its answer never changes.
+"""The commands of an operator: confirm, pause, resume, stop. Each is executed once, its answer never changes.
 
 One transaction reads and writes the role, the state and the answer. So a command is either wholly executed
 and answered, or it is not executed, and the broker delivers it again.
@@ -22,6 +20,7 @@ from contracts.commands import Confirm, Control, Reason
 from contracts.states import State
 from worker.amqp.octets import storable
 from worker.amqp.requests import reply_to, take_each
+from worker.crashing import crash_point
 from worker.db.retrying import Idempotent
 from worker.domain.answers import OTHER_COMMAND, accepted, finalize, malformed, refusal
 from worker.domain.approval import Approval, ask, decide, lapsed, shown_approval
@@ -213,6 +212,7 @@ class ConfirmService:
         """
         answering = Idempotent(lambda: self._answer(message))
         reply = await self._parts.retrying.until_done(answering, "answering a command")
+        crash_point("command.committed")
         reason = reply.reason.value if reply.reason else None
         log.info(
             "command",
@@ -263,6 +263,7 @@ class ConfirmService:
                 body=body,
                 reply=reply,
             )
+            crash_point("command.carried-out")
         return reply
 
     async def _carry_out(

@@ -15,6 +15,7 @@ import structlog
 
 from contracts import routing
 from worker.amqp.messages import Outgoing
+from worker.crashing import crash_point
 from worker.db.retrying import Idempotent
 from worker.domain.failures import Busy
 
@@ -124,6 +125,7 @@ class EventsService:
         taken = await outbox.take(_AT_ONCE, self._limits.lease)
         if not taken:
             return 0
+        crash_point("event.leased")
         try:
             async with asyncio.timeout(self._limits.lease / 2):
                 async with asyncio.TaskGroup() as group:
@@ -133,7 +135,9 @@ class EventsService:
             log.warning("the broker does not confirm: events stay in the outbox", events=len(taken))
             await outbox.release(taken)
             return 0
+        crash_point("event.confirmed")
         await outbox.drop(taken)
+        crash_point("event.deleted")
         self._parts.metrics.events_published.inc(len(taken))
         return len(taken)
 

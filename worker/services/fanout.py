@@ -17,6 +17,7 @@ import structlog
 from contracts import routing
 from contracts.sends import message_id
 from worker.amqp.messages import Outgoing, Unroutable
+from worker.crashing import crash_point
 from worker.db.failures import ERRORS
 from worker.db.retrying import Idempotent
 from worker.domain.failures import Busy, Stopped
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from contracts.routing import Names
-    from worker.amqp.messages import Publisher
+    from worker.amqp.messages import Depth, Publisher
     from worker.db.pages import Page
     from worker.db.retrying import Retrying
     from worker.telemetry.metrics import Metrics
@@ -73,13 +74,6 @@ class Pages(Protocol):
 
     async def release(self, page: Page, owner: str) -> None:
         """Ends a lease."""
-
-
-class Depth(Protocol):
-    """Returns how many messages wait in a queue: `worker.amqp.topology.QueueDepth`."""
-
-    async def ready(self, queue: str) -> int | None:
-        """Returns how many wait in a queue, by its full name; None if it is not known."""
 
 
 class Routes(Protocol):
@@ -232,6 +226,7 @@ class FanoutService:
 
     async def _publish(self, page: Page) -> None:
         parts, limits = self._parts, self._limits
+        crash_point("page.leased")
         reading = Idempotent(lambda: parts.pages.read_sends(page))
         sends = await parts.retrying.until_done(reading, "reading a page")
         messages = [
@@ -239,8 +234,10 @@ class FanoutService:
             for recipient, attempt, body in sends
         ]
         await parts.publisher.publish(parts.names.exchange(routing.SENDS), page.channel, messages)
+        crash_point("page.confirmed")
         checkpoint = Idempotent(lambda: parts.pages.published(page, limits.owner, limits.look_after))
         await parts.retrying.until_done(checkpoint, "checkpointing a page")
+        crash_point("page.published")
         parts.metrics.pages_published.inc()
         parts.metrics.sends_published.labels(page.channel).inc(len(messages))
         log.debug("page published", delivery_id=page.delivery_id, page=page.page, messages=len(messages))

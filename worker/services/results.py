@@ -17,6 +17,7 @@ import structlog
 from contracts import results
 from worker.amqp.batches import take_batches
 from worker.amqp.dead import Letter
+from worker.crashing import crash_point
 from worker.db.audiences import why_absent
 from worker.db.halves import ROWS_AT_ONCE, write_by_halves
 from worker.db.retrying import Idempotent
@@ -173,6 +174,7 @@ class ResultsService:
         for start in range(0, len(order), ROWS_AT_ONCE):
             rows = order[start : start + ROWS_AT_ONCE]
             moved += await write_by_halves(self._parts.retrying, rows, write, bury, "recording results")
+            crash_point("outcome.recorded")
         if moved:
             looking = Idempotent(lambda: self._look(delivery_id))
             with contextlib.suppress(Busy):  # the next batch and the scheduler look again
@@ -186,11 +188,12 @@ class ResultsService:
         if seen.verdict is not None:
             tripped = await parts.breaker.trip(delivery_id, defaults)
             if tripped is not None:
+                crash_point("breaker.tripped")
                 parts.metrics.breaker_trips.inc()
                 log.warning("delivery paused", delivery_id=delivery_id, because=tripped.reason)
                 return
-        if seen.complete:
-            await parts.finisher.finish(delivery_id)
+        if seen.complete and await parts.finisher.finish(delivery_id):
+            crash_point("outcome.finished")
 
     async def _write(self, delivery_id: int, facts: dict[int, Facts]) -> int:
         metrics = self._parts.metrics

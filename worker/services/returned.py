@@ -16,6 +16,7 @@ import structlog
 from contracts import results, routing, tracking
 from contracts.tracking import TrackingEvent, TrackingKind
 from worker.amqp.messages import Outgoing
+from worker.crashing import crash_point
 from worker.returned.reading import (
     AutomaticAnswer,
     Bounce,
@@ -153,6 +154,7 @@ class ReturnedService:
     async def _publish(self, exchange: str, key: str, body: bytes, outcome: str) -> Answer:
         whole = self._parts.names.exchange(exchange)
         if await self._parts.publisher.publish(whole, key, [Outgoing(body, key)]):
+            crash_point("returned.confirmed")
             return self._done(outcome)
         return self._done("later", Answer.LATER)
 
@@ -166,6 +168,7 @@ class ReturnedService:
         if file is None:
             log.warning("a returned mail could not be kept", because="the folder is full")
             return self._done("lost")
+        crash_point("returned.kept")
         log.warning("a returned mail was kept for a person", file=str(file), because=because)
         return self._done("kept")
 

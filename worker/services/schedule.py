@@ -15,6 +15,7 @@ import structlog
 
 from contracts import routing
 from contracts.states import State
+from worker.crashing import crash_point
 from worker.domain.authority import check_start
 from worker.domain.states import Move
 from worker.duties import DuePages, Duties, Duty, waiting
@@ -25,12 +26,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
     from datetime import datetime
 
+    from worker.amqp.messages import Depth
     from worker.db.accounts import Expired
-    from worker.db.alerts import Raised
     from worker.db.pages import Inspected, PagesDue, RetriesLeft
     from worker.db.retrying import Retrying
     from worker.domain.deliveries import Delivery
     from worker.domain.operators import Operator
+    from worker.duties import Alerts
     from worker.telemetry.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -141,23 +143,6 @@ class Pages(DuePages, Protocol):
 
     async def close(self, delivery_id: int, pages: Sequence[int]) -> None:
         """Closes pages."""
-
-
-class Alerts(Protocol):
-    """Raises alerts about deliveries: `worker.db.alerts.Alerts`."""
-
-    async def sample(self) -> None:
-        """Stores the progress of each delivery."""
-
-    async def raise_due(self) -> list[Raised]:
-        """Raises the alerts that were not raised yet; returns them."""
-
-
-class Depth(Protocol):
-    """Returns how many messages wait in a queue: `worker.amqp.topology.QueueDepth`."""
-
-    async def ready(self, queue: str) -> int | None:
-        """Returns how many wait in a queue, by its full name; None if it is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +267,7 @@ class ScheduleService:
 
     async def _alert(self) -> bool:
         await self._parts.alerts.sample()
+        crash_point("alerts.looked")
         for raised in await self._parts.alerts.raise_due():
             self._parts.metrics.alerts.labels(raised.criterion.value).inc()
             log.warning(
@@ -318,11 +304,15 @@ class ScheduleService:
                 return
             await start.move(Move.START)
             await start.open_pages()
+            crash_point("start.carried-out")
+        crash_point("start.committed")
         log.info("delivery started", delivery_id=delivery_id)
 
     async def _expire(self, delivery_id: int) -> None:
         """Ends claims by their leases only; the state of their pages does not matter."""
         ended = await self._parts.accounts.expire(delivery_id, result_lease=self._limits.result_lease)
+        if ended.unknown or ended.given_back:
+            crash_point("claims.ended")
         self._parts.metrics.claims_expired.inc(ended.unknown)
         self._parts.metrics.claims_given_back.inc(ended.given_back)
         if ended.unknown:
@@ -338,15 +328,20 @@ class ScheduleService:
 
     async def _cancel(self, delivery_id: int) -> None:
         await self._parts.accounts.cancel(delivery_id)
+        crash_point("rest.cancelled")
         log.warning("validity over: what was not tried is cancelled", delivery_id=delivery_id)
 
     async def _end_retries(self, delivery_id: int) -> None:
         for _ in range(_TURNS):
-            if not await self._parts.accounts.end_retries(delivery_id):
+            more = await self._parts.accounts.end_retries(delivery_id)
+            crash_point("retries.ended")
+            if not more:
                 return
 
     async def _open_retries(self, left: RetriesLeft) -> None:
         opened = await self._parts.pages.open_due_retries(left.delivery_id)
+        if opened:
+            crash_point("retries.opened")
         self._parts.metrics.pages_reopened.labels("retry").inc(opened)
         if left.only_retries:
             await self._parts.deliveries.await_retries(left.delivery_id)
@@ -359,19 +354,23 @@ class ScheduleService:
         delivery_id, pages = due.delivery_id, self._parts.pages
         lost: list[Inspected] = []
         done: list[int] = []
-        for page in await pages.inspect(delivery_id, self._limits.look_after, _PAGES_AT_ONCE):
+        inspected = await pages.inspect(delivery_id, self._limits.look_after, _PAGES_AT_ONCE)
+        crash_point("pages.inspected")
+        for page in inspected:
             if due.running and page.unclaimed and await self._is_lost(due.channel, page):
                 lost.append(page)
             elif due.over or not page.unclaimed:
                 done.append(page.page)
         if done:
             await pages.close(delivery_id, done)
+            crash_point("pages.closed")
         if lost:
             unclaimed = sum(page.unclaimed for page in lost)
             log.warning(
                 "pages to be published again", delivery_id=delivery_id, pages=len(lost), unclaimed=unclaimed
             )
             await pages.reopen(delivery_id, [page.page for page in lost])
+            crash_point("pages.reopened")
             self._parts.metrics.pages_reopened.labels("lost").inc(len(lost))
 
     async def _is_lost(self, channel: str, page: Inspected) -> bool:
@@ -396,4 +395,5 @@ class ScheduleService:
 
     async def _finish(self, delivery_id: int) -> None:
         if await self._parts.deliveries.finish(delivery_id):
+            crash_point("delivery.finished")
             log.info("delivery finished", delivery_id=delivery_id)

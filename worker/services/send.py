@@ -21,6 +21,7 @@ from worker.amqp.reports import Report, Reports
 from worker.channels.contents import Contents
 from worker.channels.protocol import ChannelUnreachable, Granted
 from worker.channels.reaching import Reaching
+from worker.crashing import crash_point
 from worker.db.holding import Holding
 from worker.db.retrying import Idempotent, Unstorable
 from worker.db.start_times import StartTimes
@@ -375,6 +376,7 @@ class SendService:
             return Failed("internal", retryable=True, detail=str(compiled))
         try:
             verdict = await self._parts.channel.send(compiled, send, right)
+            crash_point("send.tried")
         except NO_MESSAGES_FAULT:
             raise
         except Exception as error:

@@ -16,6 +16,7 @@ from worker.amqp.consuming import consuming
 from worker.amqp.dead import Letter
 from worker.amqp.octets import storable
 from worker.amqp.requests import reply_to
+from worker.crashing import crash_point
 from worker.db.retrying import Idempotent
 from worker.db.stats import TookTooLong, answer
 from worker.domain.deliveries import unknown_delivery
@@ -136,6 +137,7 @@ class StatsService:
     async def _acknowledge_after(self, asking: list[Incoming], answering: Awaitable[None]) -> None:
         try:
             await answering
+            crash_point("stats.answered")
         except NO_MESSAGES_FAULT:
             raise
         except Busy as busy:
@@ -161,6 +163,7 @@ class StatsService:
             refusals = (_refusal(m, Status.REFUSED, unknown.reason, unknown.message, number) for m in asking)
             await _all(map(self._reply, asking, refusals))
             return
+        crash_point("stats.recounted")
         body = computed.model_dump_json().encode()
         self._parts.metrics.commands.labels(routing.COMPUTE_STATS, computed.status.value, "").inc(len(asking))
         told = [m for m in asking if m.reply_to]

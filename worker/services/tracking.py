@@ -15,6 +15,7 @@ from contracts import tracking as wire
 from contracts.tracking import TrackingKind
 from worker.amqp.batches import take_batches
 from worker.amqp.dead import Letter
+from worker.crashing import crash_point
 from worker.db.audiences import why_absent
 from worker.db.halves import write_by_halves
 from worker.domain.failures import Busy
@@ -165,6 +166,7 @@ class TrackingService:
             await self._bury([(row.event, sentence) for row in rows], sources)
 
         new = await write_by_halves(self._parts.retrying, tracked, write, bury, "recording tracking events")
+        crash_point("tracking.recorded")
         unheeded = {t.machine_rule for t in tracked if t.event.kind is TrackingKind.OPTOUT and not t.heeded}
         if unheeded:
             log.warning(

@@ -15,6 +15,7 @@ from worker.amqp.bulk.errors import FORBIDDEN, NOT_FOUND, AmqpChannelClosed, Con
 from worker.amqp.bulk.keeper import Keeper
 from worker.amqp.errors import RECONNECT_INTERVAL, BrokerForbids
 from worker.amqp.messages import MessageRefused, Unroutable
+from worker.crashing import crash_point
 from worker.domain.failures import Stopped
 from worker.lifecycle import wait_any
 
@@ -115,6 +116,7 @@ class BulkPublisher:
                 async with self._turn:
                     channel = await self._room(len(rest) - at)
                     flights.append(channel.send(encoder, rest, at, exchange, routing_key))
+                crash_point("publish.written")
                 at += len(flights[-1].messages)
             again = [message for flight in flights for message in await flight.finished]
             if mandatory and any(flight.returned for flight in flights):

@@ -22,6 +22,7 @@ import aiosmtplib
 from contracts.results import BounceReason
 from worker.channels.email.envelope import Offers
 from worker.channels.email.wire import SHUTTING_DOWN, WireLost, take_over
+from worker.crashing import crash_point
 from worker.domain.bounces import classify, reply_line
 from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure, Withheld
 
@@ -288,6 +289,7 @@ class Session:
         behind = self._behind(next_one)
         self._write(stuffed + b".\r\n" + behind, replies=1 + (_COMMANDS if behind else 0))
         # From here on the outcome is not known without a reply.
+        crash_point("smtp.written")
         written_at = self._loop.time()
         try:
             reply = await self._wire.reply(self._timeouts.dot)

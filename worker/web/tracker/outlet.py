@@ -19,6 +19,7 @@ from contracts.tracking import TrackingKind
 from worker.amqp.bulk.errors import ConnectionLost
 from worker.amqp.errors import BrokerForbids
 from worker.amqp.messages import MessageRefused, Outgoing, Unroutable
+from worker.crashing import crash_point
 from worker.domain.failures import Stopped
 from worker.lifecycle import pause
 from worker.web.tracker.spool import Kept, NotKept
@@ -126,6 +127,7 @@ class Outlet:
             by_kind.setdefault(event.kind.value, []).append(event)
         messages = [Kept(kind, wire.encode(events)) for kind, events in by_kind.items()]
         how = "broker" if await self._published(messages, group) else await self._spooled(messages)
+        crash_point("tracker.confirmed" if how == "broker" else "tracker.spooled")
         self._kept[how].inc(len(taken))
         for _, answer in taken:
             if not answer.done():  # its client may have gone away
@@ -190,6 +192,7 @@ class Outlet:
                 if not await self._publish(part):
                     raise _Unpublished
                 self._replayed.inc(len(part))
+            crash_point("tracker.replayed")
             if messages:
                 log.info("the spool's events are published", file=path.name, messages=len(messages))
 

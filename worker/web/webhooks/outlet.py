@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from contracts import results, routing, tracking
 from worker.amqp.messages import Outgoing
+from worker.crashing import crash_point
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -88,11 +89,17 @@ class Outlet:
         sent = [self._send(routing.RESULTS, routing.BOUNCE, map(results.encode, _parts(bounces)))]
         for key, some in events.items():
             sent.append(self._send(routing.TRACKING, key, map(tracking.encode, _parts(some))))
-        return all(await asyncio.gather(*sent))
+        safe = all(await asyncio.gather(*sent))
+        crash_point("webhook.confirmed")
+        return safe
 
     async def _send(self, exchange: str, key: str, bodies: Iterable[bytes]) -> bool:
         messages = [Outgoing(body, key) for body in bodies]
-        return not messages or await self._publisher.publish(self._names.exchange(exchange), key, messages)
+        if not messages:
+            return True
+        safe = await self._publisher.publish(self._names.exchange(exchange), key, messages)
+        crash_point("webhook.part")
+        return safe
 
 
 def _parts(facts: Sequence[T]) -> Iterator[Sequence[T]]:
