@@ -229,14 +229,20 @@ class Chaos:
         for number, point in enumerate(fault.points):
             await self.end(number)
             self.start(number, point)
+        died: set[int] = set()
         with contextlib.suppress(TimeoutError):
-            await until(self._all_dead, 2 * LEASE)
+            await until(lambda: self._all_dead(died), 2 * LEASE)
         for number in range(WORKERS):
             await self.end(number)
             self.start(number)
 
-    async def _all_dead(self) -> bool:
-        return all(here is not None and here[0].poll() is not None for here in self._running)
+    async def _all_dead(self, died: set[int]) -> bool:
+        """Looks who died; whoever they left in doubt is noted before the leases run out."""
+        now = {n for n, here in enumerate(self._running) if here is not None and here[0].poll() is not None}
+        if now - died:
+            died |= now
+            await self._doubted()
+        return len(died) == WORKERS
 
     async def _stand_still(self, fault: Fault) -> None:
         here = self._running[fault.worker]

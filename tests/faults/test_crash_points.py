@@ -215,6 +215,12 @@ async def test_retries_that_become_due_or_are_over(stack: Stack) -> None:
     async with stack.running("results", retry_delays=(0.1,)):
         await _soft(stack, due, range(1, 6))
         await counts(stack, due, retrying=5)
+    await change(
+        stack,
+        "UPDATE sendoff.delivery_page SET state = 'published', look_at = now() + interval '1 hour'"
+        " WHERE delivery_id = $1",
+        due,
+    )
     await crashes.at("retries.opened", "schedule")
     async with stack.running("results", retry_delays=(3_600,)):
         await _soft(stack, over, range(1, 6))
