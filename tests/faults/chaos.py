@@ -147,6 +147,19 @@ class Outcome:
         return "\n".join([*head, *rows, "", end, *found.violations])
 
 
+@dataclass(frozen=True)
+class Running:
+    """A worker process."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    opened: ExitStack
+
+    async def runs_or_died(self) -> bool:
+        """Whether it has started, or will not."""
+        return self.process.poll() is not None or '"event": "running"' in self.log.read_text("utf-8")
+
+
 class Chaos:
     """Workers, their proxies, and what happens to them."""
 
@@ -156,7 +169,7 @@ class Chaos:
         self._checker = checker
         self._proxies = proxies
         self._folder = folder
-        self._running: list[tuple[subprocess.Popen[bytes], ExitStack] | None] = [None] * WORKERS
+        self._running: list[Running | None] = [None] * WORKERS
         self._started = 0
         self.violations: list[str] = []
         self._faults: dict[str, Callable[[Fault], Awaitable[None]]] = {
@@ -173,8 +186,8 @@ class Chaos:
             "paused": self._pause,
         }
 
-    def start(self, number: int, point: str = "") -> subprocess.Popen[bytes]:
-        """Starts a worker in the place of one that is gone."""
+    async def start(self, number: int, point: str = "") -> None:
+        """Starts a worker in the place of one that is gone; returns when it runs, or has died already."""
         urls = {f"{server}_URL".upper(): proxy.url for server, proxy in self._proxies.items()}
         urls["SMTP_URL"] = urls["SMTP_URL"].replace("None:None@", "")
         self._started += 1
@@ -182,24 +195,23 @@ class Chaos:
         own = ENV | urls | {VARIABLE.removeprefix("SENDOFF_"): point}
         with ExitStack() as opened:
             process = opened.enter_context(worker(self._stack.settings, log=log, **own))
-            self._running[number] = (process, opened.pop_all())
-        return process
+            here = self._running[number] = Running(process, log, opened.pop_all())
+        await until(here.runs_or_died, REST_SECONDS)
 
     async def end(self, number: int, by: signal.Signals | None = signal.SIGTERM) -> None:
         """Ends a worker, or waits for its end; whoever it left in doubt is noted."""
         here = self._running[number]
         if here is None:
             return
-        process, opened = here
         if by is not None:
-            process.send_signal(by)
-        status = await asyncio.to_thread(process.wait, REST_SECONDS)
-        opened.close()
+            here.process.send_signal(by)
+        status = await asyncio.to_thread(here.process.wait, REST_SECONDS)
+        here.opened.close()
         self._running[number] = None
         if status == -signal.SIGKILL:
             await self._doubted()
         elif status != 0:
-            self.violations.append(f"worker {self._started} ended with {status}")
+            self.violations.append(f"{here.log.name} ended with {status}")
 
     async def _doubted(self) -> None:
         """Twice, since a statement of the dead worker may still be under way."""
@@ -210,35 +222,37 @@ class Chaos:
     async def do(self, fault: Fault) -> None:
         """Lets one fault happen; returns when its cause is gone."""
         for number, here in enumerate(self._running):
-            if here is not None and here[0].poll() is not None:
-                self.violations.append(f"worker {number} ended by itself before “{fault.kind}”")
+            if here is not None and here.process.poll() is not None:
+                self.violations.append(f"{here.log.name} ended by itself before “{fault.kind}”")
                 await self.end(number, None)
-                self.start(number)
+                await self.start(number)
         await self._faults[fault.kind](fault)
 
     async def _kill(self, fault: Fault) -> None:
         await self.end(fault.worker, signal.SIGKILL)
-        self.start(fault.worker)
+        await self.start(fault.worker)
 
     async def _stop(self, fault: Fault) -> None:
         await self.end(fault.worker)
-        self.start(fault.worker)
+        await self.start(fault.worker)
 
     async def _crash(self, fault: Fault) -> None:
         """Both workers are replaced by some that die at points, and those by some that do not."""
         for number, point in enumerate(fault.points):
             await self.end(number)
-            self.start(number, point)
+            await self.start(number, point)
         died: set[int] = set()
         with contextlib.suppress(TimeoutError):
             await until(lambda: self._all_dead(died), 2 * LEASE)
         for number in range(WORKERS):
             await self.end(number)
-            self.start(number)
+            await self.start(number)
 
     async def _all_dead(self, died: set[int]) -> bool:
         """Looks who died; whoever they left in doubt is noted before the leases run out."""
-        now = {n for n, here in enumerate(self._running) if here is not None and here[0].poll() is not None}
+        now = {
+            n for n, here in enumerate(self._running) if here is not None and here.process.poll() is not None
+        }
         if now - died:
             died |= now
             await self._doubted()
@@ -247,10 +261,10 @@ class Chaos:
     async def _stand_still(self, fault: Fault) -> None:
         here = self._running[fault.worker]
         assert here is not None
-        here[0].send_signal(signal.SIGSTOP)
+        here.process.send_signal(signal.SIGSTOP)
         await self._doubted()
         await pause(asyncio.Event(), LEASE + fault.seconds)
-        here[0].send_signal(signal.SIGCONT)
+        here.process.send_signal(signal.SIGCONT)
 
     async def _cut(self, server: str, fault: Fault) -> None:
         proxy = self._proxies[server]
@@ -353,7 +367,7 @@ async def run(stack: Stack, folder: Path, seed: int, seconds: float) -> Outcome:
             chaos = Chaos(stack, checker, proxies, folder)
             await opened.enter_async_context(checker.watching())
             for number in range(WORKERS):
-                chaos.start(number)
+                await chaos.start(number)
             ended = asyncio.Event()
             try:
                 async with asyncio.TaskGroup() as group:
