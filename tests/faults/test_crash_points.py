@@ -22,13 +22,13 @@ from tests.support.crashes import CONNECTIONS, Crashes
 from tests.support.database import change
 from tests.support.deliveries import confirmed, counts
 from tests.support.events import SCHEDULED
-from tests.support.processes import sink
+from tests.support.processes import sink, worker
 from tests.support.proxy import CutProxy
 from tests.support.results import bounced, drained, result
 from tests.support.returned_mail import failure_notice, report
 from tests.support.stack import until
 from tests.support.tracker import BASE, KEY, prepare_tracked
-from tests.support.tracking import event, publish
+from tests.support.tracking import event, publish, recorded
 from tests.support.webhooks import SECRET, generic
 from worker.domain.keys import read_keys
 from worker.domain.links import Keys, Links
@@ -111,7 +111,7 @@ async def _published(stack: Stack) -> bool:
 async def test_pages_whose_scheduler_dies(stack: Stack) -> None:
     crashes = Crashes(stack)
     number = crashes.checker.add(await confirmed(stack, 30), mailed=False)
-    async with stack.running("fanout", page_size=10):
+    async with stack.running("fanout", page_look_after=0.3):
         await until(lambda: _waiting(stack, 30))
     queue = await stack.channel.get_queue(stack.names.queue(routing.send_queue("null")), ensure=False)
     await queue.purge()
@@ -293,8 +293,17 @@ async def test_a_tracker_that_has_an_event_and_has_not_answered(stack: Stack, tm
         await crashes.at("tracker.spooled", "tracker", begin=click(2), AMQP_URL=proxy.url, **env)
         proxy.mend()
         await crashes.at("tracker.replayed", "tracker", AMQP_URL=proxy.url, **env)
-    async with stack.running("tracking"):
-        await counts(stack, number, clicked=2)
+    with worker(stack.settings, "tracker", **env):
+        await until(lambda: _replayed(tmp_path / "spool"))
+        async with stack.running("tracking"):
+            await counts(stack, number, clicked=2)
+            await recorded(stack, 2)
+    # What was published twice counts once.
+    assert len(await stack.rows("SELECT 1 FROM sendoff.tracking_log")) == 2
+
+
+async def _replayed(spool: Path) -> bool:
+    return await asyncio.to_thread(lambda: not any(f.stat().st_size for f in spool.glob("*.events")))
 
 
 async def _unanswered(port: int, request: bytes) -> None:

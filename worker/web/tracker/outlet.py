@@ -192,8 +192,8 @@ class Outlet:
                 if not await self._publish(part):
                     raise _Unpublished
                 self._replayed.inc(len(part))
-            crash_point("tracker.replayed")
             if messages:
+                crash_point("tracker.replayed")
                 log.info("the spool's events are published", file=path.name, messages=len(messages))
 
 
