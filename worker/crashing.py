@@ -106,7 +106,7 @@ POINTS: Final[dict[str, Point]] = {
         "The broker has what a returned mail says.", "The mail is not answered, its file not moved."
     ),
     "returned.kept": Point("A returned mail is kept for a person.", "It is not answered."),
-    "webhook.bounces": Point("The broker has the bounces of a call.", "It does not have the other events."),
+    "webhook.part": Point("The broker has a part of what a call says.", "It may not have the rest."),
     "webhook.confirmed": Point("The broker has all that a call says.", "The call is not answered."),
 }
 """Every point by its name: the part, and the last durable step."""

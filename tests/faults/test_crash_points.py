@@ -382,7 +382,7 @@ async def test_a_call_of_a_provider_that_is_not_answered(stack: Stack, tmp_path:
     def provider(_: subprocess.Popen[bytes]) -> Any:
         return _unanswered(port, call + request.body)
 
-    for point in ("webhook.bounces", "webhook.confirmed"):
+    for point in ("webhook.part", "webhook.confirmed"):
         await crashes.at(point, "webhooks", begin=provider, **env)
     await crashes.converge()
     row = await stack.deployment(number)

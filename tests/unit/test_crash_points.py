@@ -45,6 +45,7 @@ EVERYWHERE = {
 READS = "it only reads"
 CALLER = "its callers have the point"
 LATER = "the point is where its caller goes on"
+BUDGET = "it is about how fast, and no recipient's way: the next second has its own"
 WITHIN = "what it carries out has the points"
 EXCEPTIONS = {
     "services/claims.py ClaimsService.handle reply_to": LATER,
@@ -57,6 +58,8 @@ EXCEPTIONS = {
     "services/fanout.py FanoutService._idle_for until_done reading the next turn": READS,
     "services/fanout.py FanoutService._release pages.release": "the lease ends anyway",
     "services/fanout.py FanoutService._publish until_done reading a page": READS,
+    "services/flow.py FlowService.lease until_done leasing messages and connections": BUDGET,
+    "services/flow.py FlowService.report until_done reporting what is held back": BUDGET,
     "services/results.py ResultsService._record_delivery until_done looking how far a delivery is": WITHIN,
     "services/results.py ResultsService._look breaker.progress": READS,
     "services/schedule.py ScheduleService._pages_to_inspect pages.to_inspect": READS,
@@ -68,6 +71,7 @@ EXCEPTIONS = {
     "services/stats.py StatsService._answer reply_to": LATER,
     "services/stats.py StatsService._reply reply_to": LATER,
     "amqp/reports.py Reports._publish publish": CALLER,
+    "amqp/prompt.py PromptPublisher.publish publish": CALLER,
     "amqp/requests.py reply_to publish": CALLER,
     "amqp/routes.py KeepingPublisher.publish publish": CALLER,
     "duties.py waiting.look pages.oldest_due": READS,
@@ -78,12 +82,12 @@ EXCEPTIONS = {
     "web/tracker/spool.py Spool._write fsync": CALLER,
     "web/tracker/spool.py Spool._begin fsync": "the file is empty",
     "web/tracker/spool.py Spool.taken unlink": "the way of a file ends with it",
-    "web/webhooks/outlet.py Outlet._send publish": CALLER,
 }
 """Other calls that need none: the file, the function, the call and what it does, with the reason."""
 
 SEVERAL = {
     "console.py ConsoleReads.log": READS,
+    "flow.py Flow.lease": BUDGET,
     "partitions.py look": READS,
     "profiles.py messages": READS,
     "suppression.py Suppression.lift": "one of three statements, by the table",
@@ -137,7 +141,7 @@ def _durable(called: ast.expr) -> str:
     two = f"{owner.lstrip('_')}.{last}"
     if last == POINT or last in CALLS:
         return last
-    stores = two.partition(".")[0] in STORES and "metrics" not in before
+    stores = owner in STORES and "metrics" not in before
     return two if two in CALLS or stores else ""
 
 
