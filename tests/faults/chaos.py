@@ -17,31 +17,27 @@ import statistics
 import sys
 import tempfile
 import uuid
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import aio_pika
-
 from contracts import routing
 from contracts.commands import Confirm, Control
 from tests.support.checker import Checker
-from tests.support.database import SECONDS, change, created
+from tests.support.database import change
 from tests.support.processes import sink, worker
 from tests.support.proxy import CutProxy
-from tests.support.stack import Stack, until
+from tests.support.stack import installation, until
 from worker.crashing import POINTS, VARIABLE
-from worker.db.migrate import migrate
-from worker.db.pool import open_database
 from worker.lifecycle import pause
-from worker.settings import read_settings
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import Awaitable, Callable
 
     from tests.support.checker import Findings
+    from tests.support.stack import Stack
 
 WORKERS: Final = 2
 LEASE: Final = 4
@@ -336,23 +332,6 @@ class Chaos:
         query = "SELECT coalesce(sum(sent + bounced + errors + unknown), 0) AS done FROM sendoff.deployment"
         (row,) = await self._stack.rows(query)
         return int(row["done"])
-
-
-@asynccontextmanager
-async def installation(folder: Path) -> AsyncIterator[Stack]:
-    """Sets an installation up on the servers of the environment."""
-    settings = read_settings()
-    name = f"sendoff_chaos_{secrets.token_hex(4)}"
-    async with AsyncExitStack() as opened:
-        url = await opened.enter_async_context(created(settings.database_url, name))
-        await migrate(url, timeout=SECONDS)
-        db = await open_database(
-            url, size=8, connect_timeout=SECONDS, command_timeout=SECONDS, application="sendoff tests"
-        )
-        opened.push_async_callback(db.close)
-        own = settings.model_copy(update={"database_url": url, "queue_prefix": f"c{secrets.token_hex(4)}"})
-        connection = await opened.enter_async_context(await aio_pika.connect(own.amqp_url, timeout=10))
-        yield await opened.enter_async_context(Stack(own, db, connection, folder).set_up())
 
 
 async def run(stack: Stack, folder: Path, seed: int, seconds: float) -> Outcome:

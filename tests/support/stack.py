@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import uuid
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,16 @@ from pydantic import TypeAdapter
 
 from contracts import routing
 from contracts.commands import Confirm, Control, Reply
+from tests.support.database import SECONDS, created
 from worker.amqp import topology
 from worker.bootstrap import SERVICES, open_worker
 from worker.channels.null import NULL
 from worker.channels.registry import CHANNELS
+from worker.db.migrate import migrate
+from worker.db.pool import open_database
 from worker.lifecycle import pause, run_services
 from worker.operations import prepare as preparing
+from worker.settings import read_settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -204,3 +209,20 @@ class Stack:
         """Reads with SQL of the test's own: what a dashboard would do."""
         async with self.db.session() as session:
             return [dict(r) for r in await session.connection.fetch(query, *args)]
+
+
+@asynccontextmanager
+async def installation(folder: Path) -> AsyncIterator[Stack]:
+    """An installation without a test around it, on the servers of the environment."""
+    settings = read_settings()
+    name = f"sendoff_chaos_{secrets.token_hex(4)}"
+    async with AsyncExitStack() as opened:
+        url = await opened.enter_async_context(created(settings.database_url, name))
+        await migrate(url, timeout=SECONDS)
+        db = await open_database(
+            url, size=8, connect_timeout=SECONDS, command_timeout=SECONDS, application="sendoff tests"
+        )
+        opened.push_async_callback(db.close)
+        own = settings.model_copy(update={"database_url": url, "queue_prefix": f"c{secrets.token_hex(4)}"})
+        connection = await opened.enter_async_context(await aio_pika.connect(own.amqp_url, timeout=10))
+        yield await opened.enter_async_context(Stack(own, db, connection, folder).set_up())
