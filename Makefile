@@ -58,10 +58,7 @@ bench: venv ## measure against other frameworks doing the same job (ARGS='--quic
 
 # With a quarter of the machine's memory, as Postgres's manual recommends, and in large pages where root runs this; the
 # other servers make do with less.
-bench-settings: venv ## write docs/settings.md from the model of the settings
-	$(BIN)/python dev/draw_settings.py
-
-tables: venv ## measure what dashboards ask of ten million recipients (ARGS='--rows 1000000')
+bench-tables: venv ## measure what dashboards ask of ten million recipients (ARGS='--rows 1000000')
 	@SENDOFF_DEV_SHARED_MEGABYTES=$$(awk '/^MemTotal/ {print int($$2 / 4096)}' /proc/meminfo) \
 	    $(SERVERS) run -- $(BIN)/python -m tests.bench.tables $(ARGS)
 
