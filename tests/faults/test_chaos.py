@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tests.support.stack import Stack
 
-SECONDS = 10
+SECONDS = 7
 """Of faults; a run has its start and its end besides."""
 
 
