@@ -50,7 +50,7 @@ ENV: Final[dict[str, Any]] = {
     "PAGE_LOOK_AFTER": 0.5,
     "TICK": 0.2,
     "RETRY_DELAYS": "0.5",
-    "MAX_ATTEMPTS": 20,
+    "MAX_ATTEMPTS": 6,
     "SMTP_CONNECTIONS": 4,
     "RELAY_PATIENCE": 2,
     "LOG_FORMAT": "json",
