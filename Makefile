@@ -11,7 +11,7 @@ SERVERS := $(PYTHON) dev/servers.py
 SOURCES := contracts worker sql tests dev
 UV_COMPILE = uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --python-version 3.11
 
-.PHONY: help up down venv test check format lock schemas tables settings image demo bench bench-tables bench-console chaos corpus clean
+.PHONY: help up down venv test test-on check format lock schemas tables settings image demo bench bench-tables bench-console chaos corpus clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,18 @@ SHARED_OUT := --dist worksteal --tx '$(JOBS)*popen//python=$(SERVERS) run -- $(B
 test: check ## check, then run every test on servers of its own (ARGS='-k name' goes to pytest)
 	@$(SERVERS) install browser
 	@$(if $(ARGS),$(SERVERS) run -- $(BIN)/pytest $(ARGS),$(BIN)/pytest $(SHARED_OUT))
+
+# make test-on RELEASE=trixie, or as it is said: make test-on trixie
+RELEASE ?= $(word 2,$(MAKECMDGOALS))
+
+test-on: ## run the tests on another release of Debian, made by debootstrap: make test-on trixie (ARGS='tests/unit')
+	@sh dev/other_debian.sh $(RELEASE) $(ARGS)
+
+ifeq (test-on,$(firstword $(MAKECMDGOALS)))
+$(wordlist 2,9,$(MAKECMDGOALS)):
+	@:
+.PHONY: $(wordlist 2,9,$(MAKECMDGOALS))
+endif
 
 check: venv ## check format, style, types, layers and the generated contracts
 	$(BIN)/ruff format --check .
