@@ -88,6 +88,18 @@ def send_queue(channel: str) -> str:
     return f"sendoff.send.{channel}"
 
 
+def sharded(name: str, shards: int) -> list[str]:
+    """Names the shards of a channel's send queue, or their routing keys: the first is as without shards.
+
+    `sharded("email", 3)` is `email`, `email.1`, `email.2`.
+
+    Args:
+        name: A send queue, or a channel.
+        shards: How many there are, at least one.
+    """
+    return [name, *(f"{name}.{shard}" for shard in range(1, shards))]
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """The names of one installation: those of this module behind its prefix.

@@ -16,7 +16,6 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from contracts import routing
 from worker import readiness
 from worker.amqp import topology
-from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.dead import DeadQueue
 from worker.amqp.pika.consumer import PikaConsumer
@@ -24,7 +23,7 @@ from worker.amqp.routes import KeepingPublisher
 from worker.auth.authority import Authority
 from worker.auth.tokens import open_verifier
 from worker.channels.registry import CHANNELS
-from worker.connections import Connections, open_connections
+from worker.connections import Connections, open_bulk_consumer, open_connections
 from worker.db import listen
 from worker.db.accounts import Accounts
 from worker.db.alerts import Alerts
@@ -149,17 +148,9 @@ class Worker:
         self.consumers.append(consumer)
         return consumer
 
-    def _open_bulk_consumer(self, queue: str, prefetch: int) -> Consumer:
-        s = self.settings
-        if s.transport == "aio-pika":
-            return PikaConsumer(self.broker.consuming, self.names.queue(queue), prefetch=prefetch)
-        return BulkConsumer(
-            s.amqp_url,
-            self.names.queue(queue),
-            name=f"sendoff {self.owner} consume",
-            prefetch=prefetch,
-            connect_timeout=s.connect_timeout,
-        )
+    def _open_bulk_consumer(self, queue: str, prefetch: int, *, sends: bool = False) -> Consumer:
+        name, full = f"sendoff {self.owner} consume", self.names.queue(queue)
+        return open_bulk_consumer(self.settings, self.broker, name, full, prefetch, sends=sends)
 
     def _keeping(self, publisher: Publisher) -> Publisher:
         """Returns a publisher for what stands nowhere else: it waits for a queue that is missing."""
@@ -192,7 +183,7 @@ class Worker:
         parts = FanoutParts(
             publisher=self.bulk_publisher,
             routes=self.routes,
-            depth=topology.QueueDepth(self.broker.consuming),
+            depth=topology.QueueDepth(self.broker.consuming, s.send_shards),
             wakener=listen.Wakener(s.database_url, listen.PAGES, timeout=s.connect_timeout),
             retrying=self.db,
             pages=Pages(self.db),
@@ -205,6 +196,10 @@ class Worker:
             lease=s.page_lease,
             look_after=s.page_look_after,
             high_water=s.send_queue_high_water,
+            ahead=s.send_queue_seconds,
+            page_size=s.page_size,
+            small=s.small_delivery,
+            shards=s.send_shards,
             idle=s.tick,
         )
         return FanoutService(parts, limits)
@@ -218,7 +213,9 @@ class Worker:
             SendParts(
                 channel_name=channel_name,
                 channel=channel,
-                open_consumer=lambda: self._open_bulk_consumer(routing.send_queue(channel_name), prefetch),
+                open_consumer=lambda: self._open_bulk_consumer(
+                    routing.send_queue(channel_name), prefetch, sends=True
+                ),
                 publisher=self._keeping(self.bulk_publisher),
                 exchange=self.names.exchange(routing.RESULTS),
                 dead=self._dead(),
@@ -334,7 +331,7 @@ class Worker:
             pages=Pages(self.db),
             alerts=Alerts(self.db),
             more=suppression_duties(Suppression(self.db)),
-            depth=topology.QueueDepth(self.broker.consuming),
+            depth=topology.QueueDepth(self.broker.consuming, s.send_shards),
             names=self.names,
             metrics=self.metrics,
         )

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
+from contracts import routing
 from worker.amqp import topology
+from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.publisher import BulkPublisher
 from worker.amqp.pika.connection import open_broker
+from worker.amqp.pika.consumer import PikaConsumer
 from worker.amqp.pika.publisher import PikaPublisher
 from worker.amqp.routes import Routes
 from worker.db import server
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from contracts.routing import Names
-    from worker.amqp.messages import Publisher
+    from worker.amqp.messages import Consumer, Publisher
     from worker.amqp.pika.connection import Broker
     from worker.db.pool import Database
     from worker.settings import Settings
@@ -93,7 +96,7 @@ async def open_connections(
         metrics.database_connections_most.set(settings.database_pool)
         broker = await open_broker(settings.amqp_url, name=name, timeout=settings.connect_timeout)
         stack.push_async_callback(broker.close)
-        await topology.check_set_up(broker.consuming, names, settings.channels)
+        await topology.check_set_up(broker.consuming, names, settings.channels, settings.send_shards)
         publisher = PikaPublisher(
             broker.publishing, window=settings.publish_window, timeout=settings.command_timeout, stop=stop
         )
@@ -112,7 +115,7 @@ async def open_connections(
             stack.push_async_callback(bulk.close)
             bulk_publisher = bulk
         metrics.broker_connected.set_function(lambda: broker.connected and bulk_publisher.connected)
-        routes = Routes(broker.consuming, names, settings.channels)
+        routes = Routes(broker.consuming, names, settings.channels, settings.send_shards)
         yield Connections(db, broker, publisher, bulk_publisher, routes)
 
 
@@ -129,3 +132,30 @@ async def _look_at_server(db: Database, settings: Settings) -> None:
         log.warning("a failover can lose claims", because=because)
     if because := disagreement(await server.ahead(db)):
         log.warning("the clocks differ", because=because)
+
+
+def open_bulk_consumer(
+    settings: Settings, broker: Broker, name: str, queue: str, prefetch: int, *, sends: bool
+) -> Consumer:
+    """Makes a consumer for a queue with one message per recipient.
+
+    Args:
+        settings: The settings.
+        broker: The connection for aio-pika, where the settings say that.
+        name: What operators see in the broker's list of connections.
+        queue: The full name of the queue.
+        prefetch: The most messages in hand.
+        sends: Whether it is a send queue, which may have shards, and messages with a priority.
+    """
+    first, *others = routing.sharded(queue, settings.send_shards if sends else 1)
+    if settings.transport == "aio-pika":
+        return PikaConsumer(broker.consuming, first, prefetch=prefetch, by_priority=sends, shards=others)
+    return BulkConsumer(
+        settings.amqp_url,
+        first,
+        name=name,
+        prefetch=prefetch,
+        connect_timeout=settings.connect_timeout,
+        by_priority=sends,
+        shards=others,
+    )

@@ -15,11 +15,10 @@ from worker import settings_fit as fits
 from worker import settings_words as words
 from worker.domain.keys import read_keys
 from worker.domain.links import base_url
-from worker.domain.mail_options import EmailHeaders, Notify, Resolver
-from worker.domain.mailbox import mailbox
+from worker.domain.mail_options import BounceDomain, EmailHeaders, Notify, RelayAddress, Resolver
 from worker.domain.preflight import Check
 from worker.domain.retention import read_age
-from worker.domain.servers import check_amqp, check_encoded, postgres_hosts
+from worker.domain.servers import check_amqp, postgres_hosts
 from worker.domain.webhook_options import GatewayAddress, SigningSecrets
 
 Algorithm = Literal[
@@ -54,11 +53,15 @@ class Settings(BaseSettings):
     """The broker."""
     amqp_url_file: Path | None = None
     """Or the file with the broker's URL, such as a mounted secret."""
+    management_url: str = ""
+    """The broker's management API, `http://user:password@host:15672`, where `migrate` sets its policy."""
+    management_url_file: Path | None = None
+    """Or the file with its URL."""
     database_url: str = "postgresql://127.0.0.1:5432/sendoff"
     """The database."""
     database_url_file: Path | None = None
     """Or the file with the database's URL."""
-    smtp_url: str = "smtp://127.0.0.1:25"
+    smtp_url: RelayAddress = "smtp://127.0.0.1:25"
     """The SMTP relay."""
     smtp_url_file: Path | None = None
     """Or the file with the relay's URL."""
@@ -66,7 +69,6 @@ class Settings(BaseSettings):
     """The prefix of every exchange and queue, so that several installations can share a broker."""
     channels: Annotated[tuple[ChannelName, ...], NoDecode] = ("email", "null")
     """The channels that this installation sends over, as a JSON list or separated by commas."""
-
     publishers: Annotated[tuple[str, ...], NoDecode] = ()
     """The broker users that may publish commands, as a JSON list or separated by commas; empty for
     everybody."""
@@ -153,6 +155,12 @@ class Settings(BaseSettings):
     """Publishes without a confirm, per process."""
     send_queue_high_water: Annotated[int, Field(ge=1)] = 5_000
     """The fan-out waits while a send queue holds more messages."""
+    send_queue_seconds: Annotated[float, Field(ge=0, le=60)] = 0.05
+    """It waits too while one holds more than its senders take in this time; 0 for the number alone."""
+    small_delivery: Annotated[int, Field(ge=0)] = 100
+    """A delivery of at most so many recipients goes before larger ones; 0 for no such."""
+    send_shards: Annotated[int, Field(ge=1, le=64)] = 1
+    """In how many queues the send queue of a channel is split."""
     send_batch: Annotated[int, Field(ge=1, le=1_000)] = 1_000
     """Send messages that are claimed together at most."""
     send_batch_age: Annotated[float, Field(ge=0, le=1)] = 0.02
@@ -183,7 +191,7 @@ class Settings(BaseSettings):
     """How long a body may take to leave for the network."""
     smtp_dot_timeout: Annotated[float, Field(gt=0, le=3600)] = 600
     """How long it may take to answer the final dot; after that the outcome is unknown."""
-    bounce_domain: str = ""
+    bounce_domain: BounceDomain = ""
     """The domain of the envelope senders, to which mail is returned; empty for the address of `from`."""
     bounce_keys: SecretStr | None = None
     """The keys that sign them and the Message-IDs, as `number:secret`, separated by commas: the first signs,
@@ -314,19 +322,6 @@ class Settings(BaseSettings):
     def _is_postgres(cls, value: str) -> str:
         postgres_hosts(value)
         return value
-
-    @field_validator("smtp_url")
-    @classmethod
-    def _is_smtp(cls, value: str) -> str:
-        if not value.startswith(("smtp://", "smtps://", "smtp+starttls://")):
-            raise ValueError("it must begin with smtp://, smtp+starttls:// or smtps://")
-        check_encoded(value)
-        return value
-
-    @field_validator("bounce_domain")
-    @classmethod
-    def _is_domain(cls, value: str) -> str:
-        return mailbox(f"bounces@{value}").domain if value else value
 
     @field_validator("tracker_url")
     @classmethod

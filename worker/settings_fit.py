@@ -38,7 +38,8 @@ def from_files(given: Mapping[str, Any]) -> dict[str, Any]:
         ValueError: one and its file are both given, or the file cannot be read; the message says which.
     """
     read = dict(given)
-    for name in ("amqp_url", "database_url", "smtp_url", "webhook_url", "webhook_secret"):
+    urls = ("amqp_url", "management_url", "database_url", "smtp_url")
+    for name in (*urls, "webhook_url", "webhook_secret"):
         file = read.get(f"{name}_file")
         if not file:
             read.pop(f"{name}_file", None)
@@ -116,6 +117,8 @@ def conflicts(s: Settings) -> Iterator[str]:
 def faults(s: Settings) -> Iterator[str]:
     """Yields a sentence for each fault that must stop the start. Looks whether files are there."""
     yield from _of_files(s)
+    if s.management_url and not s.management_url.startswith(("http://", "https://")):
+        yield "SENDOFF_MANAGEMENT_URL: it must begin with http:// or https://"
     keys = [name for name in ("auth_key", "auth_key_file", "auth_jwks_file") if getattr(s, name)]
     if s.auth == "token":
         yield from _of_tokens(s, keys)

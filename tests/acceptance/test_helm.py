@@ -51,6 +51,7 @@ FULL: dict[str, Any] = {
             },
         },
     },
+    "secrets": {"management": "sendoff-management"},
     "keda": {"enabled": True},
     "nodeSelector": {"kubernetes.io/os": "linux"},
     "tolerations": [{"key": "mail", "operator": "Exists"}],
@@ -188,10 +189,12 @@ def test_each_pod_gets_the_secrets_of_its_service_alone_and_none_in_its_environm
         role = None if name in INTAKES else ("sendoff-database", "owner" if name == "migrate" else "worker")
         assert found.pop("database", None) == role
         assert ("relay" in found) == (name == "send")
+        assert ("management" in found) == (values == "full" and name == "migrate")
         assert ("tracker-keys" in found) == (values == "full" and name in {"send", "tracker"})
         said = environment(pod)
         assert {n for n in said if n.endswith("_URL_FILE")} <= {
             "SENDOFF_AMQP_URL_FILE", "SENDOFF_DATABASE_URL_FILE", "SENDOFF_SMTP_URL_FILE",
+            "SENDOFF_MANAGEMENT_URL_FILE",
         }  # fmt: skip
         files = {
             path.rpartition("/")[2] for path in said.values() if path.startswith("/run/secrets/sendoff/")
@@ -209,6 +212,7 @@ def test_every_variable_is_a_setting_and_all_fit_together(
         "broker": "amqps://u:p@mq/",
         "database": "postgresql://u:p@db/x",
         "relay": "smtps://relay",
+        "management": "https://u:p@mq:15671",
         "tracker-keys": f"1:{'k' * 32}",
     }
     for path, text in urls.items():
@@ -263,6 +267,7 @@ def test_every_pod_has_a_network_policy_and_what_runs_twice_a_disruption_budget(
         assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
         out = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
         assert ({25, 587} <= out) == (name == "send")
+        assert (15671 in out) == (values == "full" and name == "migrate")
         assert {53, 5671, 5432} <= out
     alone = {"migrate", "returned", "console"}
     assert set(budgets) == set(pods(values)) - alone

@@ -41,7 +41,11 @@ async def fan_out(installation: Installation, recipients: int) -> Measured:
     queue = routing.Names(installation.settings.queue_prefix).queue(routing.send_queue("null"))
     commands = [("the rest", ["confirm", "schedule", "events"]), ("fanout", ["fanout"])]
     async with installation.cloned(template) as url, opened(url) as db:
-        variables = {"SENDOFF_DATABASE_URL": url, "SENDOFF_SEND_QUEUE_HIGH_WATER": str(10 * recipients)}
+        variables = {
+            "SENDOFF_DATABASE_URL": url,
+            "SENDOFF_SEND_QUEUE_HIGH_WATER": str(10 * recipients),
+            "SENDOFF_SEND_QUEUE_SECONDS": "0",
+        }
         try:
             async with installation.services(variables, commands) as processes, db.session() as session:
 

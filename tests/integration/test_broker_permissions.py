@@ -403,7 +403,7 @@ async def test_what_a_user_may_do_is_seen_without_doing_it(settings: Settings, b
     for user in USERS:
         async with await open_connection(broker.url(user), name="asks", timeout=20) as connection:
             answers = await try_publishing(connection)
-            may = await permissions.look(connection, routing.Names(), settings.channels, answers=answers)
+            may = await permissions.look(connection, routing.Names(), needs.values(), answers=answers)
         writes, reads = MAY[user]
         # Nothing publishes commands or claims here, and nothing reads the dead queue.
         assert may.writes == writes & {name for each in needs.values() for name in each.writes}, user

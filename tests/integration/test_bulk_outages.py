@@ -13,6 +13,7 @@ import uvloop
 from pamqp import commands
 
 from tests.support.bulk_peers import SECONDS, FakeBroker, Proxy, until
+from tests.support.transports import present
 from worker.amqp.bulk.consumer import BulkConsumer
 from worker.amqp.bulk.errors import ConnectionLost
 from worker.amqp.bulk.publisher import BulkPublisher
@@ -330,20 +331,15 @@ async def test_deliveries_of_a_lost_connection_are_dropped_and_come_again() -> N
         await peer.welcome_consumer()
         await starting
 
-        def deliver(to: Peer, tag: int) -> None:
-            header = b"\x02\x00\x01\x00\x00\x00\x0e\x00\x3c" + bytes(12) + b"\xce"
-            to.send(commands.Basic.Deliver("sendoff", tag, False, "x", "k"))
-            to.send_bytes(header)
-
         for tag in (1, 2, 3):
-            deliver(peer, tag)
+            peer.deliver("sendoff", tag)
         old = await consumer.batch(1)
         await asyncio.wait_for(consumer.batch(1), SECONDS)
-        peer.send(commands.Basic.Cancel("sendoff"))
-        await peer.expect("Connection.Close")
+        peer.send(commands.Connection.Close(320, "shutdown", 0, 0), channel=0)
+        await peer.expect("Connection.CloseOk")
         second = await broker.peer()
         await second.welcome_consumer()
-        deliver(second, 1)
+        second.deliver("sendoff", 1)
         new = await asyncio.wait_for(consumer.batch(10), SECONDS)
         assert [m.tag for m in new] == [1]
         assert new[0].channel is not old[0].channel
@@ -359,6 +355,38 @@ async def test_deliveries_of_a_lost_connection_are_dropped_and_come_again() -> N
         assert (ack.delivery_tag, ack.multiple) == (1, True)
         await second.expect("Connection.Close")
         second.send(commands.Connection.CloseOk(), channel=0)
+        await closing
+
+
+@pytest.mark.parametrize("answers", [False, True], ids=["3.10 to 4.3.6", "since 4.3.7"])
+async def test_a_consumer_that_the_broker_ends_consumes_again_and_keeps_its_connection(answers: bool) -> None:  # noqa: FBT001
+    async with FakeBroker() as broker:
+        consumer = BulkConsumer(broker.url, "q", name="test", prefetch=10, connect_timeout=SECONDS)
+        starting = asyncio.create_task(consumer.start())
+        peer = await broker.peer()
+        await peer.welcome_consumer({"accept_consumer_cancel_ok": True} if answers else {})
+        await starting
+        peer.deliver("sendoff", 1)
+        held = await asyncio.wait_for(consumer.batch(1), SECONDS)
+        peer.send(commands.Basic.Cancel("sendoff", nowait=True))
+        if answers:
+            assert (await peer.expect("Basic.CancelOk")).consumer_tag == "sendoff"
+        await present(consumer, is_it=False)
+        again = await peer.expect("Basic.Consume")
+        assert (again.queue, again.consumer_tag, again.nowait) == ("q", "sendoff-2", True)
+        peer.deliver("sendoff-2", 2)
+        held += await asyncio.wait_for(consumer.batch(1), SECONDS)
+        await present(consumer)
+        consumer.acknowledge(held)
+        ack = await peer.expect("Basic.Ack")
+        assert (ack.delivery_tag, ack.multiple) == (2, True)
+        stopping = asyncio.create_task(consumer.stop())
+        assert (await peer.expect("Basic.Cancel")).consumer_tag == "sendoff-2"
+        peer.send(commands.Basic.CancelOk("sendoff-2"))
+        await stopping
+        closing = asyncio.create_task(consumer.close())
+        await peer.expect("Connection.Close")
+        peer.send(commands.Connection.CloseOk(), channel=0)
         await closing
 
 

@@ -17,7 +17,7 @@ from tests.support.raw_frames import RawPublisher, odd
 from tests.support.stack import until
 from worker.amqp.pika.connection import open_connection
 from worker.amqp.pika.dead import open_dead_letters, origin
-from worker.amqp.topology import DELIVERY_LIMIT
+from worker.amqp.policies import DELIVERY_LIMIT
 
 if TYPE_CHECKING:
     import subprocess

@@ -8,6 +8,8 @@ from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from contracts import routing
 from contracts.sends import Send
 from sql import queries
@@ -15,7 +17,7 @@ from tests.support.channels import Counting
 from tests.support.claims import claim
 from tests.support.stack import until
 from worker.amqp import topology
-from worker.db.pages import Pages
+from worker.db.pages import Pages, Turn
 
 if TYPE_CHECKING:
     from tests.support.stack import Stack
@@ -48,7 +50,7 @@ async def test_the_bodies_made_in_sql_are_send_messages(stack: Stack) -> None:
     number = await stack.prepare(['"quo\\"te"@example.org', "ünï@exämple.org"], "email", 'valid_for = "2h"')
     async with stack.running("confirm"):
         await stack.confirm(number)
-    (page,) = await Pages(stack.db).lease(after=0, limit=5, seconds=5, owner="me", channels=["email", "null"])
+    (page,) = await Pages(stack.db).lease(Turn(0, ["email", "null"]), limit=5, seconds=5, owner="me")
     sends = [Send.model_validate_json(s["body"]) for s in await Pages(stack.db).read_sends(page)]
     (row,) = await stack.rows("SELECT valid_until FROM sendoff.delivery")
     assert [(s.delivery_id, s.recipient, s.attempt, s.channel) for s in sends] == [
@@ -61,7 +63,7 @@ async def test_the_bodies_made_in_sql_are_send_messages(stack: Stack) -> None:
 async def test_after_a_pause_nothing_is_claimed_and_after_a_resume_nobody_is_missing(stack: Stack) -> None:
     number = await stack.prepare(3_000)
     channel = Counting()
-    async with stack.running("confirm", "fanout", "results", "schedule"):
+    async with stack.running("confirm", "fanout", "results", "schedule", send_queue_seconds=0):
         await stack.confirm(number)
         await until(lambda: _all_published(stack, 3_000))
         assert (await stack.control(routing.PAUSE, number))["state"] == "paused"
@@ -79,21 +81,19 @@ async def test_a_page_that_is_being_published_over_a_pause_is_published_again(st
     number = await stack.prepare(3)
     async with stack.running("confirm"):
         await stack.confirm(number)
-        (page,) = await Pages(stack.db).lease(
-            after=0, limit=5, seconds=60, owner="me", channels=["email", "null"]
-        )
+        (page,) = await Pages(stack.db).lease(Turn(0, ["email", "null"]), limit=5, seconds=60, owner="me")
         await stack.control(routing.PAUSE, number)
         # Here the senders refuse what was published of it.
         await stack.control(routing.RESUME, number)
     assert not await Pages(stack.db).published(page, "me", 30)
-    again = await Pages(stack.db).lease(after=0, limit=5, seconds=60, owner="you", channels=["email", "null"])
+    again = await Pages(stack.db).lease(Turn(0, ["email", "null"]), limit=5, seconds=60, owner="you")
     assert [p.page for p in again] == [page.page]
 
 
 async def test_a_pause_holds_with_a_hundred_thousand_messages_queued(stack: Stack) -> None:
     number = await stack.prepare(100_000)
     channel = Counting()
-    async with stack.running("confirm", "fanout", send_queue_high_water=200_000):
+    async with stack.running("confirm", "fanout", send_queue_high_water=200_000, send_queue_seconds=0):
         await stack.confirm(number)
         await until(lambda: _all_published(stack, 100_000), 60)
         async with stack.running("send", channel=channel), stack.running("send", channel=channel):
@@ -147,9 +147,7 @@ async def test_messages_that_come_twice_are_sent_once(stack: Stack) -> None:
     channel = Counting()
     async with stack.running("confirm"):
         await stack.confirm(number)
-    (page,) = await Pages(stack.db).lease(
-        after=0, limit=5, seconds=60, owner="me", channels=["email", "null"]
-    )
+    (page,) = await Pages(stack.db).lease(Turn(0, ["email", "null"]), limit=5, seconds=60, owner="me")
     for send in [s for s in await Pages(stack.db).read_sends(page) for _ in range(3)]:
         await stack.publish(routing.SENDS, "null", send["body"].encode())
     async with stack.running("send", "results", "schedule", channel=channel, send_batch=50):
@@ -265,12 +263,41 @@ async def test_a_claim_looks_everything_up_by_key(stack: Stack) -> None:
 
 async def test_the_fan_out_waits_at_the_high_water_mark(stack: Stack) -> None:
     number = await stack.prepare(1_000)
-    async with stack.running("confirm", "fanout", page_size=100, send_queue_high_water=200):
+    quick = {"page_size": 100, "send_queue_high_water": 200, "send_queue_seconds": 0}
+    async with stack.running("confirm", "fanout", **quick):
         await stack.confirm(number)
         await until(lambda: _all_published(stack, 200))
         assert await stack.depth(routing.send_queue("null")) < 1_000
         async with stack.running("send", "results"):
             assert (await stack.finished(number))["sent"] == 1_000
+
+
+async def test_without_senders_no_more_waits_than_they_need_to_begin(stack: Stack) -> None:
+    number = await stack.prepare(1_000)
+    async with stack.running("confirm", "fanout", page_size=100):
+        await stack.confirm(number)
+        await until(lambda: _all_published(stack, 100))
+        small = await stack.prepare(3)
+        await stack.confirm(small)
+        await until(lambda: _all_published(stack, 103))
+        assert await stack.depth(routing.send_queue("null")) < 300
+        async with stack.running("send", "results"):
+            assert (await stack.finished(small))["sent"] == 3
+            assert (await stack.finished(number))["sent"] == 1_000
+
+
+@pytest.mark.parametrize("transport", ["bulk", "aio-pika"])
+async def test_a_send_queue_in_shards_is_sent_whole(stack: Stack, transport: str) -> None:
+    shards = routing.sharded(stack.names.queue(routing.send_queue("null")), 3)
+    await topology.declare(stack.connection, stack.names, stack.settings.channels, 3)
+    number = await stack.prepare(1_000)
+    async with stack.running(transport=transport, page_size=100, send_shards=3):
+        await stack.confirm(number)
+        assert (await stack.finished(number))["sent"] == 1_000
+    for channel in stack.settings.channels:
+        for queue in routing.sharded(stack.names.queue(routing.send_queue(channel)), 3)[1:]:
+            await stack.channel.queue_delete(queue)
+    assert shards[1].endswith(".send.null.1")
 
 
 async def test_send_messages_that_cannot_be_handled_go_to_the_dead_queue(stack: Stack) -> None:

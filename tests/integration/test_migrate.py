@@ -41,7 +41,7 @@ async def tidy_broker(settings: Settings) -> AsyncIterator[None]:
     yield
     names = Names(settings.queue_prefix)
     async with await aio_pika.connect(settings.amqp_url, timeout=SECONDS) as connection:
-        queues = await topology.declare(connection, names, settings.channels)
+        queues = (await topology.declare(connection, names, settings.channels)).queues
         async with connection.channel() as channel:
             for queue in queues:
                 await channel.queue_delete(queue)

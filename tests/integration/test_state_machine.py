@@ -31,7 +31,7 @@ from worker.amqp.messages import Incoming
 from worker.bootstrap import open_worker
 from worker.db.accounts import Accounts
 from worker.db.deliveries import Deliveries
-from worker.db.pages import Pages
+from worker.db.pages import Pages, Turn
 from worker.domain.outcomes import fold
 from worker.domain.retry import Retries
 from worker.domain.settlement import Settlement
@@ -189,7 +189,7 @@ class DeliveryMachine(RuleBasedStateMachine):
     @rule()
     def fan_out(self) -> None:
         leased = self.do(
-            Pages(self.stack.db).lease(after=0, limit=50, seconds=60, owner="me", channels=["email", "null"])
+            Pages(self.stack.db).lease(Turn(0, ["email", "null"]), limit=50, seconds=60, owner="me")
         )
         for page in leased:
             self.do(Pages(self.stack.db).published(page, "me", 60))

@@ -10,7 +10,7 @@ from contracts import routing
 from tests.support.claims import claim
 from tests.support.database import change
 from tests.support.stack import until
-from worker.db.pages import Pages
+from worker.db.pages import Pages, Turn
 
 if TYPE_CHECKING:
     from tests.support.stack import Stack
@@ -111,9 +111,7 @@ async def test_a_turn_is_taken_once_and_time_is_not_saved_up(stack: Stack) -> No
     left = await Pages(stack.db).seconds_to_next_turn()
     assert left is not None
     assert 0 < left <= PAGE / PER_SECOND
-    assert (
-        await Pages(stack.db).lease(after=0, limit=5, seconds=5, owner="me", channels=["email", "null"]) == []
-    )
+    assert await Pages(stack.db).lease(Turn(0, ["email", "null"]), limit=5, seconds=5, owner="me") == []
 
 
 async def test_only_the_retries_of_a_page_published_again_count_against_the_limit(stack: Stack) -> None:

@@ -31,6 +31,20 @@ async def test_a_queue_with_other_properties_is_not_touched(stack: Stack) -> Non
         await topology.declare(stack.connection, stack.names, stack.settings.channels)
 
 
+async def test_the_depth_of_a_queue_is_that_of_its_shards(stack: Stack) -> None:
+    queue = stack.names.queue(routing.send_queue("null"))
+    await topology.declare(stack.connection, stack.names, ("null",), 3)
+    await topology.check(stack.connection, stack.names, ("null",), 3)
+    depth = topology.QueueDepth(stack.connection, 3)
+    for key in routing.sharded("null", 3):
+        await stack.publish(routing.SENDS, key, b"{}")
+    assert await depth.ready(queue) == 3
+    assert await topology.QueueDepth(stack.connection).ready(queue) == 1
+    for shard in routing.sharded(queue, 3)[1:]:
+        await stack.channel.queue_delete(shard)
+    assert await depth.ready(queue) is None
+
+
 async def test_the_depth_of_a_queue_is_told(stack: Stack) -> None:
     depth = topology.QueueDepth(stack.connection)
     queue = stack.names.queue(routing.send_queue("null"))

@@ -40,6 +40,7 @@ class Heard:
                 m.correlation_id,
                 m.reply_to,
                 m.user_id,
+                m.priority,
                 dict(m.headers),
                 m.body,
             )

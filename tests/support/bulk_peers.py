@@ -151,10 +151,18 @@ class Peer:
         """Sends whatever it is."""
         self._writer.write(data)
 
-    async def welcome(self, frame_max: int, heartbeat: int) -> None:
+    def deliver(self, consumer: str, tag: int) -> None:
+        """Delivers an empty message without properties."""
+        self.send(commands.Basic.Deliver(consumer, tag, False, "x", "k"))
+        self.send_bytes(b"\x02\x00\x01\x00\x00\x00\x0e\x00\x3c" + bytes(12) + b"\xce")
+
+    async def welcome(
+        self, frame_max: int, heartbeat: int, capabilities: dict[str, bool] | None = None
+    ) -> None:
         """Does the broker's part of the handshake."""
         assert await self._reader.readexactly(8) == pamqp.header.ProtocolHeader().marshal()
-        self.send(commands.Connection.Start(server_properties={}, mechanisms="PLAIN"), channel=0)
+        properties = {"capabilities": capabilities or {}}
+        self.send(commands.Connection.Start(server_properties=properties, mechanisms="PLAIN"), channel=0)
         self.login = await self.expect("Connection.StartOk")
         self.send(commands.Connection.Tune(2047, frame_max, heartbeat), channel=0)
         self.tuned = await self.expect("Connection.TuneOk")
@@ -169,9 +177,9 @@ class Peer:
         await self.expect("Confirm.Select")
         self.send(commands.Confirm.SelectOk())
 
-    async def welcome_consumer(self) -> None:
+    async def welcome_consumer(self, capabilities: dict[str, bool] | None = None) -> None:
         """The same, up to a channel that is consumed."""
-        await self.welcome(131_072, 60)
+        await self.welcome(131_072, 60, capabilities)
         await self.expect("Basic.Qos")
         self.send(commands.Basic.QosOk())
         consume = await self.expect("Basic.Consume")

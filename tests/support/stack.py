@@ -65,7 +65,7 @@ class Stack:
 
     @asynccontextmanager
     async def set_up(self) -> AsyncIterator[Stack]:
-        queues = await topology.declare(self.connection, self.names, self.settings.channels)
+        queues = (await topology.declare(self.connection, self.names, self.settings.channels)).queues
         self.channel = await self.connection.channel(on_return_raises=True)
         await self.operator("ana", "start_deliveries")
         try:

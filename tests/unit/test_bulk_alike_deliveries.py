@@ -40,16 +40,22 @@ def alike(tag: int, message_id: str, body: bytes, **more: Any) -> bytes:
 
 @given(
     st.lists(st.tuples(tags, short, st.binary(max_size=60)), min_size=2, max_size=6),
-    st.sampled_from([{}, {"message_type": "send", "headers": {"schema_version": 1}, "content_type": "a/b"}]),
+    st.sampled_from(
+        [
+            {},
+            {"message_type": "send", "headers": {"schema_version": 1}, "content_type": "a/b"},
+            {"message_type": "send", "priority": 5},
+        ]
+    ),
     st.lists(st.integers(0, 1_000), max_size=2),
 )
 def test_deliveries_that_are_alike_are_read_as_each_alone_would_be(
     told: list[tuple[int, str, bytes]], more: dict[str, Any], cuts: list[int]
 ) -> None:
     data = b"".join(alike(*one, **more) for one in told)
-    headers = more.get("headers", {})
+    headers, priority = more.get("headers", {}), more.get("priority", 0)
     assert read(data, cuts) == [
-        ("delivered", tag, "x", "k", message_id or None, None, None, None, headers, body)
+        ("delivered", tag, "x", "k", message_id or None, None, None, None, priority, headers, body)
         for tag, message_id, body in told
     ]
 

@@ -37,6 +37,7 @@ outgoing = st.builds(
     st.none() | short,
     st.none() | short,
     st.dictionaries(short.filter(lambda k: len(k.encode()) <= 128), texts, max_size=3),
+    st.none() | st.integers(0, 9),
 )
 fields = st.recursive(
     st.booleans()
@@ -79,7 +80,8 @@ def spoken(draw: st.DrawFn) -> tuple[bytes, list[tuple[Any, ...]]]:
         )
         # pamqp does not send what is empty.
         ids = [given.get(p) or None for p in ("message_id", "correlation_id", "reply_to", "user_id")]
-        return data, [("delivered", tag, exchange, key, *ids, given.get("headers") or {}, body)]
+        rest = given.get("priority", 0), given.get("headers") or {}, body
+        return data, [("delivered", tag, exchange, key, *ids, *rest)]
     if kind == "confirm":
         tag, multiple, positive = draw(st.tuples(tags, st.booleans(), st.booleans()))
         frame = commands.Basic.Ack(tag, multiple) if positive else commands.Basic.Nack(tag, multiple)
@@ -153,7 +155,8 @@ def test_whatever_is_published_pamqp_reads(
         assert (found.correlation_id or None) == (message.correlation_id or None)
         assert (found.message_type or "") == message.type
         assert abs((now - found.timestamp).total_seconds()) < 60
-        assert (found.reply_to, found.user_id, found.expiration, found.priority) == (None, None, None, None)
+        assert (found.reply_to, found.user_id, found.expiration) == (None, None, None)
+        assert found.priority == message.priority
     assert not frames
 
 

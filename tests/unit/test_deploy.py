@@ -14,6 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from contracts.routing import Names
+from worker.amqp.policies import queue_policy
+from worker.amqp.versions import read_version
 from worker.bootstrap import ON_REQUEST, SERVICES
 from worker.bootstrap_intake import INTAKES
 from worker.settings import Settings
@@ -142,3 +145,9 @@ def test_a_unit_of_systemd_runs_a_service_and_is_given_the_time_to_end(tmp_path:
             ["systemd-analyze", "verify", copy], capture_output=True, text=True, timeout=60, check=False
         )
         assert (verified.returncode, verified.stderr) == (0, "")
+
+
+def test_the_broker_has_the_policy_that_migrate_sets() -> None:
+    policies = json.loads((DEPLOY / "rabbitmq/definitions.json").read_text())["policies"]
+    policy = queue_policy(Names(), read_version("4.0.5"))
+    assert policies == [{"vhost": "/", "name": policy.name, **policy.body()}]

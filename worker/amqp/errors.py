@@ -22,6 +22,10 @@ class BrokerUnreachable(Exception):
     """The broker cannot be reached."""
 
 
+class ManagementFailed(Exception):
+    """The broker's management API cannot be reached, or refuses; the message says which and what to do."""
+
+
 class BrokerForbids(Broken):
     """The broker user of SENDOFF_AMQP_URL lacks a permission; the message names it."""
 

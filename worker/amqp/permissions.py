@@ -16,7 +16,7 @@ from contracts import routing
 from worker.amqp import topology
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 
     from aio_pika.abc import AbstractRobustConnection
     from aiormq.abc import AbstractChannel
@@ -39,14 +39,15 @@ class Needs(NamedTuple):
     """The queues that it consumes from."""
 
 
-def needs(channels: Sequence[str]) -> Mapping[str, Needs]:
+def needs(channels: Sequence[str], shards: int = 1) -> Mapping[str, Needs]:
     """Returns what each service needs, by its name; those of deploy/rabbitmq/definitions.json."""
+    sends = [key for channel in channels for key in routing.sharded(channel, shards)]
     answering = (ANSWERS, routing.DEAD)
     told = (routing.RESULTS, routing.TRACKING)
     return {
         "confirm": Needs(answering, (routing.COMMANDS_QUEUE,)),
         "fanout": Needs((routing.SENDS,)),
-        "send": Needs((routing.RESULTS, routing.DEAD), tuple(map(routing.send_queue, channels))),
+        "send": Needs((routing.RESULTS, routing.DEAD), tuple(map(routing.send_queue, sends))),
         "claims": Needs(answering, (routing.CLAIMS_QUEUE,)),
         "results": Needs((routing.DEAD,), routing.RESULT_QUEUES),
         "tracking": Needs((routing.DEAD,), (routing.TRACKING_QUEUE,)),
@@ -78,20 +79,19 @@ class Permissions(NamedTuple):
 
 
 async def look(
-    connection: AbstractRobustConnection, names: Names, channels: Sequence[str], *, answers: bool
+    connection: AbstractRobustConnection, names: Names, needs: Collection[Needs], *, answers: bool
 ) -> Permissions:
     """Asks what our user may do with the exchanges and queues of an installation, which are all there.
 
     Args:
         connection: The connection to the broker, which takes publishes.
         names: The installation's names.
-        channels: The sending channels.
+        needs: What its services need.
         answers: Whether it may publish to the default exchange.
     """
     asking = _Asking(connection)
-    every = needs(channels).values()
-    writes = {name for each in every for name in each.writes} - {ANSWERS}
-    reads = {name for each in every for name in each.reads}
+    writes = {name for each in needs for name in each.writes} - {ANSWERS}
+    reads = {name for each in needs for name in each.reads}
     return Permissions(
         frozenset({name for name in writes if await asking.may_write(names.exchange(name))})
         | ({ANSWERS} if answers else frozenset()),
@@ -101,22 +101,30 @@ async def look(
 
 
 async def differing(
-    connection: AbstractRobustConnection, names: Names, channels: Sequence[str]
+    connection: AbstractRobustConnection, names: Names, channels: Sequence[str], shards: int
 ) -> list[str] | None:
-    """Compares the queues of an installation, which are all there, with how this Sendoff declares them.
+    """Compares the queues of an installation, which are all there, with how Sendoff declares them.
+
+    Queues of an earlier version do not differ: they are used as they are.
 
     Returns:
         The broker's words on each queue that has other arguments; None if our user may not ask.
     """
     asking = _Asking(connection)
     found = []
-    for name, own in topology.arguments(names, channels).items():
-        try:
-            await asking.ask(partial(_declare, queue=name, arguments=own))
-        except ChannelAccessRefused:
-            return None
-        except ChannelPreconditionFailed as error:
-            found.append(str(error))
+    for name, kinds in topology.arguments(names, channels, shards).items():
+        faults = []
+        for own in kinds:
+            try:
+                await asking.ask(partial(_declare, queue=name, arguments=own))
+            except ChannelAccessRefused:
+                return None
+            except ChannelPreconditionFailed as error:
+                faults.append(str(error))
+            else:
+                break
+        else:
+            found.append(faults[0])
     return found
 
 

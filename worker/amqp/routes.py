@@ -39,8 +39,11 @@ class Routes:
 
     name = "routes"
 
-    def __init__(self, connection: AbstractConnection, names: Names, channels: Sequence[str]) -> None:
-        """Takes the connection, the installation's names, and its channels."""
+    def __init__(
+        self, connection: AbstractConnection, names: Names, channels: Sequence[str], shards: int = 1
+    ) -> None:
+        """Takes the connection, the installation's names and channels, and the shards of each send queue."""
+        self._shards = shards
         self._connection = connection
         self._names = names
         self._channels = channels
@@ -71,7 +74,7 @@ class Routes:
         if not self._connection.connected.is_set():
             return  # aio-pika would wait for the connection
         try:
-            missing = await topology.missing(self._connection, self._names, self._channels)
+            missing = await topology.missing(self._connection, self._names, self._channels, self._shards)
         except (BrokerUnreachable, topology.TopologyMismatch) as error:
             log.debug("exchanges and queues not looked at", because=str(error))
             return
@@ -86,7 +89,7 @@ class Routes:
     async def _mend(self, what: str) -> None:
         if self._may_declare:
             try:
-                await topology.declare(self._connection, self._names, self._channels)
+                await topology.declare(self._connection, self._names, self._channels, self._shards)
             except BrokerUnreachable:
                 return
             except (BrokerForbids, topology.TopologyMismatch) as error:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final, NamedTuple, cast
+from typing import TYPE_CHECKING, Final, NamedTuple, Self, cast
 
 import structlog
 from aio_pika import ExchangeType
-from aio_pika.exceptions import AMQPChannelError, ChannelNotFoundEntity
+from aio_pika.exceptions import AMQPChannelError, ChannelNotFoundEntity, ChannelPreconditionFailed
 from aiormq.exceptions import ChannelAccessRefused, ChannelLockedResource
 from pamqp.commands import Queue
 
 from contracts import routing
 from worker.amqp.errors import BrokerForbids, BrokerUnreachable
 from worker.amqp.pika.failures import ERRORS, classify, ignoring_outage
+from worker.amqp.policies import DELIVERY_LIMIT
 from worker.domain.failures import Failure
 
 if TYPE_CHECKING:
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
     from contracts.routing import Names
 
 log = structlog.get_logger(__name__)
-
-DELIVERY_LIMIT: Final = 50
-"""How often a message may return to its queue before the broker moves it to the dead queue. It is a safety
-net and does not count attempts: on RabbitMQ 3.10 to 4.2 each restart of a worker that had prefetched the
-message counts too."""
 
 _DEAD_DELIVERY_LIMIT: Final = 2**31 - 1
 """In effect no limit: each look into the dead queue takes messages and returns them, and above the limit the
@@ -71,38 +67,44 @@ class TopologyMismatch(Exception):
     """The broker does not have the exchanges and queues that this code needs."""
 
 
-async def declare(connection: AbstractConnection, names: Names, channels: Sequence[str]) -> list[str]:
-    """Declares everything. Exchanges and queues that exist stay as they are.
+class Declared(NamedTuple):
+    """What was declared, or was there."""
+
+    queues: list[str]
+    """The full names of all queues."""
+    earlier: list[str]
+    """Those among them that an earlier version declared, with the delivery limit as an argument."""
+
+
+async def declare(
+    connection: AbstractConnection, names: Names, channels: Sequence[str], shards: int = 1
+) -> Declared:
+    """Declares everything. Exchanges and queues that exist stay as they are, with all that is in them.
 
     Args:
         connection: The connection to the broker.
         names: The installation's names.
         channels: The sending channels. Each has a send queue.
-
-    Returns:
-        The names of the queues.
+        shards: In how many queues that is split.
 
     Raises:
         BrokerForbids: the user may not declare them.
         TopologyMismatch: an exchange or queue of that name has other properties.
         BrokerUnreachable: the connection was lost, or there was no answer in time.
     """
+    planned = arguments(names, channels, shards)
+    found: list[str] = []
     try:
-        async with asyncio.timeout(_SETUP_SECONDS), connection.channel() as channel:
-            exchanges = {
-                name: await channel.declare_exchange(names.exchange(name), kind, durable=True)
-                for name, kind in _EXCHANGES.items()
-            }
-            planned = arguments(names, channels)
-            queues = {
-                name: await channel.declare_queue(name, durable=True, arguments=own)
-                for name, own in planned.items()
-            }
-            await queues[names.queue(routing.DEAD_QUEUE)].bind(exchanges[routing.DEAD], "")
-            for queue_name, (exchange, keys) in _queues(channels).items():
-                queue = queues[names.queue(queue_name)]
+        async with asyncio.timeout(_SETUP_SECONDS), _Declaring(connection) as declaring:
+            for name, kind in _EXCHANGES.items():
+                await declaring.exchange(names.exchange(name), kind)
+            for queue, kinds in planned.items():
+                if await declaring.queue(queue, kinds):
+                    found.append(queue)
+            await declaring.bind(names.queue(routing.DEAD_QUEUE), names.exchange(routing.DEAD), "")
+            for queue_name, (exchange, keys) in _queues(channels, shards).items():
                 for key in keys:
-                    await queue.bind(exchanges[exchange], key)
+                    await declaring.bind(names.queue(queue_name), names.exchange(exchange), key)
     except ChannelAccessRefused as error:
         raise BrokerForbids(error) from error
     except AMQPChannelError as error:
@@ -114,21 +116,21 @@ async def declare(connection: AbstractConnection, names: Names, channels: Sequen
         if classify(error) is Failure.BROKEN:
             raise
         raise _gone(error) from error
-    return [names.queue(q) for q in (*_queues(channels), routing.DEAD_QUEUE)]
+    return Declared([names.queue(q) for q in (*_queues(channels, shards), routing.DEAD_QUEUE)], found)
 
 
-def arguments(names: Names, channels: Sequence[str]) -> dict[str, FieldTable]:
-    """Returns the arguments with which each queue is declared, by its full name."""
-    usual: FieldTable = {
-        "x-queue-type": "quorum",
-        "x-delivery-limit": DELIVERY_LIMIT,
-        "x-dead-letter-exchange": names.exchange(routing.DEAD),
-    }
+def arguments(names: Names, channels: Sequence[str], shards: int = 1) -> dict[str, tuple[FieldTable, ...]]:
+    """Returns the arguments of each queue by its full name: ours, then those of an earlier version."""
+    usual: FieldTable = {"x-queue-type": "quorum", "x-dead-letter-exchange": names.exchange(routing.DEAD)}
+    earlier: FieldTable = {**usual, "x-delivery-limit": DELIVERY_LIMIT}
     dead: FieldTable = {"x-queue-type": "quorum", "x-delivery-limit": _DEAD_DELIVERY_LIMIT}
-    return {names.queue(routing.DEAD_QUEUE): dead} | {names.queue(q): usual for q in _queues(channels)}
+    planned: dict[str, tuple[FieldTable, ...]] = {names.queue(routing.DEAD_QUEUE): (dead,)}
+    return planned | {names.queue(q): (usual, earlier) for q in _queues(channels, shards)}
 
 
-async def missing(connection: AbstractConnection, names: Names, channels: Sequence[str]) -> list[Part]:
+async def missing(
+    connection: AbstractConnection, names: Names, channels: Sequence[str], shards: int = 1
+) -> list[Part]:
     """Lists the exchanges and queues that are missing. It does not look at bindings.
 
     Raises:
@@ -137,7 +139,7 @@ async def missing(connection: AbstractConnection, names: Names, channels: Sequen
     """
     try:
         async with asyncio.timeout(_SETUP_SECONDS):
-            return await _missing(connection, _parts(names, channels))
+            return await _missing(connection, _parts(names, channels, shards))
     except AMQPChannelError as error:
         raise TopologyMismatch(f"The broker does not say what it has: {error}.") from error
     except ERRORS as error:
@@ -146,28 +148,32 @@ async def missing(connection: AbstractConnection, names: Names, channels: Sequen
         raise _gone(error) from error
 
 
-async def check(connection: AbstractConnection, names: Names, channels: Sequence[str]) -> None:
+async def check(
+    connection: AbstractConnection, names: Names, channels: Sequence[str], shards: int = 1
+) -> None:
     """Checks that everything exists.
 
     Raises:
         TopologyMismatch: an exchange or a queue is missing.
         BrokerUnreachable: as `declare`.
     """
-    absent = await missing(connection, names, channels)
+    absent = await missing(connection, names, channels, shards)
     if absent:
         raise TopologyMismatch(
             f"The broker is not set up: it has no {' and no '.join(map(str, absent))}. Run “sendoff migrate”."
         )
 
 
-async def check_set_up(connection: AbstractConnection, names: Names, channels: Sequence[str]) -> None:
+async def check_set_up(
+    connection: AbstractConnection, names: Names, channels: Sequence[str], shards: int = 1
+) -> None:
     """Checks that something of ours exists. What is missing beside it is declared or waited for later.
 
     Raises:
         TopologyMismatch: the broker has nothing of ours: it was never set up, or the prefix is wrong.
         BrokerUnreachable: as `declare`.
     """
-    if await missing(connection, names, channels) == _parts(names, channels):
+    if await missing(connection, names, channels, shards) == _parts(names, channels, shards):
         raise TopologyMismatch(
             f"The broker is not set up: it has no exchange and no queue of ours, such as"
             f" “{names.exchange(routing.COMMANDS)}”. Run “sendoff migrate”, or see SENDOFF_QUEUE_PREFIX."
@@ -175,19 +181,23 @@ async def check_set_up(connection: AbstractConnection, names: Names, channels: S
 
 
 class QueueDepth:
-    """Returns how many messages wait in a queue."""
+    """Returns how many messages wait in a queue, or in all its shards."""
 
-    def __init__(self, connection: AbstractConnection) -> None:
-        """Takes a connection. `ready` opens the AMQP channel when it is first called."""
+    def __init__(self, connection: AbstractConnection, shards: int = 1) -> None:
+        """Takes a connection, and how many shards a queue has.
+
+        `ready` opens the AMQP channel when it is first called.
+        """
+        self._shards = shards
         self._connection = connection
         self._channel: AbstractChannel | None = None
         self._missing: set[str] = set()
 
     async def ready(self, queue: str) -> int | None:
-        """Returns how many messages wait in a queue. Messages that consumers hold do not count.
+        """Returns how many messages wait in a queue with its shards; those that consumers hold do not count.
 
         Args:
-            queue: Its full name.
+            queue: Its full name; of shards that of the first.
 
         Returns:
             None if it is not known: the broker is away, does not answer in time, or has no such queue. This
@@ -196,6 +206,15 @@ class QueueDepth:
         Raises:
             BrokerForbids: the user may not read the queue.
         """
+        waiting = 0
+        for shard in routing.sharded(queue, self._shards):
+            found = await self._ready(shard)
+            if found is None:
+                return None
+            waiting += found
+        return waiting
+
+    async def _ready(self, queue: str) -> int | None:
         if not self._connection.connected.is_set():
             return None  # aio-pika would wait for the connection
         try:
@@ -265,6 +284,50 @@ class AnswerQueues:
         return False
 
 
+class _Declaring:
+    """Declares over AMQP channels of aiormq's own: a refusal closes one, and nobody opens it again."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+        self._channel: AbstractAmqpChannel | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._channel is not None and not self._channel.is_closed:
+            await self._channel.close()
+
+    async def exchange(self, name: str, kind: ExchangeType) -> None:
+        await (await self._open()).exchange_declare(name, exchange_type=kind.value, durable=True)
+
+    async def bind(self, queue: str, exchange: str, routing_key: str) -> None:
+        await (await self._open()).queue_bind(queue, exchange, routing_key)
+
+    async def queue(self, name: str, kinds: Sequence[FieldTable]) -> bool:
+        """Declares a queue; returns whether it is there with the arguments of an earlier version.
+
+        Raises:
+            ChannelPreconditionFailed: it has others.
+        """
+        usual, *earlier = kinds
+        try:
+            await (await self._open()).queue_declare(name, durable=True, arguments=usual)
+        except ChannelPreconditionFailed:
+            if not earlier:
+                raise
+            await self.queue(name, earlier)
+            return True
+        return False
+
+    async def _open(self) -> AbstractAmqpChannel:
+        if self._channel is None or self._channel.is_closed:
+            if self._connection.transport is None:
+                raise BrokerUnreachable("The broker went out of reach.")
+            self._channel = await self._connection.transport.connection.channel(publisher_confirms=False)
+        return self._channel
+
+
 async def _missing(connection: AbstractConnection, parts: Sequence[Part]) -> list[Part]:
     absent: list[Part] = []
     channel: AbstractAmqpChannel | None = None
@@ -293,11 +356,14 @@ def _gone(error: BaseException) -> BrokerUnreachable:
     return BrokerUnreachable(f"The broker went out of reach: {str(error) or type(error).__name__}")
 
 
-def _queues(channels: Sequence[str]) -> dict[str, tuple[str, tuple[str, ...]]]:
-    sends = {routing.send_queue(channel): (routing.SENDS, (channel,)) for channel in channels}
+def _queues(channels: Sequence[str], shards: int) -> dict[str, tuple[str, tuple[str, ...]]]:
+    keys = [key for channel in channels for key in routing.sharded(channel, shards)]
+    sends = {routing.send_queue(key): (routing.SENDS, (key,)) for key in keys}
     return {**routing.BINDINGS, routing.CLAIMS_QUEUE: (routing.CLAIMS, tuple(channels)), **sends}
 
 
-def _parts(names: Names, channels: Sequence[str]) -> list[Part]:
+def _parts(names: Names, channels: Sequence[str], shards: int) -> list[Part]:
     exchanges = [Part("exchange", names.exchange(name)) for name in _EXCHANGES]
-    return exchanges + [Part("queue", names.queue(q)) for q in (*_queues(channels), routing.DEAD_QUEUE)]
+    return exchanges + [
+        Part("queue", names.queue(q)) for q in (*_queues(channels, shards), routing.DEAD_QUEUE)
+    ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from worker.amqp.errors import BrokerForbids, BrokerUnreachable
+from worker.amqp.errors import BrokerForbids, BrokerUnreachable, ManagementFailed
 from worker.amqp.messages import Unroutable
 from worker.amqp.pika.client import NoAnswer
 from worker.amqp.topology import TopologyMismatch
@@ -31,6 +31,7 @@ STATUS: Final[dict[type[Exception], int]] = {
     SchemaMismatch: 3,
     TopologyMismatch: 3,
     NoAnswer: 3,
+    ManagementFailed: 3,
     Unroutable: 3,
     ServiceDied: 1,
 }

@@ -42,6 +42,7 @@ class Wakener:
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[None]:
         """Listens while the block runs."""
+        await self._listen()  # here, since a wait beside other work is cancelled sooner than it connects
         try:
             yield
         finally:
@@ -55,20 +56,24 @@ class Wakener:
         """
         if self._connection is None or self._connection.is_closed():
             try:
-                self._connection = await unless_stopped(stop, self._subscribed())
+                await unless_stopped(stop, self._listen())
             except Stopped:
                 return
-            except ERRORS as error:
-                if not self._polling:
-                    because = str(error) or type(error).__name__
-                    log.warning("not woken by the database, polling", channel=self._channel, because=because)
-                self._polling = True
-            else:
-                if self._polling:
-                    log.info("woken by the database again", channel=self._channel)
-                self._polling = False
         await wait_any(self._woken, stop, seconds=seconds)
         self._woken.clear()
+
+    async def _listen(self) -> None:
+        try:
+            self._connection = await self._subscribed()
+        except ERRORS as error:
+            if not self._polling:
+                because = str(error) or type(error).__name__
+                log.warning("not woken by the database, polling", channel=self._channel, because=because)
+            self._polling = True
+        else:
+            if self._polling:
+                log.info("woken by the database again", channel=self._channel)
+            self._polling = False
 
     async def _subscribed(self) -> asyncpg.Connection:
         connection = await asyncpg.connect(

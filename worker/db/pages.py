@@ -30,6 +30,27 @@ class Page:
     last: int
     channel: str
     valid_until: datetime | None
+    recipients: int
+    """Of the whole delivery."""
+
+    @property
+    def size(self) -> int:
+        """How many recipients it has."""
+        return self.last - self.first + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Whose pages may be leased, and whose come first."""
+
+    after: int
+    """The delivery that was served last. Those with higher numbers come first, then the others."""
+    channels: Sequence[str]
+    """The channels whose send queue has room."""
+    small_channels: Sequence[str] = ()
+    """The channels over which small deliveries go past the mark. They come first there."""
+    small: int = 0
+    """The most recipients of a small delivery."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +94,24 @@ class Pages:
         rows = await self._db.fetch("read_oldest_due_pages")
         return {row["channel"]: max(row["seconds"], 0.0) for row in rows}
 
-    async def lease(
-        self, *, after: int, limit: int, seconds: float, owner: str, channels: Sequence[str]
-    ) -> list[Page]:
+    async def lease(self, turn: Turn, *, limit: int, seconds: float, owner: str) -> list[Page]:
         """Leases one open page of each running delivery.
 
         Args:
-            after: The delivery that was served last. Those with higher numbers come first, then the others.
+            turn: Whose pages may be leased. Deliveries over other channels are left out.
             limit: The most pages.
             seconds: The time of the lease.
             owner: The name of the process. Only the owner may mark the page as published.
-            channels: The channels whose send queue has room. Deliveries over other channels are left out.
         """
-        held = timedelta(seconds=seconds)
         rows = await self._db.fetch(
-            "lease_pages", after=after, pages=limit, lease=held, owner=owner, channels=list(channels)
+            "lease_pages",
+            after=turn.after,
+            channels=list(turn.channels),
+            small_channels=list(turn.small_channels),
+            small=turn.small,
+            pages=limit,
+            lease=timedelta(seconds=seconds),
+            owner=owner,
         )
         return [Page(**row) for row in rows]
 

@@ -8,6 +8,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import AfterValidator, BeforeValidator
 
+from worker.domain.mailbox import mailbox
+from worker.domain.servers import check_encoded
 from worker.domain.template_checks import check_headers
 
 _PORT: Final = 53
@@ -39,6 +41,17 @@ def _check_resolver(value: str) -> str:
     return value
 
 
+def _check_relay(value: str) -> str:
+    if not value.startswith(("smtp://", "smtps://", "smtp+starttls://")):
+        raise ValueError("it must begin with smtp://, smtp+starttls:// or smtps://")
+    check_encoded(value)
+    return value
+
+
+def _read_domain(value: str) -> str:
+    return mailbox(f"bounces@{value}").domain if value else value
+
+
 def resolver_address(text: str) -> tuple[str, int]:
     """Reads an IP address with or without a port, as `192.0.2.1:53` or `[2001:db8::1]:53`.
 
@@ -61,5 +74,9 @@ EmailHeaders = Annotated[dict[str, str], BeforeValidator(_read_object), AfterVal
 """Headers as a JSON object of templates."""
 Notify = Annotated[tuple[Literal["success", "failure", "delay", "never"], ...], AfterValidator(_check_notify)]
 """When a relay is asked to report."""
+RelayAddress = Annotated[str, AfterValidator(_check_relay)]
+"""The URL of a relay."""
+BounceDomain = Annotated[str, AfterValidator(_read_domain)]
+"""A domain that mail is returned to, or nothing."""
 Resolver = Annotated[str, AfterValidator(_check_resolver)]
 """Which DNS to ask: none, `system`, or an address."""

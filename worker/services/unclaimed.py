@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     from worker.channels.protocol import Lane
     from worker.services.asked import Asked
@@ -18,6 +19,8 @@ _MOMENT: Final = 1.0
 """Seconds. If the first message of a queue has waited for so long, its lane is not full just for a moment."""
 _FEW: Final = 10
 """Hardly anything goes on if it is less than one for so many that are too much."""
+_OVERTAKING: Final = 10
+"""Deliveries in a row that go before the one that has waited longest."""
 _LOOK_EVERY: Final = 0.25
 """Seconds between two looks at lanes that wait: what opens one may be told to nobody."""
 
@@ -36,6 +39,11 @@ class Unclaimed:
         self._most = most
         self._deliveries: dict[int, dict[Lane | None, _Queue]] = {}
         """Whoever had a turn goes to the end."""
+        self._new: set[int] = set()
+        """Those among them that had no turn yet."""
+        self._fewest: list[tuple[int, int]] = []
+        """How many messages each came with, and its number, as a heap; some are not new any more."""
+        self._overtaken = 0
         self._count = 0
         self._expire_at = self._trim_at = 0.0
         self._taken = 0
@@ -49,6 +57,9 @@ class Unclaimed:
         """Adds messages of one delivery; returns the doubles that they replace."""
         doubles = []
         for one in messages:
+            if one.send.delivery_id not in self._deliveries:
+                self._new.add(one.send.delivery_id)
+                heappush(self._fewest, (len(messages), one.send.delivery_id))
             lanes = self._deliveries.setdefault(one.send.delivery_id, {})
             queue = lanes.get(one.lane)
             if queue is None:
@@ -70,14 +81,17 @@ class Unclaimed:
     def take(self, most: int, now: float) -> tuple[int, dict[int, Asked]] | None:
         """Takes out messages of one delivery whose lanes take them now, and enters their lanes.
 
-        Deliveries have turns, and the lanes of a delivery.
+        Deliveries have turns, and the lanes of a delivery. A new delivery goes before those that had a turn,
+        and the one with the fewest messages first: the others take longer than it would wait.
 
         Returns:
             The delivery, and its messages by recipient; None if no lane takes one.
         """
-        for delivery_id, lanes in self._deliveries.items():
+        for delivery_id in self._turns():
+            lanes = self._deliveries[delivery_id]
             taken = _taken(lanes, most, now)
             if taken:
+                self._new.discard(delivery_id)
                 del self._deliveries[delivery_id]
                 if lanes:
                     self._deliveries[delivery_id] = lanes
@@ -85,6 +99,20 @@ class Unclaimed:
                 self._taken += len(taken)
                 return delivery_id, taken
         return None
+
+    def _turns(self) -> Iterator[int]:
+        """Yields the deliveries in the order of their turns.
+
+        A new one whose lane takes none waits with the rest.
+        """
+        while self._fewest and self._overtaken < _OVERTAKING:
+            _, delivery_id = heappop(self._fewest)
+            if delivery_id in self._new:
+                self._new.discard(delivery_id)
+                self._overtaken += 1
+                yield delivery_id
+        self._overtaken = 0
+        yield from self._deliveries
 
     @property
     def full(self) -> bool:
@@ -139,6 +167,7 @@ class Unclaimed:
             del lanes[one.lane]
         if not lanes:
             del self._deliveries[one.send.delivery_id]
+            self._new.discard(one.send.delivery_id)
         self._count -= 1
         if one.lane is not None:
             one.lane.drop()
@@ -151,6 +180,8 @@ class Unclaimed:
                 if lane is not None:
                     lane.drop(len(queue))
         self._deliveries.clear()
+        self._new.clear()
+        self._fewest.clear()
         self._count = 0
 
     def look_at(self, now: float) -> float | None:

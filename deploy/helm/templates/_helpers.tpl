@@ -36,6 +36,11 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- if and (index .root.Values.settings "SENDOFF_TRACKER_URL") (has .service (list "send" "tracker")) -}}yes{{- end -}}
 {{- end -}}
 
+{{/* Whether it sets the policy of the broker. */}}
+{{- define "sendoff.manages" -}}
+{{- if and .root.Values.secrets.management (eq .service "migrate") -}}yes{{- end -}}
+{{- end -}}
+
 {{/* Which port a service listens on for others, beside that of metrics and health. */}}
 {{- define "sendoff.port" -}}
 {{- get (dict "tracker" "8025" "webhooks" "8026" "returned" "8024" "console" "8480") .service -}}
@@ -54,6 +59,9 @@ left (5 s) and closes its connections (5 s). */}}
 {{- end }}
 {{- if eq .service "send" }}
 - {name: SENDOFF_SMTP_URL_FILE, value: /run/secrets/sendoff/relay}
+{{- end }}
+{{- if include "sendoff.manages" . }}
+- {name: SENDOFF_MANAGEMENT_URL_FILE, value: /run/secrets/sendoff/management}
 {{- end }}
 {{- if include "sendoff.signs" . }}
 - {name: SENDOFF_TRACKER_KEYS_FILE, value: /run/secrets/sendoff/tracker-keys}
@@ -87,6 +95,9 @@ left (5 s) and closes its connections (5 s). */}}
       {{- end }}
       {{- if eq .service "send" }}
       - secret: {name: {{ .root.Values.secrets.relay }}, items: [{key: url, path: relay}]}
+      {{- end }}
+      {{- if include "sendoff.manages" . }}
+      - secret: {name: {{ .root.Values.secrets.management }}, items: [{key: url, path: management}]}
       {{- end }}
       {{- if include "sendoff.signs" . }}
       - secret: {name: {{ .root.Values.secrets.tracker }}, items: [{key: keys, path: tracker-keys}]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,16 +26,27 @@ from worker.services.fanout import FanoutLimits, FanoutParts, FanoutService
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from worker.db.pages import Turn
+
 NAMES = routing.Names("p")
 EMAIL = NAMES.queue(routing.send_queue("email"))
 NULL = NAMES.queue(routing.send_queue("null"))
 LIMITS = FanoutLimits(
-    channels=("email", "null"), owner="me", lease=60, look_after=30, high_water=1_000, idle=7
+    channels=("email", "null"),
+    owner="me",
+    lease=60,
+    look_after=30,
+    high_water=1_000,
+    ahead=0,
+    page_size=2,
+    small=0,
+    shards=1,
+    idle=7,
 )
 
 
-def page(delivery_id: int, number: int = 1, channel: str = "null") -> Page:
-    return Page(delivery_id, number, 10 * number, 10 * number + 1, channel, None)
+def page(delivery_id: int, number: int = 1, channel: str = "null", recipients: int = 1_000) -> Page:
+    return Page(delivery_id, number, 10 * number, 10 * number + 1, channel, None, recipients)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +56,7 @@ class Asked:
     limit: int
     channels: list[str]
     after: int | None = None
+    small_channels: list[str] = field(default_factory=list)
 
 
 class FakePages:
@@ -59,13 +71,17 @@ class FakePages:
         self.done: list[Page] = []
         self.released: list[Page] = []
         self.releasing: Exception | None = None
+        self.leased = 0
 
-    async def lease(
-        self, *, after: int, limit: int, seconds: float, owner: str, channels: Sequence[str]
-    ) -> list[Page]:
+    @property
+    def in_hand(self) -> int:
+        return self.leased - len(self.done) - len(self.released)
+
+    async def lease(self, turn: Turn, *, limit: int, seconds: float, owner: str) -> list[Page]:
         assert (seconds, owner) == (60, "me")
-        self.asked.append(Asked(limit, list(channels), after))
+        self.asked.append(Asked(limit, list(turn.channels), turn.after, list(turn.small_channels)))
         taken, self.plain = self.plain[:limit], self.plain[limit:]
+        self.leased += len(taken)
         return taken
 
     async def lease_paced(
@@ -74,6 +90,7 @@ class FakePages:
         assert (seconds, owner) == (60, "me")
         self.asked_paced.append(Asked(limit, list(channels)))
         taken, self.paced = self.paced[:limit], self.paced[limit:]
+        self.leased += len(taken)
         return taken
 
     async def seconds_to_next_turn(self) -> float | None:
@@ -104,16 +121,17 @@ class FailingPublisher(FakePublisher):
 
 
 class FullPublisher(FakePublisher):
-    """Confirms nothing until it has four pages in hand, and has the service stopped then."""
+    """Confirms nothing until it has some pages in hand, and has the service stopped then."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = 4) -> None:
         super().__init__()
         self.stop = asyncio.Event()
+        self._most = most
         self._pages = 0
 
     async def publish(self, *args: Any, **options: Any) -> None:
         self._pages += 1
-        if self._pages == 4:
+        if self._pages == self._most:
             self.stop.set()
         await self.stop.wait()
         await super().publish(*args, **options)
@@ -135,6 +153,21 @@ class SlowPublisher(FakePublisher):
         await super().publish(exchange, routing_key, messages, **options)
 
 
+class Wakener(FakeWakener):
+    """Wakes nobody, and stops the service at its first wait without a page in hand."""
+
+    def __init__(self, pages: FakePages) -> None:
+        super().__init__()
+        self._pages = pages
+
+    async def wait(self, stop: asyncio.Event, seconds: float) -> None:
+        for _ in range(5):  # a page that is published by now ends a wait beside it
+            await asyncio.sleep(0)
+        if self._pages.in_hand:
+            await asyncio.Event().wait()
+        await super().wait(stop, seconds)
+
+
 class Setup:
     """A service on fakes; both send queues are empty."""
 
@@ -143,12 +176,13 @@ class Setup:
         pages: FakePages | None = None,
         publisher: FakePublisher | None = None,
         fails: Mapping[str, Exception] | None = None,
+        limits: FanoutLimits = LIMITS,
     ) -> None:
         self.pages = pages or FakePages()
         self.publisher = publisher or FakePublisher()
         self.routes = FakeRoutes()
         self.depth = FakeDepth({EMAIL: 0, NULL: 0})
-        self.wakener = FakeWakener()
+        self.wakener = Wakener(self.pages)
         self.metrics = metrics()
         parts = FanoutParts(
             publisher=self.publisher,
@@ -160,7 +194,7 @@ class Setup:
             names=NAMES,
             metrics=self.metrics,
         )
-        self.service = FanoutService(parts, LIMITS)
+        self.service = FanoutService(parts, limits)
 
     async def run(self) -> None:
         """Runs the service until it has nothing more to do."""
@@ -213,7 +247,7 @@ async def test_a_page_that_no_queue_takes_is_reported_and_holds_up_no_other_chan
     assert [str(error) for error in setup.routes.reported] == ["no queue"] * 4
     assert setup.pages.done == [page(7)]
     assert setup.pages.asked[-1].channels == ["null"]
-    assert setup.wakener.waited == [0.05]
+    assert setup.wakener.waited == [0.02]
 
 
 async def test_a_cancelled_page_gives_its_lease_back() -> None:
@@ -288,6 +322,39 @@ async def test_pages_that_are_leased_are_published_where_the_others_cannot_be_le
     assert setup.pages.done == [page(7)]
 
 
+async def test_a_small_delivery_goes_past_the_mark_and_its_messages_go_first() -> None:
+    """A full queue holds up the large delivery alone."""
+    small, large = page(7, recipients=10), page(8, recipients=11)
+    setup = Setup(FakePages([small, large]), limits=replace(LIMITS, small=10))
+    setup.depth.waiting = {EMAIL: 0, NULL: 1_000}
+    await setup.run()
+    assert setup.pages.asked[0].channels == ["email"]
+    assert setup.pages.asked[0].small_channels == ["email", "null"]
+    priorities = {p.message.message_id.split("-")[0]: p.message.priority for p in setup.publisher.published}
+    assert priorities == {"7": 5, "8": None}
+
+
+async def test_pages_go_to_the_shards_of_a_queue_in_turn() -> None:
+    pages = [page(1, 1), page(1, 2), page(1, 3), page(2, 1), page(3, 1)]
+    setup = Setup(FakePages(pages), limits=replace(LIMITS, shards=3))
+    await setup.run()
+    keys = {p.message.message_id.rpartition("-")[0]: p.routing_key for p in setup.publisher.published}
+    shards = ["null.2", "null", "null.1", "null", "null.1"]
+    assert [keys[f"{p.delivery_id}-{p.first}"] for p in pages] == shards
+
+
+async def test_four_pages_in_hand_leave_places_for_small_deliveries() -> None:
+    publisher = FullPublisher(7)
+    pages = [page(delivery, recipients=10 if delivery > 4 else 11) for delivery in range(1, 8)]
+    setup = Setup(FakePages(pages), publisher, limits=replace(LIMITS, small=10))
+    await setup.service.run(publisher.stop)
+    assert [(asked.limit, asked.channels) for asked in setup.pages.asked][:2] == [
+        (4, ["email", "null"]),
+        (4, []),
+    ]
+    assert len(setup.pages.done) == 7
+
+
 @pytest.mark.parametrize("waiting", [1_000, None], ids=["full", "nobody can say"])
 async def test_a_channel_whose_queue_has_no_room_waits_and_is_looked_at_again_soon(
     waiting: int | None,
@@ -296,7 +363,7 @@ async def test_a_channel_whose_queue_has_no_room_waits_and_is_looked_at_again_so
     setup.depth.waiting = {NULL: 999} if waiting is None else {NULL: 999, EMAIL: waiting}
     await setup.run()
     assert [asked.channels for asked in (*setup.pages.asked, *setup.pages.asked_paced)] == [["null"]] * 2
-    assert setup.wakener.waited == [0.05]
+    assert setup.wakener.waited == [0.02]
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,42 @@ def test_deliveries_have_turns_in_a_lane() -> None:
     assert order == [(1, 1), (2, 1), (1, 2), (2, 2), (1, 3), (2, 3)]
 
 
+def test_the_delivery_with_the_fewest_messages_has_its_first_turn_first() -> None:
+    held, lane = Unclaimed(100), FakeLane(1)
+    held.add([asked(n, lane, 1) for n in range(1, 9)])
+    held.add([asked(n, lane, 2) for n in range(1, 4)])
+    held.add([asked(1, lane, 3)])
+    order = []
+    for _ in range(8):
+        order += taken(held)
+        lane.leave()
+    assert [delivery for delivery, _ in order] == [3, 2, 1, 2, 1, 2, 1, 1]
+    held.add([asked(1, lane, 4)])
+    assert taken(held) == [(4, 1)], "a new one goes before one that had its turn"
+
+
+def test_no_number_of_small_deliveries_holds_up_a_large_one() -> None:
+    held, lane = Unclaimed(100), FakeLane(1)
+    held.add([asked(n, lane, 1) for n in range(1, 50)])
+    order = []
+    for delivery in range(2, 60):
+        held.add([asked(1, lane, delivery)])
+        order += taken(held)
+        lane.leave()
+    turns = [place for place, (delivery, _) in enumerate(order) if delivery == 1]
+    assert turns == [10, 21, 32, 43, 54]
+
+
+def test_a_new_delivery_whose_lane_takes_none_has_turns_with_the_rest() -> None:
+    held, (shut, open_) = Unclaimed(100), (FakeLane(0), FakeLane(9))
+    held.add([asked(1, shut, 1)])
+    held.add([asked(1, open_, 2), asked(2, open_, 2)])
+    assert taken(held, 1) == [(2, 1)]
+    shut.most = 1
+    assert taken(held, 1) == [(1, 1)]
+    assert (taken(held, 1), len(held)) == ([(2, 2)], 0)
+
+
 def test_a_double_takes_the_place_of_the_message_that_is_held() -> None:
     held, lane = Unclaimed(4), FakeLane(5)
     first, again = asked(1, lane), asked(1, lane)

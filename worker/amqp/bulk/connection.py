@@ -50,6 +50,10 @@ _CAPABILITIES: Final = {
     "consumer_cancel_notify": True,
     "publisher_confirms": True,
 }
+_CANCEL_OK: Final = "accept_consumer_cancel_ok"
+"""The capability of brokers that keep a consumer's tag until we answer their `basic.cancel`: RabbitMQ from
+4.3.7 on. Others close the channel at such an answer."""
+
 _OK, _SYNTAX_ERROR, _ACCESS_REFUSED, _NOT_ALLOWED = 200, 502, 403, 530
 
 
@@ -75,6 +79,10 @@ class Events:
     def returned(self, frame: commands.Basic.Return) -> None:
         """Takes the notice of a message that no queue took."""
         raise ProtocolError(f"The broker returns a message ({frame.reply_text}), but nothing was published.")
+
+    def cancelled(self, tag: str) -> None:  # noqa: ARG002
+        """Called when the broker ended a consumer."""
+        raise ProtocolError("The broker cancels a consumer, but there is none.")
 
     def flow(self) -> None:
         """Called whenever `Connection.writable` may have changed."""
@@ -104,6 +112,7 @@ class Connection(asyncio.Protocol):
         self._silent = 0
         self._spoken = False
         self._paused = False
+        self._answers_cancel = False
         self.blocked = False
         self.lost: asyncio.Future[ConnectionLost] = self._loop.create_future()
 
@@ -132,7 +141,10 @@ class Connection(asyncio.Protocol):
         Raises:
             ConnectionLost: the broker refused, or does not speak AMQP.
         """
-        await self._ask(pamqp.header.ProtocolHeader().marshal(), ["Connection.Start"])
+        start = await self._ask(pamqp.header.ProtocolHeader().marshal(), ["Connection.Start"])
+        assert isinstance(start, commands.Connection.Start)  # noqa: S101 - _ask took no other
+        capabilities = (start.server_properties or {}).get("capabilities")
+        self._answers_cancel = isinstance(capabilities, dict) and bool(capabilities.get(_CANCEL_OK))
         address = self._address
         properties: dict[str, Any] = {
             "product": "sendoff",
@@ -292,7 +304,9 @@ class Connection(asyncio.Protocol):
             refused = frame.class_id or 0, frame.method_id or 0
             raise AmqpChannelClosed(frame.reply_code or 0, frame.reply_text, refused)
         elif isinstance(frame, commands.Basic.Cancel) and channel == CHANNEL:
-            raise ConnectionLost("The broker cancelled the consumer: its queue was deleted, or is moving.")
+            if self._answers_cancel:
+                self.write(method(commands.Basic.CancelOk(frame.consumer_tag)))
+            self._events.cancelled(frame.consumer_tag or "")
         else:
             raise ProtocolError(f"The broker sent {frame.name}, which nobody asked for.")
 

@@ -26,6 +26,7 @@ from worker.amqp.bulk.layout import (
     F_DELIVERY_MODE,
     F_HEADERS,
     F_MESSAGE_ID,
+    F_PRIORITY,
     F_TIMESTAMP,
     F_TYPE,
     FRAME_END,
@@ -118,13 +119,8 @@ class Publishes:
             if found is None:
                 found = tails[message.type] = _tail(message.type)
             flags, tail = found
-            ids = b""
-            if message.correlation_id:
-                ids = _short(message.correlation_id, "correlation_id")
-                flags |= F_CORRELATION_ID
-            if message.message_id:
-                ids += _short(message.message_id, "message_id")
-                flags |= F_MESSAGE_ID
+            given, ids = _ids(message)
+            flags |= given
             length = len(body)
             size = CONTENT.size + len(front) + len(ids) + len(tail)
             if size > piece:
@@ -164,6 +160,21 @@ def _short(text: str, name: str) -> bytes:
     if len(encoded) > _SHORT:
         raise ValueError(f"A {name} may have 255 bytes; this has {len(encoded)}: {text[:40]}…")
     return bytes((len(encoded),)) + encoded
+
+
+def _ids(message: Outgoing) -> tuple[int, bytes]:
+    """Returns the flags and the properties that differ: priority, correlation_id, message_id."""
+    flags, ids = 0, b""
+    if message.priority is not None:
+        ids = bytes((message.priority,))
+        flags = F_PRIORITY
+    if message.correlation_id:
+        ids += _short(message.correlation_id, "correlation_id")
+        flags |= F_CORRELATION_ID
+    if message.message_id:
+        ids += _short(message.message_id, "message_id")
+        flags |= F_MESSAGE_ID
+    return flags, ids
 
 
 def _front(headers: Mapping[str, str]) -> bytes:

@@ -68,9 +68,9 @@ _CONFIRM_SIZE: Final = 13
 _DIFFER: Final = F_CORRELATION_ID | F_REPLY_TO | F_EXPIRATION | F_MESSAGE_ID | F_TIMESTAMP | F_USER_ID
 """The properties that may differ within a stream. `Shape` handles message_id and timestamp."""
 
-_Properties = tuple[str | None, str | None, str | None, str | None, "Mapping[str, Any]"]
+_Properties = tuple[str | None, str | None, str | None, str | None, "Mapping[str, Any]", int]
 _NO_HEADERS: Final[Mapping[str, Any]] = MappingProxyType({})
-_NO_PROPERTIES: Final[_Properties] = (None, None, None, None, _NO_HEADERS)
+_NO_PROPERTIES: Final[_Properties] = (None, None, None, None, _NO_HEADERS, 0)
 
 _KEPT, _KEPT_BYTES = 256, 256
 """How many decoded routes and header tables are kept, and how long a table may be to be kept."""
@@ -246,6 +246,7 @@ class Reader:
         at = CONTENT.size
         headers = _NO_HEADERS
         correlation_id = reply_to = message_id = user_id = None
+        priority = 0
         if flags & F_CONTENT_TYPE:
             at += 1 + data[at]
         if flags & F_CONTENT_ENCODING:
@@ -254,8 +255,11 @@ class Reader:
             stop = at + 4 + int.from_bytes(data[at : at + 4], "big")
             table, at = data[at:stop], stop
             headers = self._tables.get(table) or self._read_table(table)
-        if flags & (F_DELIVERY_MODE | F_PRIORITY):
-            at += bool(flags & F_DELIVERY_MODE) + bool(flags & F_PRIORITY)
+        if flags & F_DELIVERY_MODE:
+            at += 1
+        if flags & F_PRIORITY:
+            priority = data[at]
+            at += 1
         if flags & F_CORRELATION_ID:
             stop = at + 1 + data[at]
             correlation_id, at = data[at + 1 : stop].decode(errors="replace"), stop
@@ -281,8 +285,9 @@ class Reader:
         if flags & F_CLUSTER_ID:
             at += 1 + data[at]
         if at == len(data) and flags & _DIFFER == F_MESSAGE_ID | F_TIMESTAMP:
-            self._shape.learn_properties(flags, data[CONTENT.size : before_id], data[after_time:], headers)
-        return message_id, correlation_id, reply_to, user_id, headers
+            before = data[CONTENT.size : before_id]
+            self._shape.learn_properties(flags, before, data[after_time:], headers, priority)
+        return message_id, correlation_id, reply_to, user_id, headers, priority
 
     def _read_table(self, data: bytes) -> Mapping[str, Any]:
         headers = MappingProxyType(octets.table(data[4:]))
@@ -309,7 +314,7 @@ class Reader:
             frame, self._return = self._return, None
             self._sink.returned(frame)
             return
-        message_id, correlation_id, reply_to, user_id, headers = self._properties
+        message_id, correlation_id, reply_to, user_id, headers, priority = self._properties
         exchange, key = self._route
         self._batch.append(
             Incoming(
@@ -323,6 +328,7 @@ class Reader:
                 headers,
                 self._tag,
                 self._source,
+                priority,
             )
         )
 

@@ -33,6 +33,7 @@ class Shape:
         self._route = ("", "")
         self._flags = _NO_FLAGS
         self._headers: Mapping[str, Any] = MappingProxyType({})
+        self._priority = 0
 
     def learn_frame(self, before_tag: bytes, after_tag: bytes, route: tuple[str, str]) -> None:
         """Takes the bytes of a `basic.deliver` before its tag and after “redelivered”, and its route."""
@@ -40,7 +41,7 @@ class Shape:
         self._flags = _NO_FLAGS
 
     def learn_properties(
-        self, flags: int, before_id: bytes, after_time: bytes, headers: Mapping[str, Any]
+        self, flags: int, before_id: bytes, after_time: bytes, headers: Mapping[str, Any], priority: int
     ) -> None:
         """Takes a message's properties. Only message_id and timestamp may differ in the next messages.
 
@@ -49,8 +50,10 @@ class Shape:
             before_id: The bytes of those before message_id.
             after_time: The bytes of those after the timestamp.
             headers: The decoded headers.
+            priority: The priority, 0 where there is none.
         """
         self._flags, self._before_id, self._headers = flags, before_id, headers
+        self._priority = priority
         self._after_time = after_time + bytes((FRAME_END,))
 
     def read(self, data: bytes, at: int, end: int, frame_max: int, batch: list[Incoming]) -> int:
@@ -68,7 +71,7 @@ class Shape:
         """
         if self._flags == _NO_FLAGS:
             return at
-        add, source, headers = batch.append, self._source, self._headers
+        add, source, headers, priority = batch.append, self._source, self._headers, self._priority
         before_tag, after_tag, flags = self._before_tag, self._after_tag, self._flags
         before_id, after_time, (exchange, key) = self._before_id, self._after_time, self._route
         to_tag = len(before_tag)
@@ -100,6 +103,6 @@ class Shape:
             tag = int.from_bytes(data[at + to_tag : at + to_tag + 8], "big")
             name = data[id_at:id_end].decode(errors="replace")
             told = data[body : after - 1]
-            add(Incoming(told, exchange, key, name, None, None, None, headers, tag, source))
+            add(Incoming(told, exchange, key, name, None, None, None, headers, tag, source, priority))
             at = after
         return at

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Final
 import aiormq
 from aio_pika.exceptions import ChannelNotFoundEntity
 
-from worker.amqp.buffer import Buffer
+from worker.amqp.buffer import Buffer, has_priority
 from worker.amqp.ledger import Ledger
 from worker.amqp.messages import Incoming, QueueMissing
 from worker.amqp.pika.failures import ignoring_outage
 from worker.lifecycle import Background
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from aio_pika.abc import (
         AbstractIncomingMessage,
@@ -35,24 +35,34 @@ _FAREWELL_SECONDS: Final = 5
 
 
 class PikaConsumer:
-    """Consumes one queue."""
+    """Consumes one queue, or its shards."""
 
-    def __init__(self, connection: AbstractRobustConnection, queue: str, *, prefetch: int) -> None:
+    def __init__(
+        self,
+        connection: AbstractRobustConnection,
+        queue: str,
+        *,
+        prefetch: int,
+        by_priority: bool = False,
+        shards: Sequence[str] = (),
+    ) -> None:
         """Takes the connection; `start` begins.
 
         Args:
             connection: The connection that only consumes.
             queue: Its full name.
             prefetch: The most unacknowledged messages; twice a batch is enough.
+            by_priority: Whether messages with a priority overtake those that wait here.
+            shards: The other queues that are read with it, as one. They share the prefetch.
         """
         self._connection = connection
         self.queue = queue
+        self._queues = (queue, *shards)
         self._prefetch = prefetch
-        self._buffer: Buffer[Incoming] = Buffer()
+        self._buffer: Buffer[Incoming] = Buffer(has_priority if by_priority else None)
         self._acknowledger = _Acknowledger(gap_limit=max(prefetch // 4, 1))
-        self._tag = ""
+        self._consumed: dict[str, AbstractRobustQueue] = {}
         self._channel: AbstractRobustChannel
-        self._source: AbstractRobustQueue
         self._acker: Background
 
     async def start(self) -> None:
@@ -64,23 +74,23 @@ class PikaConsumer:
         channel = self._connection.channel(publisher_confirms=False)
         self._channel = channel
         await self._channel.initialize()
-        await self._channel.set_qos(prefetch_count=self._prefetch)
+        await self._channel.set_qos(prefetch_count=max(self._prefetch // len(self._queues), 1))
         # Declared passively, so that a reconnect restores the consumer and never changes the queue.
         try:
-            self._source = await self._channel.declare_queue(self.queue, passive=True)
+            sources = [await self._channel.declare_queue(queue, passive=True) for queue in self._queues]
         except ChannelNotFoundEntity as error:
             with ignoring_outage():
                 await self._channel.close()
             raise QueueMissing(str(error)) from error
         self._acker = Background(self._acknowledger.run(), f"acknowledge {self.queue}")
-        self._tag = await self._source.consume(self._take)
+        self._consumed = {await source.consume(self._take): source for source in sources}
 
     async def present(self) -> bool:
         """Returns whether the broker delivers to this consumer now, for the readiness probe."""
-        if not self._tag or not self._connection.connected.is_set() or self._channel.is_closed:
+        if not self._consumed or not self._connection.connected.is_set() or self._channel.is_closed:
             return False
         underlay = await self._channel.get_underlay_channel()
-        return isinstance(underlay, aiormq.Channel) and self._tag in underlay.consumers
+        return isinstance(underlay, aiormq.Channel) and self._consumed.keys() <= underlay.consumers.keys()
 
     async def batch(self, size: int, age: float = 0) -> list[Incoming]:
         """Waits for messages, as `worker.amqp.messages.Consumer` says."""
@@ -98,11 +108,12 @@ class PikaConsumer:
         """Stops consuming. Messages in the buffer go back to the queue when the channel closes."""
         self._buffer.stop()
         # Without a connection aio-pika would wait for the next one.
-        if self._tag and self._connection.connected.is_set():
+        if self._connection.connected.is_set():
             with ignoring_outage():
                 async with asyncio.timeout(_FAREWELL_SECONDS):
-                    await self._source.cancel(self._tag)
-        self._tag = ""
+                    for tag, source in self._consumed.items():
+                        await source.cancel(tag)
+        self._consumed = {}
 
     async def close(self) -> None:
         """Sends the last acknowledgements and closes the channel."""
@@ -129,6 +140,7 @@ class PikaConsumer:
             message.headers,
             tag,
             message.channel,
+            message.priority or 0,
         )
         self._acknowledger.delivered(incoming)
         self._buffer.add((incoming,))

@@ -139,6 +139,7 @@ class PikaPublisher:
                     message_id=message.message_id,
                     correlation_id=message.correlation_id,
                     timestamp=datetime.now(UTC),
+                    priority=message.priority,
                     headers={HEADER_SCHEMA_VERSION: SCHEMA_VERSION, **(message.headers or {})},
                 ),
                 routing_key,
