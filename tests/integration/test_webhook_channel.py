@@ -157,6 +157,11 @@ async def test_a_url_that_refuses_everybody_pauses_the_delivery_and_is_not_held_
     ):
         await stack.confirm(number)
         await stack.finished(number, "paused")
+
+        async def at_rest() -> bool:
+            return not (await stack.deployment(number))["sending"]
+
+        await until(at_rest)
         answers[0] = 200
         assert (await stack.control(routing.RESUME, number))["status"] == "accepted"
         row = await stack.finished(number)
@@ -307,7 +312,8 @@ async def test_the_preflight_and_the_console_show_the_message(stack: Stack, send
         assert '"to": "+41790000002", "text": "http://localhost/Zoë 2"' in shown(page)
         assert "Subject" not in shown(page)
         assert 'type="email"' not in page
-        assert "Sent to device-17 what" in await visitor.press(page, f"{base}/proof", to="device-17")
+        sent = shown(await visitor.press(page, f"{base}/proof", to="device-17"))
+        assert "Sent what recipient 2 would get, as a proof: " in sent
         assert "The message has no HTML." in await visitor.get(f"{base}/html", 404)
     assert [call.json["to"] for call in sms.calls] == ["device-17"]
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MORE = {
     "watch": ["--until", "ready"],
+    "pause": ["1"],
     "dead replay": ["--all"],
     "dead drop": ["--all"],
     "alert set": ["--on"],

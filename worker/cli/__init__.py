@@ -110,8 +110,8 @@ def _options(
 def main() -> None:
     """Runs the command of the arguments, and exits."""
     open_streams()
-    # The clients of the broker also log their errors. One sentence on stderr is enough.
-    for library in ("aio_pika", "aiormq"):
+    # The broker's clients also log their errors, and asyncio what Ctrl-C cut off. One sentence is enough.
+    for library in ("aio_pika", "aiormq", "asyncio"):
         logging.getLogger(library).addHandler(logging.NullHandler())
     status = _guarded(_run)
     unwritten = _guarded(close_output)
