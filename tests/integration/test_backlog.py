@@ -63,6 +63,8 @@ async def test_waves_and_retries_count_when_they_are_due(stack: Stack) -> None:
         assert await backlog(stack) == {"null": (1, 6, 1)}
     await change(stack, "UPDATE sendoff.delivery_page SET due_at = now() WHERE delivery_id = $1", number)
     assert await backlog(stack) == {"null": (1, 10, 2)}
+    # One is under way elsewhere, so that the delivery is not finished.
+    assert await claim(stack.db, number, {10: (1, "user10@example.org")}) == {10}
     async with stack.running("fanout", "send", "results", tick=0.05):
 
         async def sent() -> bool:
