@@ -195,7 +195,7 @@ class Chaos:
         await until(here.runs_or_died, REST_SECONDS)
 
     async def end(self, number: int, by: signal.Signals | None = signal.SIGTERM) -> None:
-        """Ends a worker, or waits for its end; whoever it left in doubt is noted."""
+        """Ends a worker, or waits for its end; notes the recipients that it left in doubt."""
         here = self._running[number]
         if here is None:
             return
@@ -245,7 +245,7 @@ class Chaos:
             await self.start(number)
 
     async def _all_dead(self, died: set[int]) -> bool:
-        """Looks who died; whoever they left in doubt is noted before the leases run out."""
+        """Looks which workers died; notes the recipients they left in doubt, before the leases run out."""
         now = {
             n for n, here in enumerate(self._running) if here is not None and here.process.poll() is not None
         }

@@ -3,53 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aio_pika
 import pytest
 
 from tests.integration.test_health import probed
+from tests.support.brokers import own_broker, program
 from tests.support.stack import Stack
 from worker.amqp.messages import Outgoing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
     from tests.support.processes import Sendoff
     from worker.db.pool import Database
     from worker.settings import Settings
 
-DEV = Path(__file__).parents[2] / "dev"
 SHORT = "The broker takes no publishes: it is short of memory or disk"
 
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(DEV)
-        backends = importlib.import_module("backends")
-    if backends.find(backends.RABBITMQ) is None:
-        pytest.skip("the programs of RabbitMQ are not on this machine")
-    servers = backends.Servers(tmp_path_factory.mktemp("broker"))
-    try:
-        servers.start_rabbitmq()
-        servers.wait_rabbitmq()
+    with own_broker(tmp_path_factory.mktemp("broker")) as servers:
         yield servers
-    finally:
-        servers.end()
 
 
 @pytest.fixture
 def memory(servers: Any) -> Iterator[Callable[[float], None]]:
     """Sets the share of the memory beyond which the broker is short of it."""
-    backends = importlib.import_module(type(servers).__module__)
-    program = backends.find(backends.RABBITMQ) / "rabbitmqctl"
 
     def share(of_all: float) -> None:
-        servers.wait("memory", [program, "set_vm_memory_high_watermark", str(of_all)], **servers.erlang)
+        servers.wait(
+            "memory", [program("rabbitmqctl"), "set_vm_memory_high_watermark", str(of_all)], **servers.erlang
+        )
 
     yield share
     share(0.3)

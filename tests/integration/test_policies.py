@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import json
 import shlex
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -15,18 +13,19 @@ import aio_pika
 import pytest
 
 from contracts import routing
+from tests.support.brokers import own_broker, program
 from tests.support.stack import Stack, until
 from worker.amqp import topology
 from worker.amqp.versions import Version, version_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+    from pathlib import Path
 
     from tests.support.processes import Sendoff
     from worker.db.pool import Database
     from worker.settings import Settings
 
-DEV = Path(__file__).parents[2] / "dev"
 QUEUE = routing.send_queue("null")
 EARLIER = {"x-queue-type": "quorum", "x-delivery-limit": 50}
 
@@ -34,34 +33,27 @@ EARLIER = {"x-queue-type": "quorum", "x-delivery-limit": 50}
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A broker of its own, with the management API at the port after that of its metrics."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(DEV)
-        backends = importlib.import_module("backends")
-    if backends.find(backends.RABBITMQ) is None:
-        pytest.skip("the programs of RabbitMQ are not on this machine")
-    servers = backends.Servers(tmp_path_factory.mktemp("broker"))
-    try:
-        servers.start_rabbitmq(
-            f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {servers.metrics + 1}\n"
+    management = "management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {port}\n"
+    with own_broker(tmp_path_factory.mktemp("broker"), management) as servers:
+        servers.wait(
+            "plugins", [program("rabbitmq-plugins"), "enable", "rabbitmq_management"], **servers.erlang
         )
-        servers.wait_rabbitmq()
-        program = backends.find(backends.RABBITMQ) / "rabbitmq-plugins"
-        servers.wait("plugins", [program, "enable", "rabbitmq_management"], **servers.erlang)
         yield servers
-    finally:
-        servers.end()
 
 
 @pytest.fixture
 def ctl(servers: Any) -> Callable[..., str]:
     """Runs a command of rabbitmqctl."""
-    backends = importlib.import_module(type(servers).__module__)
 
     def run(*command: str) -> str:
-        program = backends.find(backends.RABBITMQ) / "rabbitmqctl"
         env = {"PATH": "/usr/bin:/bin", **{name: str(value) for name, value in servers.erlang.items()}}
         ran = subprocess.run(
-            [program, "-q", *command], env=env, capture_output=True, text=True, check=True, timeout=60
+            [program("rabbitmqctl"), "-q", *command],
+            env=env,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
         )
         return ran.stdout
 

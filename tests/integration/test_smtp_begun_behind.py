@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.integration.test_smtp_hand_over import Right
 from tests.integration.test_smtp_pipelining import ENVELOPE, LATER, scripts
-from tests.support.scripted_smtp import DROP, HOLD, MESSAGE, Server, running
+from tests.support.scripted_smtp import DROP, HOLD, MESSAGE, Server, expect_true, running
 from tests.support.stack import until
 from worker.channels.email import session
 from worker.channels.email.timeouts import Timeouts
@@ -221,10 +221,4 @@ def test_whatever_is_answered_nothing_goes_out_twice_or_is_falsely_reported(
             return server, await asyncio.gather(*(hand(pool, n) for n in range(8)))
 
     server, verdicts = asyncio.run(exchange())
-    for number, verdict in enumerate(verdicts):
-        answers = [answer for body, answer in server.ends if b"hello %d," % number in body]
-        assert len(answers) <= 1, "a body whose dot was written never goes out again"
-        if isinstance(verdict, Accepted):
-            assert answers[0].startswith("250")
-        elif not isinstance(verdict, Unsure):
-            assert not answers or answers[0][0] in "45"
+    expect_true(server, verdicts)

@@ -9,8 +9,8 @@ import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.scripted_smtp import DROP, LARGE, MESSAGE, SILENCE, Server, running, send
-from worker.domain.verdicts import Accepted, Bounced, Failed, Unsure
+from tests.support.scripted_smtp import DROP, LARGE, MESSAGE, SILENCE, Server, expect_true, running, send
+from worker.domain.verdicts import Accepted, Bounced, Failed
 
 UNKNOWN_USER = "550 5.1.1 User unknown"
 GO_AHEAD = "354 go ahead"
@@ -168,10 +168,4 @@ def test_whatever_is_answered_nothing_goes_out_twice_or_is_falsely_reported(
             return server, [await send(pool, MESSAGE.replace(b"hello", b"hello %d," % n)) for n in range(8)]
 
     server, verdicts = asyncio.run(exchange())
-    for number, verdict in enumerate(verdicts):
-        answers = [answer for body, answer in server.ends if b"hello %d," % number in body]
-        assert len(answers) <= 1, "a body whose dot was written never goes out again"
-        if isinstance(verdict, Accepted):
-            assert answers[0].startswith("250")
-        elif not isinstance(verdict, Unsure):
-            assert not answers or answers[0][0] in "45"
+    expect_true(server, verdicts)

@@ -1,4 +1,4 @@
-"""An issuer of OpenID Connect, on a port of its own: it signs everybody in whom a test names."""
+"""An issuer of OpenID Connect, on a port of its own: it signs in each person that a test names."""
 
 from __future__ import annotations
 

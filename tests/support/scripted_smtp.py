@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from worker.channels.email.smtp import SmtpPool
 from worker.channels.email.timeouts import Timeouts
+from worker.domain.verdicts import Accepted, Unsure
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from worker.channels.email.providers import Providers
     from worker.domain.verdicts import Verdict
@@ -172,3 +173,14 @@ async def running(
 
 async def send(pool: SmtpPool, message: bytes = MESSAGE) -> Verdict:
     return await pool.send("news@example.org", "ana@example.net", message)
+
+
+def expect_true(server: Server, verdicts: Sequence[object]) -> None:
+    """No message, “hello 0,”, “hello 1,” …, went out twice, and each verdict is what the server answered."""
+    for number, verdict in enumerate(verdicts):
+        answers = [answer for body, answer in server.ends if b"hello %d," % number in body]
+        assert len(answers) <= 1, "a body whose dot was written never goes out again"
+        if isinstance(verdict, Accepted):
+            assert answers[0].startswith("250")
+        elif not isinstance(verdict, Unsure):
+            assert not answers or answers[0][0] in "45"

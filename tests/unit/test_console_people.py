@@ -1,4 +1,4 @@
-"""Who comes into the console, and as whom."""
+"""Who comes into the console, and under which name."""
 
 from __future__ import annotations
 

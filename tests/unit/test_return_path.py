@@ -1,4 +1,4 @@
-"""The names of an attempt: whoever has no key cannot make one, and every name is read again."""
+"""The names of an attempt: nobody can make one without a key, and every name is read again."""
 
 from __future__ import annotations
 
