@@ -11,7 +11,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 release=${1:?name a release, such as trixie}
 shift
 root=${SENDOFF_DEV_ROOTS:-/var/tmp}/sendoff-root-$release
-mirror=${SENDOFF_DEV_MIRROR:-http://deb.debian.org/debian}
+mirror=${SENDOFF_DEV_MIRROR:-} # empty: the one that debootstrap knows
 packages='python3 python3-venv make git ca-certificates procps rabbitmq-server postgresql postgresql-contrib pgbouncer openssl'
 
 if [ "$(id -u)" -ne 0 ]; then
@@ -22,7 +22,7 @@ fi
 if [ ! -e "$root/.made" ]; then
     command -v debootstrap >/dev/null || sh "$here/dev/install.sh" debootstrap
     rm -rf "$root"
-    debootstrap --variant=minbase "$release" "$root" "$mirror" >&2
+    debootstrap --variant=minbase "$release" "$root" ${mirror:+"$mirror"} >&2
     # Nothing that is installed in there is started, nor given a cluster on a default port.
     printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
     chmod 755 "$root/usr/sbin/policy-rc.d"

@@ -14,7 +14,8 @@ from worker.domain.operators import Role, refuse_operator
 from worker.domain.states import Move
 
 if TYPE_CHECKING:
-    from worker.db.pool import Database
+    from contracts.commands import Reply
+    from worker.db.pool import Database, Transaction
     from worker.domain.authority import Bearer
     from worker.domain.refusals import Refused
 
@@ -62,15 +63,7 @@ async def _refused(db: Database, request: HoldRequest) -> Refused | None:
         operator = acting_operator(await commands.read_operator(tx, request.operator), request.bearer)
         refused = refuse_operator(operator, request.operator, Role.START_DELIVERIES, "pause deliveries")
         if refused is not None:
-            reply = refusal(str(uuid.uuid4()), None, refused, None)
-            await commands.record(
-                tx,
-                command=COMMAND,
-                operator=request.operator,
-                publisher=None,
-                body=_body(request),
-                reply=reply,
-            )
+            await _record(tx, request, refusal(str(uuid.uuid4()), None, refused, None))
     return refused
 
 
@@ -87,17 +80,17 @@ async def _pause(db: Database, number: int, request: HoldRequest) -> tuple[Refus
             tx, number, Move.PAUSE, operator=request.operator, reason=request.reason
         )
         if state is not None:
-            reply = accepted(str(uuid.uuid4()), delivery, "The delivery is paused, as all are.", state)
-            await commands.record(
-                tx,
-                command=COMMAND,
-                operator=request.operator,
-                publisher=None,
-                body=_body(request),
-                reply=reply,
-            )
+            said = "The delivery is paused, as all are."
+            await _record(tx, request, accepted(str(uuid.uuid4()), delivery, said, state))
     return None, state is not None
 
 
 def _body(request: HoldRequest) -> str:
     return json.dumps({"operator": request.operator, "reason": request.reason}, ensure_ascii=False)
+
+
+async def _record(tx: Transaction, request: HoldRequest, reply: Reply) -> None:
+    body = _body(request)
+    await commands.record(
+        tx, command=COMMAND, operator=request.operator, publisher=None, body=body, reply=reply
+    )

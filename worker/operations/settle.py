@@ -91,7 +91,7 @@ async def _batch(
     Args:
         db: The database.
         request: What is asked.
-        recipients: Whom the batch is about.
+        recipients: The recipients of the batch.
         command_id: The number that it is recorded under, also if it settles nobody. None for a new one.
     """
     number, how = request.delivery_id, request.how

@@ -38,7 +38,7 @@ class Unclaimed:
         """Takes the most messages to hold for lanes that take no more now."""
         self._most = most
         self._deliveries: dict[int, dict[Lane | None, _Queue]] = {}
-        """Whoever had a turn goes to the end."""
+        """A delivery that had a turn goes to the end."""
         self._new: set[int] = set()
         """Those among them that had no turn yet."""
         self._fewest: list[tuple[int, int]] = []
